@@ -1,0 +1,83 @@
+# Everything runs out of .venv, made on first use with the versions in requirements-dev.lock.
+# PYTHON names the interpreter to make it with: 3.11 or later.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+# The interpreter runs the tools, not their scripts: those carry the path they were installed under.
+LINT_IMPORTS := $(PY) -c 'from importlinter.cli import lint_imports_command as c; c()'
+
+export PYTHON
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/runtime.stamp ## run the example: a payment fails, is looked into and replayed
+	@$(PY) examples/payment_failure_recovery.py
+
+.PHONY: test
+test: static services ## everything: format, lint, types, floors, all tests with real servers
+	@$(PY) -m pytest
+
+.PHONY: check
+check: static ## format, lint, types, floors and the tests that need no server
+	@$(PY) -m pytest -m "not services"
+
+.PHONY: static
+static: $(VENV)/dev.stamp
+	@$(PY) -m ruff format --check
+	@$(PY) -m ruff check
+	@$(PY) -m mypy
+	@$(LINT_IMPORTS)
+
+.PHONY: bench
+bench: $(VENV)/dev.stamp services ## measure, on real servers
+	@$(PY) -m benchmarks
+
+.PHONY: sim
+sim: ## SEEDS=n simulated runs with faults (in a later release)
+	@echo "make sim: the simulation arrives with a later release; nothing was run" >&2; exit 2
+
+.PHONY: chaos
+chaos: ## MINUTES=n of killing real servers (in a later release)
+	@echo "make chaos: the chaos run arrives with a later release; nothing was run" >&2; exit 2
+
+.PHONY: up
+up: ## start Kafka, PostgreSQL, Redis and S3 with Docker
+	docker compose up --detach --wait
+
+.PHONY: down
+down: ## stop them and forget their data
+	docker compose down --volumes
+
+.PHONY: servers
+servers: $(VENV)/dev.stamp services ## start Kafka and PostgreSQL without Docker, until Ctrl-C
+	@$(PY) -m tests.servers
+
+.PHONY: lock
+lock: $(VENV)/dev.stamp ## write requirements-dev.lock anew from pyproject.toml
+	@$(PIP) uv
+	@$(PY) -m uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra dev \
+	    --no-header --no-annotate --no-emit-index-url --output-file requirements-dev.lock pyproject.toml
+
+.PHONY: services
+services:
+	@scripts/services.sh
+
+# The stamps are written last: an interrupted installation is done again.
+$(VENV)/runtime.stamp: pyproject.toml requirements-dev.lock
+	@scripts/venv.sh $(VENV)
+	@$(PIP) --constraint requirements-dev.lock --editable '.[cli,kafka,postgresql]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml requirements-dev.lock
+	@scripts/venv.sh $(VENV)
+	@$(PIP) --requirement requirements-dev.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/runtime.stamp $@

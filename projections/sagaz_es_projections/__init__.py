@@ -1,0 +1,1 @@
+"""Read models of the log, and the projector that keeps them."""

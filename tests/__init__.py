@@ -1,0 +1,1 @@
+"""The project's own tests; `tests.servers` starts the real servers that they use."""
