@@ -1,0 +1,1 @@
+"""Pure values and functions: no await, clock, randomness, I/O or logging."""

@@ -1,0 +1,370 @@
+"""What a saga does next: pure decisions over a state and its recorded graph.
+
+`decide` says which facts follow now and what may run once they are accepted. The shell appends the
+facts, carries its state forward by them, and runs the attempts only after it has seen them accepted
+(confirm before effects). Facts of one decision travel in one append.
+
+Law (total): every state has a decision; nothing raises.
+Law (ready means ready): a step starts when its own dependencies are done, not when a level is.
+Law (no way back behind a pivot): nothing that a completed pivot depends on, nor it, is undone.
+Law (reverse): a step is undone after everything that depends on it, over steps without compensation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+from msgspec import Struct
+
+from sagaz_es.core import events as e
+from sagaz_es.core.effects import standing
+from sagaz_es.core.graph import Graph
+from sagaz_es.core.state import SagaState, StepState
+from sagaz_es.core.texts import join_names
+from sagaz_es.errors import PivotPassed, SagaEnded
+
+
+class ParallelFailureStrategy(StrEnum):
+    """What happens to running siblings when a step has failed for good."""
+
+    FAIL_FAST = "fail_fast"  # they are cancelled
+    WAIT_ALL = "wait_all"  # they finish first
+    FAIL_FAST_WITH_GRACE = "fail_fast_with_grace"  # they may finish within the grace period
+
+
+class Attempt(Struct, frozen=True, gc=False):
+    """Something to run once its start is accepted."""
+
+    step: str
+    attempt: int
+    undo: bool = False  # the compensation, not the action
+
+
+class Rules(Struct, frozen=True, gc=False):
+    """What decides beside the recorded graph; the code's, not the record's."""
+
+    failure_strategy: ParallelFailureStrategy = ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
+    grace_us: int = 5_000_000
+
+
+DEFAULT_RULES = Rules()
+
+
+class Decision(Struct, frozen=True, gc=False):
+    """Facts to append now, attempts to run once they are accepted, when to ask again at the latest.
+
+    `stop_running`: attempts under way are to be cancelled; their outcomes come first.
+    """
+
+    facts: tuple[e.Fact, ...] = ()
+    run: tuple[Attempt, ...] = ()
+    wake_at: int = 0  # µs; 0: only when something happens
+    stop_running: bool = False
+
+
+IDLE = Decision()
+
+
+def decide(state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULES) -> Decision:
+    """What follows now. An ended saga has nothing to do."""
+    if state.status == "executing":
+        return _forward(state, graph, now, rules)
+    if state.status == "compensating":
+        return _backward(state, graph, now)
+    return IDLE
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision:
+    steps = state.steps
+    if state.failed_step and any(
+        step.status in ("failed", "compensation_failed") for step in steps.values()
+    ):
+        return _after_failure(state, graph, now, rules)
+    stale = [name for name, step in steps.items() if _to_undo_first(step)]
+    if stale:
+        return _undo_wave(stale, state, graph, now)
+    facts: list[e.Fact] = []
+    run: list[Attempt] = []
+    wake_at = 0
+    open_steps = False
+    for node in graph.steps:
+        step = steps.get(node.name)
+        status = "pending" if step is None else step.status
+        if status == "completed" or status == "skipped":
+            continue
+        open_steps = True
+        if step is not None and status == "executing":
+            if not step.interrupted:
+                continue
+            if node.at_most_once:
+                facts.append(
+                    e.StepOutcomeUnknown(node.name, step.attempt, "its process stopped while it ran")
+                )
+                continue
+        elif status != "pending":
+            continue
+        if not _done(node.depends_on, steps):
+            continue
+        if step is not None and step.retry_at > now:
+            wake_at = min(wake_at or step.retry_at, step.retry_at)
+            continue
+        attempt = 1 if step is None else step.attempt + 1
+        if state.force_failure and node.name == state.point:
+            facts.append(e.StepStarted(node.name, attempt))
+            facts.append(
+                e.StepFailed(
+                    node.name,
+                    attempt,
+                    error_type="ForcedFailure",
+                    error_message=f"step {node.name!r} was made to fail by the replay",
+                    forced=True,
+                )
+            )
+            continue
+        facts.append(e.StepStarted(node.name, attempt))
+        run.append(Attempt(node.name, attempt))
+    if not open_steps:
+        return Decision((e.SagaCompleted(),))
+    return Decision(tuple(facts), tuple(run), wake_at)
+
+
+def _done(needs: tuple[str, ...], steps: dict[str, StepState]) -> bool:
+    for need in needs:
+        step = steps.get(need)
+        if step is None or step.status not in ("completed", "skipped"):
+            return False
+    return True
+
+
+def _to_undo_first(step: StepState) -> bool:
+    return step.status == "stale" or step.status == "compensating"
+
+
+def _running(state: SagaState) -> list[str]:
+    return [
+        name
+        for name, step in state.steps.items()
+        if step.status in ("executing", "compensating") and not step.interrupted
+    ]
+
+
+def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision:
+    if _running(state):
+        if rules.failure_strategy is ParallelFailureStrategy.WAIT_ALL:
+            return IDLE
+        until = state.failed_at
+        if rules.failure_strategy is ParallelFailureStrategy.FAIL_FAST_WITH_GRACE:
+            until += rules.grace_us
+        return Decision(stop_running=True) if now >= until else Decision(wake_at=until)
+    # What ran when its process stopped has an unknown outcome; nobody runs it again now.
+    lost = [
+        e.StepFailed(
+            name,
+            step.attempt,
+            error_type="Interrupted",
+            error_message="its process stopped while it ran",
+            unknown=True,
+        )
+        for name, step in state.steps.items()
+        if step.status == "executing" and step.interrupted
+    ]
+    if lost:
+        return Decision(tuple(lost))
+    return Decision((go_back(state, graph, reason=state.error_message),))
+
+
+def locked_by_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
+    """Completed pivots and all that they depend on: there is no way back to before them."""
+    locked: set[str] = set()
+    for name, step in state.steps.items():
+        node = graph.by_name.get(name)
+        if node is not None and node.pivot and step.status == "completed":
+            locked |= graph.ancestors[name] | {name}
+    return frozenset(locked)
+
+
+def completed_pivots(state: SagaState, graph: Graph) -> tuple[str, ...]:
+    """Names of the pivots that have completed, in the order of running."""
+    return tuple(
+        name
+        for name in graph.order
+        if graph.by_name[name].pivot and state.step(name).status == "completed"
+    )
+
+
+def go_back(
+    state: SagaState,
+    graph: Graph,
+    *,
+    goal: str = "",
+    reason: str = "",
+    actor: str = "",
+    cause: str = "",
+) -> e.CompensationStarted:
+    """The fact with which a saga goes back: it names what is undone, dependents first."""
+    locked = locked_by_pivots(state, graph)
+    wanted = []
+    for name, step in state.steps.items():
+        node = graph.by_name.get(name)
+        if node is None or name in locked or not node.compensable:
+            continue
+        certain = step.status in ("completed", "stale", "compensating")
+        maybe = step.unknown and step.status in ("failed", "outcome_unknown") and node.on_unknown
+        if certain or maybe:
+            wanted.append(name)
+    return e.CompensationStarted(
+        steps=join_names(graph.undo_order(wanted)) or "[]",
+        goal=goal or ("partially_committed" if locked else "rolled_back"),
+        reason=reason,
+        actor=actor,
+        cause=cause,
+    )
+
+
+# --- backward -------------------------------------------------------------------------------------
+
+
+def _undo_wave(todo: Sequence[str], state: SagaState, graph: Graph, now: int) -> Decision:
+    """Start every compensation of `todo` whose dependents in `todo` are undone."""
+    facts: list[e.Fact] = []
+    run: list[Attempt] = []
+    wake_at = 0
+    waiting = {name for name in todo if not _settled(state.step(name))}
+    for name in todo:
+        if name not in waiting:
+            continue
+        step = state.step(name)
+        if step.status == "compensating" and not step.interrupted:
+            continue
+        if name in graph.dependents and not graph.dependents[name].isdisjoint(waiting):
+            continue
+        if step.retry_at > now:
+            wake_at = min(wake_at or step.retry_at, step.retry_at)
+            continue
+        facts.append(e.StepCompensationStarted(name, step.undo_attempt + 1))
+        run.append(Attempt(name, step.undo_attempt + 1, undo=True))
+    return Decision(tuple(facts), tuple(run), wake_at)
+
+
+def _settled(step: StepState) -> bool:
+    return step.status in ("compensated", "compensation_failed") or bool(step.undo_skipped)
+
+
+def _backward(state: SagaState, graph: Graph, now: int) -> Decision:
+    if any(not _settled(state.step(name)) for name in state.undo):
+        return _undo_wave(state.undo, state, graph, now)
+    return Decision((_ending(state, graph),))
+
+
+def _ending(state: SagaState, graph: Graph) -> e.Fact:
+    left = [effect.step for effect in standing(state)]
+    error = (state.error_type, state.error_message, state.failed_step)
+    failed = [name for name, s in state.steps.items() if s.status == "compensation_failed"]
+    if failed:
+        return e.SagaFailed(*error, standing=join_names(left) or "[]")
+    if state.goal == "cancelled":
+        return e.SagaCancelled(state.undo_reason, state.undo_actor)
+    if state.goal == "undone":
+        return e.ReplayUndone(
+            state.replay_id, join_names(state.undo) or "[]", state.undo_actor, state.undo_reason
+        )
+    if state.goal == "partially_committed":
+        return e.SagaPartiallyCommitted(
+            *error,
+            boundary=join_names(completed_pivots(state, graph)) or "[]",
+            standing=join_names(left) or "[]",
+        )
+    return e.SagaRolledBack(*error)
+
+
+# --- outcomes of attempts -------------------------------------------------------------------------
+
+
+class Retry(Struct, frozen=True, gc=False):
+    """How often and how fast an attempt is repeated. Delays: base, 2·base, 4·base …, capped."""
+
+    max_retries: int = 3
+    base_us: int = 100_000
+    cap_us: int = 30_000_000
+
+    def next_at(self, now: int, failures: int, jitter: float = 1.0) -> int:
+        """When to try again after the `failures`-th failure; 0: not again."""
+        if failures > self.max_retries:
+            return 0
+        delay = min(self.base_us << min(failures - 1, 40), self.cap_us)
+        return now + max(1, int(delay * jitter))
+
+
+def failed_attempt(
+    state: SagaState,
+    attempt: Attempt,
+    now: int,
+    retry: Retry,
+    *,
+    error_type: str,
+    error_message: str,
+    traceback: str = "",
+    unknown: bool = False,
+    may_retry: bool = True,
+    jitter: float = 1.0,
+) -> e.Fact:
+    """The fact for an attempt that failed, with the time of the next one, if there is one."""
+    step = state.step(attempt.step)
+    failures = (step.undo_failures if attempt.undo else step.failures) + 1
+    retry_at = retry.next_at(now, failures, jitter) if may_retry else 0
+    if attempt.undo:
+        return e.StepCompensationFailed(
+            attempt.step, attempt.attempt, error_type, error_message, traceback, retry_at
+        )
+    return e.StepFailed(
+        attempt.step, attempt.attempt, error_type, error_message, traceback, retry_at, unknown
+    )
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def cancel(state: SagaState, graph: Graph, request: e.CancelRequested) -> tuple[e.Fact, ...]:
+    """The facts that follow from a request to cancel, once nothing runs any more.
+
+    None if the saga already goes back. Raises PivotPassed, SagaEnded (unless it is cancelled).
+    """
+    if state.ended:
+        if state.status == "cancelled":
+            return ()
+        raise SagaEnded(state.saga_id, state.status, "cancelled")
+    pivots = completed_pivots(state, graph)
+    if pivots:
+        raise PivotPassed(state.saga_id, pivots[-1])
+    if state.status == "compensating":
+        return ()
+    return (
+        go_back(
+            state,
+            graph,
+            goal="cancelled",
+            reason=request.reason,
+            actor=request.actor,
+            cause=request.request_id,
+        ),
+    )
+
+
+def executed_effects(state: SagaState, graph: Graph) -> tuple[str, ...]:
+    """Steps whose standing effect this saga executed itself (not inherited), dependents first."""
+    own = {
+        effect.step
+        for effect in standing(state)
+        if effect.owner == state.saga_id and graph.by_name[effect.step].effects
+    }
+    return tuple(graph.undo_order(own))
+
+
+def dump_plan_steps(steps: Sequence[tuple[str, str, str]]) -> str:
+    """JSON array of [step, verdict, reason], as SagaStarted carries it."""
+    return msgspec.json.encode(list(steps)).decode()

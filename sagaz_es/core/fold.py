@@ -1,0 +1,364 @@
+"""The acceptance rule, and what each fact does to a state. Read this file first.
+
+Kafka has no conditional append, so two engines can both append "number 7". The fold decides, the
+same way for every reader, because a partition is totally ordered:
+
+- A fact is accepted if `(writer, epoch) == (state.writer, state.epoch)` and
+  `sequence == state.sequence + 1`.
+- `SagaStarted` is accepted if the saga does not exist (sequence 1, epoch 0); `SagaClaimed` if
+  `epoch == state.epoch + 1` and `sequence == state.sequence + 1`; so is `ReplayBranched` on a saga
+  that has ended (a replay is its own claim). Each makes its writer the saga's writer.
+- A recorded saga (epoch -1) has many writers: the next number of each is accepted, in log order,
+  and the fold gives the saga's own sequence. The first fact of an unknown saga begins it.
+- Everything else is rejected, counted by cause, and changes nothing.
+
+Law (one winner): of all events of a saga with one sequence, at most one changes the state.
+Law (one writer an epoch): all accepted facts of an epoch have one writer.
+Law (late is harmless): an event that comes again, or from a writer that lost the saga, changes nothing.
+Law (total): no event raises, whatever its order.
+Source: DESIGN.md §4; `tests/property/test_fold.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from sagaz_es.core import events as e
+from sagaz_es.core.effects import load_effects
+from sagaz_es.core.state import PENDING, SagaState, StepState
+from sagaz_es.core.texts import names, split_object
+
+_replace = msgspec.structs.replace
+_PLAN = msgspec.json.Decoder(list[tuple[str, str, str]])
+
+
+class Verdict(StrEnum):
+    """What became of an event."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"  # the same event, or the same number of the same writer, again
+    STALE_WRITER = "stale_writer"  # from a writer that does not own the saga (any more)
+    GAP = "gap"  # a number beyond the next one
+    EXISTS = "exists"  # a second start, or a claim that came too late
+
+
+def judge(state: SagaState, event: e.Event) -> Verdict:
+    """Whether the fold accepts `event` now, and if not, why not."""
+    if event.epoch == e.RECORDED_EPOCH:
+        if state.sequence and not state.recorded:
+            return Verdict.STALE_WRITER
+        return _numbered(event.sequence, state.recorders.get(event.writer.hex(), 0) + 1)
+    if event.writer == state.writer and event.epoch == state.epoch and state.sequence:
+        return _numbered(event.sequence, state.sequence + 1)
+    fact = type(event.fact)
+    if fact is e.SagaStarted:
+        if state.sequence:
+            return Verdict.EXISTS
+        return Verdict.ACCEPTED if (event.epoch, event.sequence) == (0, 1) else Verdict.GAP
+    if not state.sequence:
+        return Verdict.GAP
+    if fact is e.ReplayBranched and state.ended or fact is e.SagaClaimed and not state.recorded:
+        if event.epoch != state.epoch + 1:
+            return Verdict.STALE_WRITER if event.epoch <= state.epoch else Verdict.GAP
+        if event.sequence == state.sequence + 1:
+            return Verdict.ACCEPTED
+        return Verdict.EXISTS if event.sequence <= state.sequence else Verdict.GAP
+    return Verdict.STALE_WRITER
+
+
+def _numbered(sequence: int, expected: int) -> Verdict:
+    if sequence == expected:
+        return Verdict.ACCEPTED
+    return Verdict.DUPLICATE if sequence < expected else Verdict.GAP
+
+
+def fold_into(state: SagaState, event: e.Event) -> Verdict:
+    """Judge `event` and, if it is accepted, carry `state` forward in place. Raises nothing.
+
+    For whoever owns the state (an engine, a projector, one question); `fold` is the pure form.
+    """
+    verdict = judge(state, event)
+    if verdict is Verdict.ACCEPTED:
+        advance(state, event)
+    return verdict
+
+
+def advance(state: SagaState, event: e.Event) -> None:
+    """Carry `state` forward by an event that is accepted (its writer knows: it has just numbered it)."""
+    fact = event.fact
+    if not state.sequence:
+        state.saga_id, state.saga_name = event.saga_id, event.saga_name
+        state.started_at = event.occurred_at
+        state.status = "executing"
+        state.recorded = event.epoch == e.RECORDED_EPOCH
+        state.epoch, state.writer = event.epoch, event.writer
+    elif event.epoch != state.epoch and event.epoch != e.RECORDED_EPOCH:
+        state.epoch, state.writer = event.epoch, event.writer
+    if event.epoch == e.RECORDED_EPOCH:
+        state.recorders[event.writer.hex()] = event.sequence
+    state.sequence += 1
+    # The clock of a writer may step back, and recorders have several; a saga's time never falls.
+    if event.occurred_at > state.updated_at:
+        state.updated_at = event.occurred_at
+    _EVOLVE[type(fact)](state, fact)
+
+
+def fold(state: SagaState, event: e.Event) -> SagaState:
+    """The state after `event`; the very same state if the event is rejected."""
+    if judge(state, event) is not Verdict.ACCEPTED:
+        return state
+    state = state.copy()
+    advance(state, event)
+    return state
+
+
+def fold_all(events: Iterable[e.Event], state: SagaState | None = None) -> SagaState:
+    """The state after all of `events`, rejected ones passed over; `state` itself stays as it is."""
+    state = SagaState() if state is None else state.copy()
+    for event in events:
+        fold_into(state, event)
+    return state
+
+
+# --- what each fact does --------------------------------------------------------------------------
+
+
+def _saga_started(state: SagaState, fact: e.SagaStarted) -> None:
+    state.definition, state.graph = fact.definition, fact.graph
+    state.snapshot_policy, state.deadline_at = fact.snapshot_policy, fact.deadline_at
+    state.actor, state.cause = fact.actor, fact.cause
+    state.start = split_object(fact.context)
+    state.context = dict(state.start)
+    if not fact.replay_id:
+        return
+    state.replay_id, state.parent_saga_id = fact.replay_id, fact.parent_saga_id
+    state.head_saga_id, state.root_saga_id = fact.head_saga_id, fact.root_saga_id
+    state.point, state.digest, state.plan = fact.point, fact.digest, fact.plan
+    state.force_failure = fact.force_failure
+    state.overrides = split_object(fact.overrides)
+    verdicts = {step: verdict for step, verdict, _ in _PLAN.decode(fact.plan or "[]")}
+    for effect in load_effects(fact.standing):
+        verdict = verdicts.get(effect.step)
+        if verdict not in ("reuse", "undo_first"):
+            continue  # allowed by name to happen again: the branch starts it anew
+        state.steps[effect.step] = StepState(
+            status="completed" if verdict == "reuse" else "stale",
+            attempt=effect.attempt,
+            result=effect.result,
+            keys_set=effect.keys_set,
+            keys_deleted=effect.keys_deleted,
+            reads=effect.reads,
+            owner=effect.owner,
+            unknown=effect.unknown,
+        )
+        if verdict == "reuse":
+            _merge(state.context, effect.keys_set, effect.keys_deleted)
+    state.context.update(state.overrides)
+
+
+def _merge(context: dict[str, str], keys_set: str, keys_deleted: str) -> None:
+    if keys_set:
+        context.update(split_object(keys_set))
+    if keys_deleted:
+        for key in names(keys_deleted):
+            context.pop(key, None)
+
+
+def _saga_claimed(state: SagaState, fact: e.SagaClaimed) -> None:
+    state.released = False
+    for name, step in state.steps.items():
+        if step.status in ("executing", "compensating"):
+            state.steps[name] = _replace(step, interrupted=True)
+
+
+def _saga_released(state: SagaState, fact: e.SagaReleased) -> None:
+    state.released = True
+
+
+def _saga_checkpointed(state: SagaState, fact: e.SagaCheckpointed) -> None:
+    """The state is the one that the fold has; only a reader that begins here takes it."""
+
+
+def _step_started(state: SagaState, fact: e.StepStarted) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    state.steps[fact.step] = StepState(
+        status="executing", attempt=fact.attempt, failures=step.failures
+    )
+    state.current = fact.step
+
+
+def _step_completed(state: SagaState, fact: e.StepCompleted) -> None:
+    before = state.steps.get(fact.step)
+    # A recorded saga may do a step again: it keeps its place in the order of completion.
+    again = before is not None and before.status == "completed" and before.done_at
+    state.steps[fact.step] = StepState(
+        status="completed",
+        attempt=fact.attempt,
+        failures=before.failures if before is not None else 0,
+        done_at=again or state.sequence,
+        result=fact.result,
+        keys_set=fact.keys_set,
+        keys_deleted=fact.keys_deleted,
+        reads=fact.reads,
+    )
+    _merge(state.context, fact.keys_set, fact.keys_deleted)
+    if state.current == fact.step:
+        state.current = ""
+
+
+def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    final = not fact.retry_at
+    state.steps[fact.step] = StepState(
+        status="failed" if final else "pending",
+        attempt=fact.attempt,
+        failures=step.failures + 1,
+        retry_at=fact.retry_at,
+        unknown=fact.unknown,
+        error_type=fact.error_type,
+        error_message=fact.error_message,
+        done_at=state.sequence if final else 0,
+    )
+    state.current = fact.step
+    if final and not state.failed_step:
+        state.failed_step = fact.step
+        state.failed_at = state.updated_at
+        state.error_type, state.error_message = fact.error_type, fact.error_message
+
+
+def _step_skipped(state: SagaState, fact: e.StepSkipped) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    if state.status == "compensating" or step.status == "compensation_failed":
+        state.steps[fact.step] = _replace(step, undo_skipped=fact.reason or "skipped")
+        return
+    state.steps[fact.step] = _replace(step, status="skipped", retry_at=0, interrupted=False)
+    if state.current == fact.step:
+        state.current = ""
+
+
+def _step_outcome_unknown(state: SagaState, fact: e.StepOutcomeUnknown) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    state.steps[fact.step] = _replace(
+        step, status="outcome_unknown", attempt=fact.attempt, interrupted=False, unknown=True
+    )
+
+
+def _signal_received(state: SagaState, fact: e.SignalReceived) -> None:
+    """Signals are kept by the steps that wait for them, once there are such steps."""
+
+
+def _compensation_started(state: SagaState, fact: e.CompensationStarted) -> None:
+    state.status = "compensating"
+    state.goal = fact.goal
+    state.undo = tuple(names(fact.steps))
+    state.undo_reason, state.undo_actor = fact.reason, fact.actor
+    for name in state.undo:  # a step that is tried again after it had failed
+        step = state.steps.get(name)
+        if step is not None and step.status == "compensation_failed":
+            state.steps[name] = _replace(step, status="completed", undo_failures=0)
+
+
+def _step_compensation_started(state: SagaState, fact: e.StepCompensationStarted) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    state.steps[fact.step] = _replace(
+        step, status="compensating", undo_attempt=fact.attempt, retry_at=0, interrupted=False
+    )
+    state.current = fact.step
+
+
+def _step_compensated(state: SagaState, fact: e.StepCompensated) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    if state.status == "compensating":
+        state.steps[fact.step] = _replace(
+            step, status="compensated", undo_result=fact.result, unknown=False, retry_at=0
+        )
+    else:  # a branch undid what it inherited: the step can run now
+        state.steps[fact.step] = PENDING
+    if state.current == fact.step:
+        state.current = ""
+
+
+def _step_compensation_failed(state: SagaState, fact: e.StepCompensationFailed) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    final = not fact.retry_at
+    state.steps[fact.step] = _replace(
+        step,
+        # Until it is tried again it is where it was before its compensation began.
+        status="compensation_failed" if final else "compensating",
+        interrupted=not final,
+        undo_failures=step.undo_failures + 1,
+        retry_at=fact.retry_at,
+        error_type=fact.error_type,
+        error_message=fact.error_message,
+    )
+    if final and not state.failed_step:  # while a branch undid what it inherited
+        state.failed_step, state.failed_at = fact.step, state.updated_at
+        state.error_type, state.error_message = fact.error_type, fact.error_message
+
+
+def _recovery_decided(state: SagaState, fact: e.RecoveryDecided) -> None:
+    _merge(state.context, fact.keys_set, "")
+
+
+def _end(status: str) -> Callable[[SagaState, Any], None]:
+    def evolve(state: SagaState, fact: Any) -> None:
+        state.status = status
+        state.ended_at = state.updated_at
+        if status == "completed":
+            state.current = ""
+        # What a recorder or a skip by hand says of the error counts where no step said it.
+        error = getattr(fact, "error_type", "") or getattr(fact, "error_message", "")
+        if error and not state.error_type:
+            state.error_type, state.error_message = fact.error_type, fact.error_message
+            state.failed_step = fact.step
+
+    return evolve
+
+
+def _replay_branched(state: SagaState, fact: e.ReplayBranched) -> None:
+    state.branch = fact.branch_saga_id
+
+
+def _replay_undone(state: SagaState, fact: e.ReplayUndone) -> None:
+    state.undone = True
+    state.status = "rolled_back"
+    state.ended_at = state.updated_at
+
+
+def _nothing(state: SagaState, fact: e.Fact) -> None:
+    """The fact is kept in the history and changes no state."""
+
+
+
+
+_EVOLVE: dict[type[e.Fact], Callable[[SagaState, Any], None]] = {
+    e.SagaStarted: _saga_started,
+    e.SagaClaimed: _saga_claimed,
+    e.SagaReleased: _saga_released,
+    e.SagaCheckpointed: _saga_checkpointed,
+    e.StepStarted: _step_started,
+    e.StepCompleted: _step_completed,
+    e.StepFailed: _step_failed,
+    e.StepSkipped: _step_skipped,
+    e.StepOutcomeUnknown: _step_outcome_unknown,
+    e.SignalReceived: _signal_received,
+    e.CompensationStarted: _compensation_started,
+    e.StepCompensationStarted: _step_compensation_started,
+    e.StepCompensated: _step_compensated,
+    e.StepCompensationFailed: _step_compensation_failed,
+    e.RecoveryDecided: _recovery_decided,
+    e.SagaCompleted: _end("completed"),
+    e.SagaRolledBack: _end("rolled_back"),
+    e.SagaFailed: _end("failed"),
+    e.SagaPartiallyCommitted: _end("partially_committed"),
+    e.SagaCancelled: _end("cancelled"),
+    e.ReplayBranched: _replay_branched,
+    e.ReplayUndone: _replay_undone,
+    e.ChildStarted: _nothing,
+    e.ChildEnded: _nothing,
+    e.SubjectErased: _nothing,
+}

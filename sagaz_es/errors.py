@@ -1,0 +1,536 @@
+"""Every error raised on purpose, one class a cause, all under `SagaError`.
+
+The constructor takes fields, not a sentence, so that an error stays picklable; `str()` says what,
+where and what to do. No message holds a password or a context value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+class SagaError(Exception):
+    """The root of every error of this library."""
+
+
+# --- defining a saga ---------------------------------------------------------------------------
+
+
+class DefinitionError(SagaError, ValueError):
+    """A saga class or a step is declared wrongly; raised when it is defined, before any step runs."""
+
+
+class CompensationGraphError(SagaError):
+    """The step graph is not one that can be run or undone."""
+
+
+class CircularDependencyError(CompensationGraphError, DefinitionError):
+    """Steps depend on each other in a circle. `cycle` names them, the first one again at the end."""
+
+    def __init__(self, cycle: list[str]) -> None:
+        super().__init__(cycle)
+        self.cycle = cycle
+
+    def __str__(self) -> str:
+        return f"steps depend on each other in a circle: {' → '.join(self.cycle)}"
+
+
+class SagaDependencyError(CompensationGraphError, DefinitionError):
+    """A step depends on one that does not exist."""
+
+    def __init__(self, step: str, missing: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(step, missing, known)
+        self.step, self.missing, self.known = step, missing, known
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step!r} depends on {self.missing!r}, which does not exist; "
+            f"steps: {_names(self.known)}"
+        )
+
+
+class DefinitionChanged(SagaError):
+    """The code's step graph differs from the one recorded for an unfinished or replayed saga."""
+
+    def __init__(self, saga_id: str, saga_name: str, differences: tuple[str, ...]) -> None:
+        super().__init__(saga_id, saga_name, differences)
+        self.saga_id, self.saga_name, self.differences = saga_id, saga_name, differences
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} was recorded with another definition of {self.saga_name!r}: "
+            f"{'; '.join(self.differences)}; run it with the code that fits, or declare on the "
+            "class how to go on (compatible_with)"
+        )
+
+
+class ConfigurationError(SagaError, ValueError):
+    """A setting is not usable. The message names the field and what is allowed."""
+
+
+class UnknownSagaName(SagaError):
+    """No class is registered under this saga name."""
+
+    def __init__(self, saga_name: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(saga_name, known)
+        self.saga_name, self.known = saga_name, known
+
+    def __str__(self) -> str:
+        return (
+            f"no saga class is registered under the name {self.saga_name!r}; registered: "
+            f"{_names(self.known)}; pass it with connect(sagas=[…]) or --app module:Class"
+        )
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+class UnstorableValue(SagaError, TypeError):
+    """A value cannot be kept in the log. `path` leads to it, such as `order.items[3].price`."""
+
+    def __init__(self, path: str, type_name: str, hint: str = "") -> None:
+        super().__init__(path, type_name, hint)
+        self.path, self.type_name, self.hint = path, type_name, hint
+
+    def __str__(self) -> str:
+        hint = self.hint or (
+            "plain data, Decimal, datetime, date, UUID, bytes, set and tuple can be kept; live "
+            "objects come in by connect(resources={…}) and are read as ctx.resources"
+        )
+        return f"{self.path or 'the value'}: a {self.type_name} cannot be kept; {hint}"
+
+
+class MemoryFootprintError(SagaError):
+    """A value is larger than the configured bound."""
+
+    def __init__(self, key: str, size_bytes: int, limit_bytes: int, message: str = "") -> None:
+        super().__init__(key, size_bytes, limit_bytes, message)
+        self.key, self.size_bytes, self.limit_bytes = key, size_bytes, limit_bytes
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message or (
+            f"{self.key!r} takes {self.size_bytes} bytes, more than the limit of "
+            f"{self.limit_bytes}; keep it elsewhere and its address here"
+        )
+
+
+class LargePayloadWarning(UserWarning):
+    """A value is large enough to slow the log down."""
+
+
+class CorruptBlob(SagaError):
+    """Bytes that do not match the hash they are kept under."""
+
+    def __init__(self, key: str, where: str) -> None:
+        super().__init__(key, where)
+        self.key, self.where = key, where
+
+    def __str__(self) -> str:
+        return f"blob {self.key} in {self.where} is damaged: its bytes do not match its hash"
+
+
+class BlobMissing(SagaError):
+    """A value that was kept outside the event is gone."""
+
+    def __init__(self, key: str, where: str) -> None:
+        super().__init__(key, where)
+        self.key, self.where = key, where
+
+    def __str__(self) -> str:
+        return f"blob {self.key} is not in {self.where}; was the store changed or cleaned?"
+
+
+# --- log and stores ----------------------------------------------------------------------------
+
+
+class UnknownScheme(ConfigurationError):
+    """A URL whose scheme is none of ours."""
+
+    def __init__(self, what: str, scheme: str, known: tuple[str, ...]) -> None:
+        super().__init__(what, scheme, known)
+        self.what, self.scheme, self.known = what, scheme, known
+
+    def __str__(self) -> str:
+        return (
+            f"unknown {self.what} URL scheme {self.scheme!r}; known: "
+            f"{', '.join(name + '://' for name in self.known)}"
+        )
+
+
+class MissingDependencyError(SagaError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, feature: str | None = None, extra: str = "") -> None:
+        super().__init__(package, feature, extra)
+        self.package, self.feature, self.extra = package, feature, extra
+
+    def __str__(self) -> str:
+        need = f"{self.feature} needs" if self.feature else "this needs"
+        what = f'"sagaz-es[{self.extra}]"' if self.extra else self.package
+        return f"{need} the package {self.package!r}; install it with: pip install {what}"
+
+
+class Unreachable(SagaError, ConnectionError):
+    """A broker or database did not answer in time. `address` holds no password."""
+
+    def __init__(self, what: str, address: str, detail: str = "") -> None:
+        super().__init__(what, address, detail)
+        self.what, self.address, self.detail = what, address, detail
+
+    def __str__(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.what} at {self.address} cannot be reached{detail}; is it running?"
+
+
+class AppendUnknown(SagaError, TimeoutError):
+    """An append ran into its deadline: the records may stand in the log, now or later.
+
+    Append the identical entries again, never renumbered ones.
+    """
+
+    def __init__(self, partition: int, detail: str = "") -> None:
+        super().__init__(partition, detail)
+        self.partition, self.detail = partition, detail
+
+    def __str__(self) -> str:
+        return f"outcome of an append to partition {self.partition} is unknown: {self.detail}"
+
+
+class AppendRefused(SagaError):
+    """The log took nothing of an append, and would not take it the next time either."""
+
+    def __init__(self, partition: int, detail: str) -> None:
+        super().__init__(partition, detail)
+        self.partition, self.detail = partition, detail
+
+    def __str__(self) -> str:
+        return f"the log refused an append to partition {self.partition}: {self.detail}"
+
+
+class LogFull(AppendRefused):
+    """The log's disk is full; nothing of the append was kept. It can be tried again later."""
+
+
+class LogTruncated(SagaError):
+    """The log ends before a position that had been read: it lost its tail."""
+
+    def __init__(self, partition: int, position: int, end: int) -> None:
+        super().__init__(partition, position, end)
+        self.partition, self.position, self.end = partition, position, end
+
+    def __str__(self) -> str:
+        return (
+            f"partition {self.partition} ends at offset {self.end}, but {self.position} had been "
+            "read: the log lost its tail; what was acknowledged there is gone"
+        )
+
+
+class HistoryGone(SagaError):
+    """A position or time before the first one that is still kept."""
+
+    def __init__(self, what: str, asked: str, exists_from: str) -> None:
+        super().__init__(what, asked, exists_from)
+        self.what, self.asked, self.exists_from = what, asked, exists_from
+
+    def __str__(self) -> str:
+        return (
+            f"history of {self.what} at {self.asked} is gone; it exists from {self.exists_from} on"
+        )
+
+
+class UnsuitableTopic(SagaError):
+    """A topic that would lose history or move keys."""
+
+    def __init__(self, topic: str, problems: tuple[str, ...]) -> None:
+        super().__init__(topic, problems)
+        self.topic, self.problems = topic, problems
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic!r} cannot hold sagas: {'; '.join(self.problems)}; "
+            "see `sagaz-es doctor`"
+        )
+
+
+class UndecodableRecord(SagaError, ValueError):
+    """Bytes that are no record of ours, or a damaged one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class CheckpointMoved(SagaError):
+    """Another projector of the same partition committed first; nothing of this batch was kept."""
+
+    def __init__(self, partition: int, expected: int, found: int) -> None:
+        super().__init__(partition, expected, found)
+        self.partition, self.expected, self.found = partition, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"the checkpoint of partition {self.partition} is at {self.found}, not at "
+            f"{self.expected}: another projector is at work; this one steps back"
+        )
+
+
+class StorageFailed(SagaError):
+    """A store answered with an error. `detail` holds no password."""
+
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__(where, detail)
+        self.where, self.detail = where, detail
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}"
+
+
+# --- asking ------------------------------------------------------------------------------------
+
+
+class NotFound(SagaError, LookupError):
+    """Something that was asked for by its name or id does not exist."""
+
+
+class SagaNotFound(NotFound):
+    """No saga of this id."""
+
+    def __init__(self, saga_id: str, where: str = "") -> None:
+        super().__init__(saga_id, where)
+        self.saga_id, self.where = saga_id, where
+
+    def __str__(self) -> str:
+        where = f" in {self.where}" if self.where else ""
+        return f"there is no saga {self.saga_id!r}{where}; see `sagaz-es saga list`"
+
+
+class StepNotFound(NotFound):
+    """The saga has no step of this name, or never reached it."""
+
+    def __init__(self, saga_id: str, step: str, known: tuple[str, ...], why: str = "") -> None:
+        super().__init__(saga_id, step, known, why)
+        self.saga_id, self.step, self.known, self.why = saga_id, step, known, why
+
+    def __str__(self) -> str:
+        why = self.why or "has no step"
+        return f"saga {self.saga_id!r} {why} {self.step!r}; its steps: {_names(self.known)}"
+
+
+class StateNotFound(NotFound):
+    """The saga did not exist yet at that moment."""
+
+    def __init__(self, saga_id: str, asked: str, began: str) -> None:
+        super().__init__(saga_id, asked, began)
+        self.saga_id, self.asked, self.began = saga_id, asked, began
+
+    def __str__(self) -> str:
+        return f"saga {self.saga_id!r} did not exist at {self.asked}; it began at {self.began}"
+
+
+class RequestRefusedError(SagaError):
+    """What was asked for is refused; nothing happened."""
+
+
+class SagaEnded(RequestRefusedError):
+    """The saga has ended; what was asked needs one that runs."""
+
+    def __init__(self, saga_id: str, status: str, what: str) -> None:
+        super().__init__(saga_id, status, what)
+        self.saga_id, self.status, self.what = saga_id, status, what
+
+    def __str__(self) -> str:
+        return f"saga {self.saga_id!r} is {self.status}: it cannot be {self.what}"
+
+
+class SagaStillRunning(RequestRefusedError):
+    """The saga, or the head of its family, is still executing."""
+
+    def __init__(self, saga_id: str, status: str, asked: str = "") -> None:
+        super().__init__(saga_id, status, asked)
+        self.saga_id, self.status, self.asked = saga_id, status, asked
+
+    def __str__(self) -> str:
+        if self.asked and self.asked != self.saga_id:
+            return (
+                f"saga {self.asked!r} cannot be replayed now: its newest branch "
+                f"{self.saga_id!r} is still {self.status}; wait until it ends"
+            )
+        return (
+            f"saga {self.saga_id!r} is still {self.status}; wait until it ends, or cancel it "
+            "(its plan can be shown)"
+        )
+
+
+class PivotPassed(RequestRefusedError):
+    """A saga was asked to go back after its pivot."""
+
+    def __init__(self, saga_id: str, pivot: str) -> None:
+        super().__init__(saga_id, pivot)
+        self.saga_id, self.pivot = saga_id, pivot
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} cannot go back: its pivot {self.pivot!r} has completed; let it "
+            f"finish, or see `sagaz-es replay plan {self.saga_id}`"
+        )
+
+
+class PlanBlocked(RequestRefusedError):
+    """A plan holds steps that would have to be undone and cannot be."""
+
+    def __init__(self, saga_id: str, steps: tuple[str, ...]) -> None:
+        super().__init__(saga_id, steps)
+        self.saga_id, self.steps = saga_id, steps
+
+    def __str__(self) -> str:
+        allow = " ".join(f"--allow {step}" for step in self.steps)
+        return (
+            f"the replay of saga {self.saga_id!r} is blocked by {_names(self.steps)}: the effect "
+            f"stands and cannot be undone; if it may happen again, allow it by name: {allow}"
+        )
+
+
+class PlanOutdated(RequestRefusedError):
+    """The log has moved since a plan was made, or another replay won."""
+
+    def __init__(self, saga_id: str, detail: str) -> None:
+        super().__init__(saga_id, detail)
+        self.saga_id, self.detail = saga_id, detail
+
+    def __str__(self) -> str:
+        return (
+            f"the plan for saga {self.saga_id!r} is out of date: {self.detail}; make a new one "
+            "with `sagaz-es replay plan`"
+        )
+
+
+class UndoRefused(RequestRefusedError):
+    """A replay cannot be undone."""
+
+    def __init__(self, replay_id: str, reason: str, steps: tuple[str, ...] = ()) -> None:
+        super().__init__(replay_id, reason, steps)
+        self.replay_id, self.reason, self.steps = replay_id, reason, steps
+
+    def __str__(self) -> str:
+        steps = f": {_names(self.steps)}" if self.steps else ""
+        return f"replay {self.replay_id!r} cannot be undone, {self.reason}{steps}"
+
+
+class InvalidOverride(SagaError, ValueError):
+    """A context override that is not usable; `where` shows the place."""
+
+    def __init__(self, text: str, where: str) -> None:
+        super().__init__(text, where)
+        self.text, self.where = text, where
+
+    def __str__(self) -> str:
+        return (
+            f"the override {self.text!r} is not usable: {self.where}; write a JSON object such as "
+            """'{"token": "new"}', or key=value"""
+        )
+
+
+class EngineClosed(SagaError):
+    """The engine was closed before the answer came; the saga goes on when an engine starts."""
+
+    def __init__(self, saga_id: str = "") -> None:
+        super().__init__(saga_id)
+        self.saga_id = saga_id
+
+    def __str__(self) -> str:
+        what = f"saga {self.saga_id!r} is unfinished and " if self.saga_id else "it "
+        return f"the engine was closed; {what}goes on when an engine of this log starts"
+
+
+class LostOwnership(SagaError):
+    """Another engine took the saga over; this one stops working on it."""
+
+    def __init__(self, saga_id: str) -> None:
+        super().__init__(saga_id)
+        self.saga_id = saga_id
+
+    def __str__(self) -> str:
+        return f"saga {self.saga_id!r} was taken over by another engine"
+
+
+# --- running -----------------------------------------------------------------------------------
+
+
+class SagaStepError(SagaError):
+    """A step failed, and its own exception is not at hand (another process ran it)."""
+
+    def __init__(self, step: str, error_type: str, message: str) -> None:
+        super().__init__(step, error_type, message)
+        self.step, self.error_type, self.message = step, error_type, message
+
+    def __str__(self) -> str:
+        return f"step {self.step!r} failed with {self.error_type}: {self.message}"
+
+
+class SagaCompensationError(SagaError):
+    """A compensation failed."""
+
+
+class SagaTimeoutError(SagaError, TimeoutError):
+    """A step or compensation was slower than its time limit."""
+
+    def __init__(self, step: str, timeout_seconds: float, what: str = "step") -> None:
+        super().__init__(step, timeout_seconds, what)
+        self.step, self.timeout_seconds, self.what = step, timeout_seconds, what
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.step!r} took longer than {self.timeout_seconds:g} s"
+
+
+class SagaExecutionError(SagaError):
+    """A saga could not be carried on."""
+
+
+class ForcedFailure(SagaError):
+    """A replay made this step fail on purpose; its action was not called."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"step {self.step!r} was made to fail by the replay (force_failure)"
+
+
+# --- replay and snapshots, under the seed's names -----------------------------------------------
+
+
+class ReplayError(SagaError):
+    """A replay could not be prepared; nothing has run."""
+
+
+class SnapshotNotFoundError(ReplayError, NotFound):
+    """No saga, or no step, to replay from."""
+
+    def __init__(self, saga_id: str, step: str, why: str = "") -> None:
+        super().__init__(saga_id, step, why)
+        self.saga_id, self.step, self.why = saga_id, step, why
+
+    def __str__(self) -> str:
+        why = f": {self.why}" if self.why else ""
+        return f"saga {self.saga_id!r} cannot be replayed from step {self.step!r}{why}"
+
+
+class SnapshotCaptureError(SagaError):
+    """A snapshot could not be kept."""
+
+
+class IdempotencyKeyRequiredError(SagaError):
+    """A trigger needs an idempotency key."""
+
+
+class IdempotencyKeyMissingInPayloadError(SagaError):
+    """A trigger's payload lacks the field of its idempotency key."""

@@ -1,0 +1,334 @@
+"""What the engine, the projector and the readers need of the world. The docstrings are laws.
+
+An adapter is one file under `log/`, `storage/` or `blobs/`; each law has a test of the same name in
+`sagaz_es.testing.contracts`. Every call ends by its adapter's deadline: what outlasts it raises
+(`AppendUnknown` for an append, `Unreachable` otherwise). Times are µs since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from sagaz_es.core.events import Entry, Event
+from sagaz_es.core.state import SagaState
+
+
+class Undecodable(Struct, frozen=True, gc=False):
+    """A record that is not ours or is damaged; its bytes are in the Record."""
+
+    reason: str
+
+
+class Record(Struct, frozen=True, gc=False):
+    """One record of the log, decoded."""
+
+    partition: int
+    offset: int
+    appended_at: int  # the log's own clock
+    key: str  # the saga id; empty for NamespaceCreated
+    entry: Entry | Undecodable
+    value: bytes = b""  # as it stands in the log; empty where the log keeps no bytes (memory)
+
+
+class Chunk(Struct, frozen=True, gc=False):
+    """What one read gave. `next_offset` is where the next read goes on."""
+
+    records: tuple[Record, ...]
+    next_offset: int
+
+
+class Bounds(Struct, frozen=True, gc=False):
+    """`start`: the first offset that is kept; `end`: the one that the next append gets."""
+
+    start: int
+    end: int
+
+
+Rebalanced = Callable[[frozenset[int]], Awaitable[None]]
+"""Told every set of partitions that this member is to serve, first and after each change.
+
+It returns when the partitions that are no longer in the set have been handed over (within the
+engine's drain limit); only then does the log let another member have them.
+"""
+
+
+class Membership(Protocol):
+    """This process' share of a namespace's partitions. A hint, never a fence: the fold decides."""
+
+    async def leave(self) -> None:
+        """Give everything back and stop; calling it twice is harmless."""
+
+    async def commit_low_water_mark(self, partition: int, offset: int) -> None:
+        """Nothing before `offset` belongs to an unfinished saga or an unhandled request.
+
+        Never lowers the mark. Losing a call is harmless: a take-over then reads more.
+        """
+
+    async def predecessor_is_alive(self, partition: int) -> bool:
+        """Whether the member that served `partition` before is still there to release it."""
+
+
+class EventLog(Protocol):
+    """A partitioned, totally ordered (per partition), append-only log of entries.
+
+    Law (order): a partition's records are read in the order of their offsets, the same for all.
+    Law (one append is whole): the entries of one append stand next to each other, or none stands.
+    Law (acknowledged is kept): what `append` returned for survives the crash of any process.
+    Law (unknown is unknown): an append that raises AppendUnknown may stand in the log, now or later.
+    Law (foreign bytes are shown): what cannot be decoded is read as Undecodable, nothing is skipped.
+    Law (keys stay): `partition_of` is murmur2 of the UTF-8 saga id, as every Kafka client does it.
+    """
+
+    name: str  # for people: the URL without password
+
+    async def open(self) -> None:
+        """Connect and check; creates an empty namespace where the backend can. Raises Unreachable,
+        UnsuitableTopic."""
+
+    async def close(self) -> None:
+        """Close connections; calling it twice is harmless. Appends under way may still land."""
+
+    @property
+    def partitions(self) -> int:
+        """How many; known after `open`."""
+
+    def partition_of(self, saga_id: str) -> int:
+        """Where all entries of this saga stand."""
+
+    async def append(self, partition: int, entries: Sequence[Entry]) -> int:
+        """The offset of the first entry; the others follow it directly.
+
+        Raises AppendUnknown (append the identical entries again), AppendRefused (nothing stands).
+        """
+
+    async def append_raw(self, partition: int, key: str, value: bytes) -> int:
+        """Append bytes as they are: for tools that repair, and for tests of damaged records."""
+
+    async def read(
+        self, partition: int, offset: int, *, limit: int = 1000, wait_s: float = 0.0
+    ) -> Chunk:
+        """Up to `limit` records from `offset` on, waiting up to `wait_s` for the first one.
+
+        Raises HistoryGone before the start, LogTruncated beyond the end.
+        """
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> tuple[Record, ...]:
+        """All records of one saga (facts and requests) from an offset on, in order.
+
+        By index where the backend has one, else by a scan of the partition.
+        """
+
+    async def bounds(self, partition: int) -> Bounds:
+        """Where the partition begins and ends now."""
+
+    async def low_water_mark(self, partition: int) -> int:
+        """The committed mark, or the partition's start."""
+
+    async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
+        """Become a member that serves partitions."""
+
+
+# --- what the projector keeps --------------------------------------------------------------------
+
+
+class Checkpoint(Struct, frozen=True, gc=False):
+    """A projector's next offset, and the identity of the record before it, to notice a log that was
+    replaced or lost its tail."""
+
+    partition: int
+    next_offset: int
+    last_identity: str = ""  # saga_id/writer hex/epoch/sequence of the last event; empty: none
+
+
+class ArchivedEvent(Struct, frozen=True, gc=False):
+    """An accepted event. `sequence` is the saga's own, also for recorded sagas."""
+
+    sequence: int
+    offset: int
+    event: Event
+
+
+class StoredSnapshot(Struct, frozen=True, gc=False):
+    """A state at a sequence; disposable. `state_hash` is the SHA-256 of the state's bytes, hex."""
+
+    snapshot_id: str
+    saga_id: str
+    saga_name: str
+    sequence: int
+    occurred_at: int  # of the event that made the state
+    created_at: int
+    step: str  # the step it was taken before or after; empty: none
+    step_index: int
+    status: str
+    completed_steps: tuple[str, ...]
+    state: bytes  # JSON of SagaState
+    fold_version: int
+    retention_until: int = 0  # 0: never expires
+
+
+class ParkedRecord(Struct, frozen=True, gc=False):
+    """A record that could not be folded, with its place and reason; its saga is set aside."""
+
+    partition: int
+    offset: int
+    saga_id: str
+    reason: str
+    value: bytes
+    parked_at: int
+
+
+class Summary(Struct, frozen=True, gc=False):
+    """A saga in a list."""
+
+    saga_id: str
+    saga_name: str
+    status: str
+    sequence: int
+    started_at: int
+    updated_at: int
+    ended_at: int = 0
+    error: str = ""
+    definition: str = ""
+    parent_saga_id: str = ""
+    root_saga_id: str = ""
+    replay_id: str = ""
+    recorded: bool = False
+
+
+class ReplayEntry(Struct, frozen=True, gc=False):
+    """A replay, a dry run, or an attempt that was refused, for the audit and `list_replays`."""
+
+    replay_id: str
+    original_saga_id: str
+    new_saga_id: str
+    point: str
+    overrides: str  # JSON object
+    actor: str
+    reason: str
+    dry_run: bool
+    status: str  # pending, success, failed, cancelled, refused
+    created_at: int
+    completed_at: int = 0
+    error_message: str = ""
+    force_failure: bool = False
+
+
+class Projection(Struct, frozen=True, gc=False):
+    """What one batch of the log changes, committed with its checkpoint, whole or not at all."""
+
+    checkpoint: Checkpoint
+    heads: tuple[SagaState, ...] = ()
+    archive: tuple[ArchivedEvent, ...] = ()
+    snapshots: tuple[StoredSnapshot, ...] = ()
+    replays: tuple[ReplayEntry, ...] = ()
+    parked: tuple[ParkedRecord, ...] = ()
+    rejected: Mapping[str, int] = {}  # cause -> count, added to what is kept
+
+
+class ProjectionStore(Protocol):
+    """Read models: head states, summaries, archive, snapshots, replays, parked records.
+
+    Law (atomic): `commit` keeps the whole Projection with its checkpoint, or nothing of it.
+    Law (one projector): `commit` raises CheckpointMoved unless the stored checkpoint is `expected`.
+    Law (twice is once): the same snapshot, archive or replay row again changes nothing.
+    Law (no mix-up): saga ids are any text; no two are ever mixed up.
+    Law (order): archived events by sequence; snapshots and lists newest first where it says so.
+    """
+
+    name: str  # for people: the URL without password
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+
+    async def checkpoint(self, partition: int) -> Checkpoint | None: ...
+    async def commit(self, projection: Projection, *, expected: int) -> None:
+        """`expected`: the next_offset of the checkpoint that this follows; 0 where there is none."""
+
+    async def heads(self, saga_ids: Iterable[str]) -> dict[str, SagaState]: ...
+
+    async def archived(
+        self, saga_id: str, *, after: int = 0, upto: int | None = None, limit: int = 1000
+    ) -> tuple[ArchivedEvent, ...]:
+        """Events with after < sequence <= upto, ascending."""
+
+    async def nearest_snapshot(
+        self, saga_id: str, *, sequence: int | None = None, at: int | None = None
+    ) -> tuple[StoredSnapshot, ...]:
+        """Up to 3 unexpired snapshots at or before the sequence or time, newest first (the next ones are used
+        when one is corrupt)."""
+
+    async def summaries(
+        self,
+        *,
+        status: str | None = None,
+        saga_name: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> tuple[Summary, ...]:
+        """Newest start first."""
+
+    async def count_by_status(self) -> dict[str, int]: ...
+
+    async def replays(self, saga_id: str, limit: int = 100) -> tuple[ReplayEntry, ...]:
+        """Of one original, newest first."""
+
+    async def replay(self, replay_id: str) -> ReplayEntry | None: ...
+
+    async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]: ...
+
+    async def rejected(self) -> dict[str, int]: ...
+
+    async def reset(self) -> None:
+        """Forget everything that a rebuild makes anew (in one transaction)."""
+
+
+class SnapshotStorage(Protocol):
+    """Snapshots for people and for the seed's classes; rows are `sagaz_es.snapshots.SagaSnapshot`.
+
+    The spelling is the seed's and sagaz's (SAGAZ.md §3). `before` is inclusive.
+    """
+
+    async def save_snapshot(self, snapshot: Any) -> None: ...
+    async def get_snapshot(self, snapshot_id: Any) -> Any | None: ...
+    async def get_latest_snapshot(
+        self, saga_id: Any, before: datetime | None = None, *, before_step: str | None = None
+    ) -> Any | None: ...
+    async def get_snapshot_at_time(self, saga_id: Any, timestamp: datetime) -> Any | None: ...
+    async def list_snapshots(
+        self, saga_id: Any, limit: int = 100, offset: int = 0
+    ) -> list[Any]: ...
+    async def delete_snapshot(self, snapshot_id: Any) -> bool: ...
+    async def delete_expired_snapshots(self) -> int: ...
+    async def save_replay_log(self, entry: Any) -> None: ...
+    async def get_replay_log(self, replay_id: Any) -> dict[str, Any] | None: ...
+    async def list_replays(
+        self, original_saga_id: Any, limit: int = 100
+    ) -> list[dict[str, Any]]: ...
+    async def close(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Values too large for a record, kept under the SHA-256 of their bytes (64 hex digits).
+
+    Law (same bytes, same key): putting equal bytes again is harmless and gives the same key.
+    Law (whole or absent): `get` gives exactly what was put, or None; never a part of it.
+    Law (damage is loud): bytes that do not match their key raise CorruptBlob.
+    """
+
+    async def put(self, data: bytes) -> str: ...
+    async def get(self, key: str) -> bytes | None: ...
+    async def close(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time, so that a test can set it."""
+
+    def now(self) -> int:
+        """µs since 1970 UTC; may step back (the engine keeps a saga's times from falling)."""
+
+    async def sleep_until(self, when: int) -> None:
+        """Until `now()` is at least `when`."""
