@@ -4,6 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -37,7 +38,7 @@ static: $(VENV)/dev.stamp
 	@$(LINT_IMPORTS)
 
 .PHONY: bench
-bench: $(VENV)/dev.stamp services ## measure, on real servers
+bench: services ## measure, on real servers
 	@$(PY) -m benchmarks
 
 .PHONY: sim
@@ -57,7 +58,7 @@ down: ## stop them and forget their data
 	docker compose down --volumes
 
 .PHONY: servers
-servers: $(VENV)/dev.stamp services ## start Kafka and PostgreSQL without Docker, until Ctrl-C
+servers: services ## start Kafka and PostgreSQL without Docker, until Ctrl-C
 	@$(PY) -m tests.servers
 
 .PHONY: lock
@@ -67,8 +68,8 @@ lock: $(VENV)/dev.stamp ## write requirements-dev.lock anew from pyproject.toml
 	    --no-header --no-annotate --no-emit-index-url --output-file requirements-dev.lock pyproject.toml
 
 .PHONY: services
-services:
-	@scripts/services.sh
+services: $(VENV)/dev.stamp
+	@$(PY) -m tests.servers --prepare
 
 # The stamps are written last: an interrupted installation is done again.
 $(VENV)/runtime.stamp: pyproject.toml requirements-dev.lock

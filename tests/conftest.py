@@ -1,0 +1,76 @@
+"""Real servers for the tests: started when one is first asked for, stopped at the end of the run.
+
+A test that uses one of these fixtures is marked `services` by itself. A server that cannot be had
+is a failure of the test, never a skip.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.servers import KafkaServer, PostgreSQLServer, describe
+
+SERVERS = {"kafka_server", "postgresql_server"}
+
+
+def pytest_report_header() -> str:
+    return f"servers: {describe()}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS & set(item.fixturenames):
+            item.add_marker("services")
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[KafkaServer]:
+    """One broker for the whole run; a test may kill, pause and restart it."""
+    with KafkaServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(kafka_server: KafkaServer) -> str:
+    """Its address, "127.0.0.1:port"."""
+    return kafka_server.bootstrap
+
+
+@pytest.fixture
+def kafka_namespace(kafka_server: KafkaServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A prefix for topics that no other test has; what begins with it is deleted after the test."""
+    kafka_server.ensure_running()
+    namespace = f"{_name_of(request)}-{uuid4().hex[:8]}"
+    yield namespace
+    kafka_server.ensure_running()
+    kafka_server.delete_topics(namespace)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQLServer]:
+    """One PostgreSQL for the whole run; a test may kill, pause and restart it."""
+    with PostgreSQLServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(
+    postgresql_server: PostgreSQLServer, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """The URL of a new, empty database, dropped after the test."""
+    postgresql_server.ensure_running()
+    database = f"{_name_of(request)}-{uuid4().hex[:8]}"
+    yield postgresql_server.create_database(database)
+    postgresql_server.ensure_running()
+    postgresql_server.drop_database(database)
+
+
+def _name_of(request: pytest.FixtureRequest) -> str:
+    """The test's name, as far as topics, databases and URLs take it."""
+    name: str = request.node.name
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("test_"))[:40].strip("-")

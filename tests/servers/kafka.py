@@ -1,0 +1,100 @@
+"""A Kafka broker: one node, broker and controller in one process."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+
+from aiokafka.admin import AIOKafkaAdminClient
+
+from tests.servers import choice, local
+from tests.servers.server import Box, Server, free_port, in_own_loop
+
+# Of ApiVersions, version 0: the first request that a client sends, and the broker answers it only
+# when it serves all the others. Length, api 18, version 0, correlation id 1, no client id.
+API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 1, -1)
+
+
+class KafkaServer(Server):
+    """`settings` are broker settings, over those that make a broker fit for tests.
+
+    Topics are not created by themselves, sessions may be as short as 300 ms, groups form at once,
+    and a broker that was killed is back in seconds.
+    """
+
+    name = "Kafka"
+
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._controller_port = free_port()
+        self._settings = dict(settings or {})
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def delete_topics(self, prefix: str) -> None:
+        """Delete every topic whose name begins so."""
+        in_own_loop(lambda: self._delete_topics(prefix))
+
+    async def _delete_topics(self, prefix: str) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=10_000)
+        await admin.start()
+        try:
+            topics = [topic for topic in await admin.list_topics() if topic.startswith(prefix)]
+            if topics:
+                await admin.delete_topics(topics)
+        finally:
+            await admin.close()
+
+    def prepare(self) -> None:
+        if choice.docker_engine():
+            from tests.servers import container
+
+            container.pull("kafka")
+        else:
+            local.prepare_kafka(self._properties(bind="127.0.0.1"), self._answers)
+
+    def _make_box(self) -> Box:
+        if choice.docker_engine():
+            from tests.servers import container
+
+            # In there, too, it listens on its public port: it connects to itself, by that address.
+            return container.kafka(self._properties(bind="0.0.0.0"), self.port)
+        return local.kafka(self._properties(bind="127.0.0.1"), self._answers)
+
+    def _properties(self, bind: str) -> dict[str, str]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://{bind}:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "auto.create.topics.enable": "false",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "300",
+            # How long a killed broker is not let in again; 9 s by default.
+            "broker.session.timeout.ms": "1500",
+            "broker.heartbeat.interval.ms": "300",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "share.coordinator.state.topic.num.partitions": "4",
+            # A topic that a test deleted is gone from the disk soon, not a minute later.
+            "log.segment.delete.delay.ms": "1000",
+        } | self._settings
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2.0) as connection:
+                connection.sendall(API_VERSIONS)
+                return len(connection.recv(8)) == 8
+        except OSError:
+            return False

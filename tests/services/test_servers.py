@@ -1,0 +1,155 @@
+"""The servers that all other tests rely on: they are real, and they break and come back as told."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from tests.servers import KafkaServer, PostgreSQLServer
+
+ROOT = Path(__file__).parents[2]
+
+
+async def create_topic(bootstrap: str, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        response = await admin.create_topics([NewTopic(topic, 1, 1)])
+        assert [code for _, code, _ in response.topic_errors] == [0]
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def producing(bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def consume(bootstrap: str, topic: str, count: int) -> list[bytes]:
+    """The first `count` values of the topic."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="none")
+    await consumer.start()
+    try:
+        partition = TopicPartition(topic, 0)
+        consumer.assign([partition])
+        consumer.seek(partition, 0)
+        async with asyncio.timeout(30):
+            return [(await consumer.getone()).value for _ in range(count)]
+    finally:
+        await consumer.stop()
+
+
+async def test_kafka_keeps_what_is_produced(kafka_bootstrap: str, kafka_namespace: str) -> None:
+    topic = f"{kafka_namespace}.events"
+    await create_topic(kafka_bootstrap, topic)
+    async with producing(kafka_bootstrap) as producer:
+        offsets = [(await producer.send_and_wait(topic, value)).offset for value in (b"a", b"b")]
+    assert offsets == [0, 1]
+    assert await consume(kafka_bootstrap, topic, 2) == [b"a", b"b"]
+
+
+async def test_a_killed_kafka_comes_back_with_its_data(
+    kafka_server: KafkaServer, kafka_namespace: str
+) -> None:
+    topic = f"{kafka_namespace}.events"
+    await create_topic(kafka_server.bootstrap, topic)
+    async with producing(kafka_server.bootstrap) as producer:
+        await producer.send_and_wait(topic, b"before")
+        await asyncio.to_thread(kafka_server.kill)
+        late = asyncio.create_task(producer.send_and_wait(topic, b"during"))
+        await asyncio.to_thread(kafka_server.restart)
+        async with asyncio.timeout(30):
+            await late
+    assert await consume(kafka_server.bootstrap, topic, 2) == [b"before", b"during"]
+
+
+async def test_a_paused_kafka_answers_nothing_until_it_is_resumed(
+    kafka_server: KafkaServer, kafka_namespace: str
+) -> None:
+    topic = f"{kafka_namespace}.events"
+    await create_topic(kafka_server.bootstrap, topic)
+    async with producing(kafka_server.bootstrap) as producer:
+        await producer.send_and_wait(topic, b"before")
+        kafka_server.pause()
+        late = asyncio.create_task(producer.send_and_wait(topic, b"during"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(late), timeout=1)
+        kafka_server.resume()
+        async with asyncio.timeout(30):
+            assert (await late).offset == 1
+
+
+def test_a_topic_is_gone_when_its_namespace_is(kafka_server: KafkaServer) -> None:
+    asyncio.run(create_topic(kafka_server.bootstrap, "passing.events"))
+    kafka_server.delete_topics("passing")
+    asyncio.run(create_topic(kafka_server.bootstrap, "passing.events"))
+    kafka_server.delete_topics("passing")
+
+
+async def test_postgresql_gives_each_test_an_empty_database(postgresql_url: str) -> None:
+    connection = await asyncpg.connect(postgresql_url)
+    try:
+        assert await connection.fetchval("SELECT 1") == 1
+        tables = await connection.fetchval(
+            "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        )
+        assert tables == 0
+    finally:
+        await connection.close()
+
+
+async def test_a_killed_postgresql_comes_back_with_its_data(
+    postgresql_server: PostgreSQLServer, postgresql_url: str
+) -> None:
+    connection = await asyncpg.connect(postgresql_url)
+    await connection.execute("CREATE TABLE kept (value text)")
+    await connection.execute("INSERT INTO kept VALUES ('before')")
+    postgresql_server.kill()
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await connection.fetchval("SELECT value FROM kept")
+    connection.terminate()
+    await asyncio.to_thread(postgresql_server.restart)
+    connection = await asyncpg.connect(postgresql_url)
+    try:
+        assert await connection.fetchval("SELECT value FROM kept") == "before"
+    finally:
+        await connection.close()
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_server_outlives_the_program_that_started_it(end: signal.Signals) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert program.stdout is not None
+        log, store = program.stdout.readline(), program.stdout.readline()
+        assert log.startswith("export SAGAZ_ES_LOG=kafka://127.0.0.1:")
+        assert log.endswith("/demo\n")
+        assert store.startswith("export SAGAZ_ES_STORE=postgresql://postgres@127.0.0.1:")
+        servers = psutil.Process(program.pid).children(recursive=True)
+        assert {"java", "postgres"} <= {server.name() for server in servers}
+        program.send_signal(end)
+        program.wait(timeout=30)
+        _, alive = psutil.wait_procs(servers, timeout=10)
+        assert alive == []
+    finally:
+        program.kill()
+        program.communicate()
