@@ -1,0 +1,81 @@
+"""What people install: the names it plants, what it carries, what importing it costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"sagaz_es", "sagaz_es_cli", "sagaz_es_projections"}
+OPTIONAL = {"aiokafka", "asyncpg", "click", "obstore", "redis", "rich", "yaml"}
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the sdist, and the wheel built from it."""
+    directory = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(directory), str(ROOT)]
+    result = subprocess.run(build, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> set[str]:
+    """The names of the wheel's files."""
+    (path,) = dist.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_plants_no_other_names(wheel: set[str]) -> None:
+    top = {name.split("/")[0] for name in wheel}
+    assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES
+
+
+def test_the_wheel_carries_every_schema(wheel: set[str]) -> None:
+    files = [path.relative_to(ROOT) for path in (ROOT / "schemas").rglob("*") if path.is_file()]
+    assert files
+    assert {f"sagaz_es/{path.as_posix()}" for path in files} <= wheel
+
+
+def test_all_three_packages_are_typed(wheel: set[str]) -> None:
+    assert {name for name in wheel if name.endswith("py.typed")} == {
+        f"{package}/py.typed" for package in PACKAGES
+    }
+
+
+def test_the_sdist_carries_what_a_packager_needs(dist: Path) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "tests/conftest.py"} <= names
+    assert not [name for name in names if name.startswith((".venv", ".git/"))]
+
+
+def test_importing_it_imports_no_optional_package() -> None:
+    code = "import json, sys, sagaz_es; print(json.dumps(list(sys.modules)))"
+    imported = {name.split(".")[0] for name in json.loads(run(code))}
+    assert imported & OPTIONAL == set()
+
+
+def test_importing_it_leaves_logging_alone() -> None:
+    code = """
+import logging, sagaz_es
+loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+print([(logger.name, logger.handlers) for logger in loggers if logger.handlers], logging.root.level)
+"""
+    assert run(code) == "[] 30\n"
+
+
+def run(code: str) -> str:
+    """What the code prints in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
