@@ -1,0 +1,1 @@
+"""Logs: one adapter a file, all of them `sagaz_es.ports.EventLog`."""
