@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import math
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Context, Decimal, DecimalException, InvalidOperation
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from sagaz_es.codec.refusals import hint_for, path_of
 from sagaz_es.errors import UndecodableRecord, UnstorableValue
 
 MAX_DEPTH = 100
 """Containers in containers: well below Python's recursion limit, whatever the caller's stack."""
+
+READ_DEPTH = MAX_DEPTH + 20
+"""What is read: more, as the text of a value may stand inside others, such as a whole context."""
 
 MAX_DIGITS = 4300
 """Of an integer: Python's own bound for reading one back (sys.set_int_max_str_digits)."""
@@ -55,7 +58,6 @@ Trail: TypeAlias = "tuple[Trail | None, str | int, int]"
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 _INT64 = 2**63
 _INT_BOUND = 10**MAX_DIGITS
@@ -86,24 +88,10 @@ def from_text(text: str) -> Any:
     try:
         value = _decode(text)
         # Each level of nesting has a bracket: few brackets cannot be nested too deep.
-        flat = text.count("[") + text.count("{") <= MAX_DEPTH
+        flat = text.count("[") + text.count("{") <= READ_DEPTH
         return value if flat and _has_no_tag(text) else _lift(value, 0)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UndecodableRecord(f"no JSON text of a value: {error}") from None
-
-
-def join(texts: Mapping[str, str]) -> str:
-    """The text of a dict, from the texts of its values: `to_text` without writing them again."""
-    return _encode({_escape(key): Raw(text) for key, text in texts.items()}).decode()
-
-
-def split(text: str) -> dict[str, str]:
-    """The texts of a dict's values by key: the way back from `join`. Nothing inside is read."""
-    try:
-        parts = _decode_object(text)
-        return {_unescape(key): bytes(part).decode() for key, part in parts.items()}
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise UndecodableRecord(f"no JSON text of an object: {error}") from None
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -190,6 +178,11 @@ def _lower_set(value: set[Any], trail: Trail) -> Any:
 
 
 def _lower_datetime(value: datetime, trail: Trail) -> Any:
+    offset = value.utcoffset()
+    if offset is not None and offset.microseconds:
+        # Python writes such an offset, but does not read it back where it is below a second.
+        what = "datetime with parts of a second in its offset"
+        raise UnstorableValue(path_of(trail), what, "no time zone has them")
     return {"$datetime": value.isoformat() + (_FOLD if value.fold else "")}
 
 
@@ -240,8 +233,8 @@ def _lift(raw: Any, depth: int) -> Any:
         ((tag, body),) = raw.items()
         if tag.startswith("$") and not tag.startswith("$$"):
             return _lift_tag(tag, body, depth)
-    if depth >= MAX_DEPTH:
-        raise UndecodableRecord(f"a value nested deeper than {MAX_DEPTH}")
+    if depth >= READ_DEPTH:
+        raise UndecodableRecord(f"a value nested deeper than {READ_DEPTH}")
     if kind is list:
         return [_lift(item, depth + 1) for item in raw]
     return {_unescape(key): _lift(item, depth + 1) for key, item in raw.items()}

@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import math
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Context, Decimal, InvalidOperation, localcontext
 from typing import Any
@@ -16,7 +17,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from sagaz_es.codec.values import MAX_DEPTH, BlobRef, Sealed, from_text, join, split, to_text
+from sagaz_es.codec.values import MAX_DEPTH, READ_DEPTH, BlobRef, Sealed, from_text, to_text
 from sagaz_es.errors import UndecodableRecord, UnstorableValue
 
 KEY = "ab" * 32
@@ -43,6 +44,10 @@ GOLDEN: list[tuple[Any, str]] = [
     (datetime(2025, 1, 2, tzinfo=UTC), '{"$datetime":"2025-01-02T00:00:00+00:00"}'),
     (datetime(2025, 1, 2, tzinfo=EAST), '{"$datetime":"2025-01-02T00:00:00+05:30"}'),
     (datetime(2025, 1, 2, fold=1), '{"$datetime":"2025-01-02T00:00:00[_fold=1]"}'),
+    (
+        datetime(2025, 1, 2, tzinfo=timezone(timedelta(seconds=-1))),
+        '{"$datetime":"2025-01-02T00:00:00-00:00:01"}',
+    ),
     (date(2025, 1, 2), '{"$date":"2025-01-02"}'),
     (UUID(int=7), '{"$uuid":"00000000-0000-0000-0000-000000000007"}'),
     (b"\x00\xff", '{"$bytes":"AP8="}'),
@@ -135,6 +140,12 @@ Pair = namedtuple("Pair", "a b")
         ({"a": {Name("x"): 2}}, "order.a", "dict key of type Name", "str(key)"),
         ({"a": ["\ud800"]}, "order.a[0]", "str with a lone surrogate", "bytes"),
         ({"\ud800": 1}, "order", "str with a lone surrogate", "bytes"),
+        (
+            [datetime(2025, 1, 2, tzinfo=timezone(timedelta(microseconds=1)))],
+            "order[0]",
+            "datetime with parts of a second in its offset",
+            "no time zone",
+        ),
         ([10**4300], "order[0]", "int of more than 4300 digits", "bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -176,16 +187,27 @@ def nested(depth: int, value: Any = 1) -> Any:
     return value
 
 
-def test_as_deep_as_the_bound_comes_back_and_deeper_is_refused_both_ways() -> None:
-    plain: Any = 1
-    for _ in range(MAX_DEPTH):
-        plain = [plain]
-    for value in (plain, nested(MAX_DEPTH)):
-        assert from_text(to_text(value)) == value
-        with pytest.raises(UnstorableValue):
-            to_text([value])
-        with pytest.raises(UndecodableRecord, match="nested deeper than 100"):
-            from_text(f"[{to_text(value)}]")
+def lists(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("make", [nested, lists])
+def test_as_deep_as_the_bound_comes_back_and_deeper_is_refused(make: Callable[[int], Any]) -> None:
+    value = make(MAX_DEPTH)
+    assert from_text(to_text(value)) == value
+    with pytest.raises(UnstorableValue, match="inside 100 others"):
+        to_text(make(MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("inner", ["1", '{"$set":[]}'])
+def test_a_text_is_read_also_inside_some_others_but_no_deeper(inner: str) -> None:
+    bound = READ_DEPTH - (inner != "1")
+    from_text("[" * bound + inner + "]" * bound)
+    with pytest.raises(UndecodableRecord, match="nested deeper than 120"):
+        from_text("[" * (bound + 1) + inner + "]" * (bound + 1))
 
 
 def test_a_text_with_many_shallow_containers_is_not_too_deep() -> None:
@@ -241,16 +263,3 @@ def test_a_tag_that_another_writer_escaped_is_a_tag() -> None:
 def test_an_unknown_tag_is_named() -> None:
     with pytest.raises(UndecodableRecord, match="unknown tag '\\$new': written by a newer version"):
         from_text('[{"$new":1}]')
-
-
-def test_joined_texts_are_the_text_of_the_dict() -> None:
-    value = {"a": Decimal("1.0"), "$b": [1], "ü": None}
-    texts = {key: to_text(item) for key, item in value.items()}
-    assert join(texts) == to_text(value)
-    assert split(to_text(value)) == texts
-
-
-@pytest.mark.parametrize("text", ["", "1", "[]", '{"$decimal":"1"}', '{"a":', '{"\ud800":1}'])
-def test_only_the_text_of_a_dict_is_split(text: str) -> None:
-    with pytest.raises(UndecodableRecord):
-        split(text)
