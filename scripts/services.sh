@@ -28,16 +28,19 @@ fi
 new=$(mktemp -d "$cache/new.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 
-fail() {
-    printf 'error: %s\n' "$@" >&2
+fail() { # WHAT [WHAT TO DO]
+    printf '%s\n' "error: $1" "${@:2}" >&2
     exit 1
 }
 
-install() { # install PACKAGE… with apt, if this is a machine where that can be done
+install() { # PACKAGE… with apt, if this is a machine where that can be done; its log only if it fails
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     echo "installing $*" >&2
-    apt-get update -qq >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; } \
+        >"$new/apt.log" 2>&1 || {
+        tail -n 20 "$new/apt.log" >&2
+        return 1
+    }
 }
 
 java_major() { # 17 for 'openjdk version "17.0.15" …'; 0 without Java
@@ -46,10 +49,18 @@ java_major() { # 17 for 'openjdk version "17.0.15" …'; 0 without Java
     echo "${version:-0}"
 }
 
+java_found() {
+    if command -v java >/dev/null; then
+        java -version 2>&1 | head -n 1
+    else
+        echo none
+    fi
+}
+
 need_java() {
     [ "$(java_major)" -ge 17 ] || install openjdk-17-jre-headless || install openjdk-21-jre-headless || true
     [ "$(java_major)" -ge 17 ] ||
-        fail "Kafka needs Java 17 or later; found: $(java -version 2>&1 | head -n 1 || true)" \
+        fail "Kafka needs Java 17 or later; found: $(java_found)" \
             "Install it (Debian, Ubuntu: apt-get install openjdk-17-jre-headless), or start a Docker engine."
 }
 

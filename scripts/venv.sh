@@ -3,16 +3,15 @@
 # PYTHON names the interpreter to use. As root on Debian or Ubuntu, what is missing is installed.
 set -euo pipefail
 venv=${1:?usage: venv.sh DIRECTORY}
-found=()
+names=${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}
 
-usable() { # new enough, and able to make an environment (Debian splits that off)
+usable() { # there, and new enough
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
 choose() { # prints the first interpreter that is new enough
     local name
-    for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-        command -v "$name" >/dev/null || continue
+    for name in $names; do
         if usable "$name"; then
             command -v "$name"
             return
@@ -22,18 +21,23 @@ choose() { # prints the first interpreter that is new enough
 }
 
 list() { # what there is instead, for the message
-    local name
-    for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-        command -v "$name" >/dev/null && found+=("$(command -v "$name") ($("$name" --version 2>&1))")
+    local name found=
+    for name in $names; do
+        if command -v "$name" >/dev/null; then
+            found="${found:+$found, }$("$name" --version 2>&1 | head -n 1) ($(command -v "$name"))"
+        fi
     done
-    [ ${#found[@]} -gt 0 ] && printf '%s ' "${found[@]}" || printf 'none'
+    echo "${found:-none}"
 }
 
-apt_install() { # install Debian packages, or say that it cannot be done
+apt_install() { # PACKAGE… if this is a machine where that can be done; its log only if it fails
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     echo "installing $*" >&2
-    apt-get update -qq >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+    local log
+    log=$({ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; } 2>&1) || {
+        tail -n 20 <<<"$log" >&2
+        return 1
+    }
 }
 
 if ! python=$(choose); then
@@ -53,7 +57,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 
-# An environment of an older Python, or one whose directory was moved, is made anew.
+# An environment whose Python is too old, gone or without pip is made anew.
 fresh=()
 if [ -e "$venv" ] && ! { usable "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
     fresh=(--clear)
