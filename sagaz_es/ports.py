@@ -78,8 +78,8 @@ class EventLog(Protocol):
     Law (order): a partition's records are read in the order of their offsets, the same for all.
     Law (one append is whole): the entries of one append stand next to each other, or none stands.
     Law (acknowledged is kept): what `append` returned for survives the crash of any process.
-    Law (unknown is unknown): an append that raises AppendUnknown may stand in the log, now or later.
-    Law (foreign bytes are shown): what cannot be decoded is read as Undecodable, nothing is skipped.
+    Law (unknown is unknown): what raises AppendUnknown may stand in the log, now or later.
+    Law (foreign bytes are shown): what cannot be decoded is read as Undecodable, never skipped.
     Law (keys stay): `partition_of` is murmur2 of the UTF-8 saga id, as every Kafka client does it.
     """
 
@@ -136,12 +136,12 @@ class EventLog(Protocol):
 
 
 class Checkpoint(Struct, frozen=True, gc=False):
-    """A projector's next offset, and the identity of the record before it, to notice a log that was
-    replaced or lost its tail."""
+    """A projector's next offset, and the identity of the last record before it, to notice a log
+    that was replaced or lost its tail."""
 
     partition: int
     next_offset: int
-    last_identity: str = ""  # saga_id/writer hex/epoch/sequence of the last event; empty: none
+    last_identity: str = ""  # "<offset>/<what it is>", see engine.projector; empty: none
 
 
 class ArchivedEvent(Struct, frozen=True, gc=False):
@@ -150,24 +150,32 @@ class ArchivedEvent(Struct, frozen=True, gc=False):
     sequence: int
     offset: int
     event: Event
+    value: bytes = b""  # as it stands in the log, spares writing it anew; need not be given back
 
 
 class StoredSnapshot(Struct, frozen=True, gc=False):
-    """A state at a sequence; disposable. `state_hash` is the SHA-256 of the state's bytes, hex."""
+    """A state at a sequence; disposable."""
 
     snapshot_id: str
     saga_id: str
     saga_name: str
     sequence: int
     occurred_at: int  # of the event that made the state
-    created_at: int
+    created_at: int  # what "the snapshot at a time" and retention go by; occurred_at where captured
     step: str  # the step it was taken before or after; empty: none
     step_index: int
     status: str
     completed_steps: tuple[str, ...]
-    state: bytes  # JSON of SagaState
-    fold_version: int
+    state: bytes  # JSON of SagaState; sealed where `key_id` is set
+    fold_version: int  # NOT_FOLDED: somebody's own snapshot, no fold goes on from it
+    state_hash: str  # core.snapshot.state_hash of it
     retention_until: int = 0  # 0: never expires
+    external_refs: str = ""  # JSON object: name -> address of a value kept elsewhere
+    key_id: str = ""  # of the key that seals `state`
+
+
+NOT_FOLDED = 0
+"""The fold version of a snapshot that was saved by hand: it is shown, never folded from."""
 
 
 class ParkedRecord(Struct, frozen=True, gc=False):
@@ -177,7 +185,7 @@ class ParkedRecord(Struct, frozen=True, gc=False):
     offset: int
     saga_id: str
     reason: str
-    value: bytes
+    value: bytes  # as it stands in the log; empty where the log keeps no bytes
     parked_at: int
 
 
@@ -218,15 +226,24 @@ class ReplayEntry(Struct, frozen=True, gc=False):
 
 
 class Projection(Struct, frozen=True, gc=False):
-    """What one batch of the log changes, committed with its checkpoint, whole or not at all."""
+    """What one batch of the log changes, committed with its checkpoint, whole or not at all.
+
+    The heads stay the projector's: a store keeps copies.
+    """
 
     checkpoint: Checkpoint
     heads: tuple[SagaState, ...] = ()
     archive: tuple[ArchivedEvent, ...] = ()
     snapshots: tuple[StoredSnapshot, ...] = ()
+    keep_snapshots: Mapping[str, int] = {}  # saga id -> how many of its newest snapshots stay
     replays: tuple[ReplayEntry, ...] = ()
     parked: tuple[ParkedRecord, ...] = ()
+    unparked: tuple[str, ...] = ()  # saga ids whose parked records are taken away, before `parked`
     rejected: Mapping[str, int] = {}  # cause -> count, added to what is kept
+
+
+SnapshotReport = Callable[[str, str, str], None]
+"""Told saga id, snapshot id and reason of a snapshot that was passed over."""
 
 
 class ProjectionStore(Protocol):
@@ -237,29 +254,33 @@ class ProjectionStore(Protocol):
     Law (twice is once): the same snapshot, archive or replay row again changes nothing.
     Law (no mix-up): saga ids are any text; no two are ever mixed up.
     Law (order): archived events by sequence; snapshots and lists newest first where it says so.
+    Law (expired is gone): an expired snapshot is in no answer and takes no place in a page.
+    Law (passed over, told): a snapshot that is damaged is in no answer, and `report` is told.
+    Law (own copies): what was given or got may be changed by the caller; the store keeps its own.
+
+    Any call raises Unreachable if the backend does not answer in time (a commit may then stand),
+    StorageFailed if it answers with an error. The next call connects again by itself.
     """
 
     name: str  # for people: the URL without password
 
-    async def open(self) -> None: ...
-    async def close(self) -> None: ...
+    async def open(self) -> None:
+        """Connect, and make the tables where they are missing; two processes may do it at once."""
+
+    async def close(self) -> None:
+        """Close connections; calling it twice, or before `open`, is harmless."""
 
     async def checkpoint(self, partition: int) -> Checkpoint | None: ...
     async def commit(self, projection: Projection, *, expected: int) -> None:
-        """`expected`: the next_offset of the checkpoint that this follows; 0 where there is none."""
+        """`expected`: the next_offset of the checkpoint that this follows; 0: there is none."""
 
-    async def heads(self, saga_ids: Iterable[str]) -> dict[str, SagaState]: ...
+    async def heads(self, saga_ids: Iterable[str]) -> dict[str, SagaState]:
+        """The head states of those that exist; one query whatever their number."""
 
     async def archived(
         self, saga_id: str, *, after: int = 0, upto: int | None = None, limit: int = 1000
     ) -> tuple[ArchivedEvent, ...]:
         """Events with after < sequence <= upto, ascending."""
-
-    async def nearest_snapshot(
-        self, saga_id: str, *, sequence: int | None = None, at: int | None = None
-    ) -> tuple[StoredSnapshot, ...]:
-        """Up to 3 unexpired snapshots at or before the sequence or time, newest first (the next ones are used
-        when one is corrupt)."""
 
     async def summaries(
         self,
@@ -269,21 +290,104 @@ class ProjectionStore(Protocol):
         limit: int = 100,
         offset: int = 0,
     ) -> tuple[Summary, ...]:
-        """Newest start first."""
+        """Newest start first; of equal starts, by saga id."""
 
     async def count_by_status(self) -> dict[str, int]: ...
+
+    async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]:
+        """By partition and offset."""
+
+    async def parked_sagas(self, partition: int) -> frozenset[str]:
+        """The sagas that are set aside."""
+
+    async def parked_of(self, partition: int, saga_id: str) -> tuple[ParkedRecord, ...]:
+        """What was set aside of one saga, in the order of the log."""
+
+    async def rejected(self) -> dict[str, int]:
+        """Events that the fold rejected, by cause."""
+
+    # Snapshots. "Newest" is by sequence, then time, then order of saving.
+
+    async def nearest_snapshot(
+        self, saga_id: str, *, sequence: int | None = None, at: int | None = None
+    ) -> StoredSnapshot | None:
+        """The newest one to fold from at or before the sequence and the time (of its event).
+
+        One that is damaged or of another fold version is passed over for the next older one.
+        """
+
+    async def snapshot(self, snapshot_id: str) -> StoredSnapshot | None: ...
+    async def snapshots(
+        self,
+        saga_id: str,
+        *,
+        before: int | None = None,
+        step: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> tuple[StoredSnapshot, ...]:
+        """Newest first; with `before`, created at or before it; with `step`, of this step."""
+
+    async def save_snapshot(self, snapshot: StoredSnapshot) -> None:
+        """Keep one that no projector made; one of the same id is replaced."""
+
+    async def delete_snapshot(self, snapshot_id: str) -> bool:
+        """Whether there was one (an expired one counts as none)."""
+
+    async def delete_expired_snapshots(self) -> int:
+        """How many there were."""
+
+    # Replays.
 
     async def replays(self, saga_id: str, limit: int = 100) -> tuple[ReplayEntry, ...]:
         """Of one original, newest first."""
 
     async def replay(self, replay_id: str) -> ReplayEntry | None: ...
+    async def save_replay(self, entry: ReplayEntry) -> None:
+        """Keep one, merged with what is known of it (`merge_replays`)."""
 
-    async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]: ...
+    # Cleaning.
 
-    async def rejected(self) -> dict[str, int]: ...
+    async def forget(self, saga_id: str) -> int:
+        """Drop all that is kept of one saga; how many rows that were. A rebuild brings it back."""
 
     async def reset(self) -> None:
-        """Forget everything that a rebuild makes anew (in one transaction)."""
+        """Forget everything that a rebuild makes anew, in one transaction: what people saved by
+        hand (snapshots that are NOT_FOLDED) stays."""
+
+
+FINAL_REPLAYS = frozenset({"success", "failed", "cancelled", "refused"})
+
+
+def merge_replays(a: ReplayEntry, b: ReplayEntry) -> ReplayEntry:
+    """One entry out of two about the same replay; they come from different partitions.
+
+    Law: associative, commutative, and `merge_replays(a, a) == a`. Of two endings the first counts.
+    """
+    ending = min(a, b, key=_ending)
+    return ReplayEntry(
+        replay_id=a.replay_id,
+        # What both say is the same; where one says nothing, the other counts.
+        original_saga_id=max(a.original_saga_id, b.original_saga_id),
+        new_saga_id=max(a.new_saga_id, b.new_saga_id),
+        point=max(a.point, b.point),
+        overrides=max(a.overrides, b.overrides),
+        actor=max(a.actor, b.actor),
+        reason=max(a.reason, b.reason),
+        dry_run=a.dry_run or b.dry_run,
+        status=ending.status,
+        created_at=min(a.created_at or b.created_at, b.created_at or a.created_at),
+        completed_at=ending.completed_at,
+        error_message=ending.error_message,
+        force_failure=a.force_failure or b.force_failure,
+    )
+
+
+def _ending(entry: ReplayEntry) -> tuple[object, ...]:
+    if entry.status in FINAL_REPLAYS:
+        return (0, not entry.completed_at, entry.completed_at, entry.status, entry.error_message)
+    running = entry.status == "running"
+    return (1, not running, entry.completed_at, entry.status, entry.error_message)
 
 
 class SnapshotStorage(Protocol):
