@@ -23,14 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from sagaz_es.core import events as e
-from sagaz_es.core.effects import load_effects
+from sagaz_es.core.effects import Effect, load_effects
+from sagaz_es.core.graph import parse_graph
 from sagaz_es.core.state import PENDING, SagaState, StepState
 from sagaz_es.core.texts import names, split_object
+from sagaz_es.errors import DefinitionError
 
 _replace = msgspec.structs.replace
 _PLAN = msgspec.json.Decoder(list[tuple[str, str, str]])
@@ -44,10 +46,31 @@ class Verdict(StrEnum):
     STALE_WRITER = "stale_writer"  # from a writer that does not own the saga (any more)
     GAP = "gap"  # a number beyond the next one
     EXISTS = "exists"  # a second start, or a claim that came too late
+    UNREADABLE = "unreadable"  # it holds a text that is no JSON of the form it should have
 
 
-def judge(state: SagaState, event: e.Event) -> Verdict:
+class Judged(Protocol):
+    """As much of a state as the acceptance rule looks at."""
+
+    writer: bytes
+    epoch: int
+    sequence: int
+    recorded: bool
+    recorders: dict[str, int]
+
+    @property
+    def ended(self) -> bool: ...
+
+
+def judge(state: Judged, event: e.Event) -> Verdict:
     """Whether the fold accepts `event` now, and if not, why not."""
+    verdict = _judge(state, event)
+    if verdict is Verdict.ACCEPTED and not _readable(event.fact):
+        return Verdict.UNREADABLE
+    return verdict
+
+
+def _judge(state: Judged, event: e.Event) -> Verdict:
     if event.epoch == e.RECORDED_EPOCH:
         if state.sequence and not state.recorded:
             return Verdict.STALE_WRITER
@@ -74,6 +97,18 @@ def _numbered(sequence: int, expected: int) -> Verdict:
     if sequence == expected:
         return Verdict.ACCEPTED
     return Verdict.DUPLICATE if sequence < expected else Verdict.GAP
+
+
+def _readable(fact: e.Fact) -> bool:
+    """Whether the texts that the fold reads are what they should be: other writers write, too."""
+    read = _READ.get(type(fact))
+    if read is None:
+        return True
+    try:
+        read(fact)
+    except (msgspec.MsgspecError, DefinitionError, RecursionError, UnicodeError):
+        return False
+    return True
 
 
 def fold_into(state: SagaState, event: e.Event) -> Verdict:
@@ -128,6 +163,12 @@ def fold_all(events: Iterable[e.Event], state: SagaState | None = None) -> SagaS
 
 
 def _saga_started(state: SagaState, fact: e.SagaStarted) -> None:
+    if state.sequence > 1:
+        # Of several recorders one may be late, or start again: it takes nothing back.
+        given = split_object(fact.context)
+        state.start = given | state.start
+        state.context = given | state.context
+        return
     state.definition, state.graph = fact.definition, fact.graph
     state.snapshot_policy, state.deadline_at = fact.snapshot_policy, fact.deadline_at
     state.actor, state.cause = fact.actor, fact.cause
@@ -189,6 +230,19 @@ def _step_started(state: SagaState, fact: e.StepStarted) -> None:
         status="executing", attempt=fact.attempt, failures=step.failures
     )
     state.current = fact.step
+    if state.failed_step == fact.step:
+        _forget_failure(state)
+
+
+def _forget_failure(state: SagaState) -> None:
+    """The step that had failed goes on after all: the saga's error is the next one's, if any."""
+    state.failed_step = state.error_type = state.error_message = ""
+    for name, step in state.steps.items():
+        if step.status in ("failed", "compensation_failed"):
+            state.failed_step = name
+            state.error_type, state.error_message = step.error_type, step.error_message
+            return
+    state.failed_at = 0
 
 
 def _step_completed(state: SagaState, fact: e.StepCompleted) -> None:
@@ -208,6 +262,8 @@ def _step_completed(state: SagaState, fact: e.StepCompleted) -> None:
     _merge(state.context, fact.keys_set, fact.keys_deleted)
     if state.current == fact.step:
         state.current = ""
+    if state.failed_step == fact.step:
+        _forget_failure(state)
 
 
 def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
@@ -238,6 +294,8 @@ def _step_skipped(state: SagaState, fact: e.StepSkipped) -> None:
     state.steps[fact.step] = _replace(step, status="skipped", retry_at=0, interrupted=False)
     if state.current == fact.step:
         state.current = ""
+    if state.failed_step == fact.step:
+        _forget_failure(state)
 
 
 def _step_outcome_unknown(state: SagaState, fact: e.StepOutcomeUnknown) -> None:
@@ -253,6 +311,7 @@ def _signal_received(state: SagaState, fact: e.SignalReceived) -> None:
 
 def _compensation_started(state: SagaState, fact: e.CompensationStarted) -> None:
     state.status = "compensating"
+    state.ended_at = 0
     state.goal = fact.goal
     state.undo = tuple(names(fact.steps))
     state.undo_reason, state.undo_actor = fact.reason, fact.actor
@@ -262,7 +321,14 @@ def _compensation_started(state: SagaState, fact: e.CompensationStarted) -> None
             state.steps[name] = _replace(step, status="completed", undo_failures=0)
 
 
+def _recorded_going_back(state: SagaState) -> None:
+    """Who records says that a step is undone, not that the saga goes back."""
+    if state.recorded and state.status == "executing":
+        state.status, state.goal = "compensating", "rolled_back"
+
+
 def _step_compensation_started(state: SagaState, fact: e.StepCompensationStarted) -> None:
+    _recorded_going_back(state)
     step = state.steps.get(fact.step, PENDING)
     state.steps[fact.step] = _replace(
         step, status="compensating", undo_attempt=fact.attempt, retry_at=0, interrupted=False
@@ -271,8 +337,9 @@ def _step_compensation_started(state: SagaState, fact: e.StepCompensationStarted
 
 
 def _step_compensated(state: SagaState, fact: e.StepCompensated) -> None:
+    _recorded_going_back(state)
     step = state.steps.get(fact.step, PENDING)
-    if state.status == "compensating":
+    if state.status == "compensating" or state.recorded:
         state.steps[fact.step] = _replace(
             step, status="compensated", undo_result=fact.result, unknown=False, retry_at=0
         )
@@ -283,6 +350,7 @@ def _step_compensated(state: SagaState, fact: e.StepCompensated) -> None:
 
 
 def _step_compensation_failed(state: SagaState, fact: e.StepCompensationFailed) -> None:
+    _recorded_going_back(state)
     step = state.steps.get(fact.step, PENDING)
     final = not fact.retry_at
     state.steps[fact.step] = _replace(
@@ -333,7 +401,27 @@ def _nothing(state: SagaState, fact: e.Fact) -> None:
     """The fact is kept in the history and changes no state."""
 
 
+def _read_start(fact: e.SagaStarted) -> None:
+    parse_graph(fact.graph)
+    split_object(fact.context)
+    split_object(fact.overrides)
+    _PLAN.decode(fact.plan or "[]")
+    for effect in load_effects(fact.standing):
+        _read_changes(effect)
 
+
+def _read_changes(fact: e.StepCompleted | Effect) -> None:
+    split_object(fact.keys_set)
+    names(fact.keys_deleted)
+
+
+_READ: dict[type[e.Fact], Callable[[Any], object]] = {
+    e.SagaStarted: _read_start,
+    e.StepCompleted: _read_changes,
+    e.CompensationStarted: lambda fact: names(fact.steps),
+    e.RecoveryDecided: lambda fact: split_object(fact.keys_set),
+}
+"""The facts whose texts the fold reads."""
 
 _EVOLVE: dict[type[e.Fact], Callable[[SagaState, Any], None]] = {
     e.SagaStarted: _saga_started,

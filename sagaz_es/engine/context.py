@@ -1,0 +1,210 @@
+"""What a step is given: its own copy of the context, which notes what is read and finds what changed.
+
+A step's reads are what makes a replay's plan precise: a step that read nothing changed is reused.
+Nested mutation is found, too, because the texts before and after are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sagaz_es.codec.values import from_text, to_text
+from sagaz_es.core.plan import ALL_KEYS, result_key
+from sagaz_es.errors import StepNotFound
+
+_SCALARS = (str, int, float, bool, type(None))
+_MISSING = object()
+
+
+class StepContext(dict[str, Any]):
+    """A dict of the step's own. Changes to it are recorded when the step completes.
+
+    `saga_id`, `step`, `attempt` (1, 2 …; grows over restarts, too), `idempotency_key` (the same in
+    every attempt), `is_replay`, `resources` (live objects given to `connect`), `result_of(step)`.
+    A key that is missing but names a completed step reads as that step's result.
+    """
+
+    __slots__ = (
+        "_before",
+        "_reads",
+        "_results",
+        "_written",
+        "attempt",
+        "idempotency_key",
+        "is_replay",
+        "resources",
+        "saga_id",
+        "step",
+    )
+
+    def __init__(
+        self,
+        texts: Mapping[str, str],
+        *,
+        saga_id: str = "",
+        step: str = "",
+        attempt: int = 1,
+        idempotency_key: str = "",
+        is_replay: bool = False,
+        resources: Mapping[str, Any] | None = None,
+        results: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__((key, from_text(text)) for key, text in texts.items())
+        self._before = texts
+        self._reads: set[str] = set()
+        self._written: set[str] = set()
+        self._results = results or {}
+        self.saga_id, self.step, self.attempt = saga_id, step, attempt
+        self.idempotency_key, self.is_replay = idempotency_key, is_replay
+        self.resources: Mapping[str, Any] = resources if resources is not None else {}
+
+    # --- reading ---
+
+    def __getitem__(self, key: str) -> Any:
+        self._reads.add(key)
+        try:
+            return dict.__getitem__(self, key)
+        except KeyError:
+            if key in self._results:
+                return self.result_of(key)
+            raise
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._reads.add(key)
+        value = dict.get(self, key, _MISSING)
+        if value is not _MISSING:
+            return value
+        return self.result_of(key) if key in self._results else default
+
+    def __contains__(self, key: object) -> bool:
+        if isinstance(key, str):
+            self._reads.add(key)
+        return dict.__contains__(self, key) or key in self._results
+
+    has = __contains__
+
+    def result_of(self, step: str) -> Any:
+        """The recorded result of a completed step. Raises StepNotFound."""
+        text = self._results.get(step)
+        if text is None:
+            raise StepNotFound(self.saga_id, step, tuple(self._results), "has no completed step")
+        self._reads.add(result_key(step))
+        return from_text(text) if text else None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The context itself, as sagaz names it."""
+        return self
+
+    def _whole(self) -> None:
+        self._reads.add(ALL_KEYS)
+
+    def __iter__(self) -> Iterator[str]:
+        self._whole()
+        return dict.__iter__(self)
+
+    def keys(self) -> Any:
+        self._whole()
+        return dict.keys(self)
+
+    def values(self) -> Any:
+        self._whole()
+        return dict.values(self)
+
+    def items(self) -> Any:
+        self._whole()
+        return dict.items(self)
+
+    def copy(self) -> dict[str, Any]:
+        self._whole()
+        return dict(dict.items(self))
+
+    def __len__(self) -> int:
+        # Not a read of the whole: truth tests are common, and say nothing about the values.
+        return dict.__len__(self)
+
+    def __eq__(self, other: object) -> bool:
+        self._whole()
+        return dict.__eq__(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return self.copy() | dict(other)
+
+    def __ror__(self, other: Any) -> dict[str, Any]:
+        return dict(other) | self.copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy or pickle is a plain dict."""
+        return dict, (self.copy(),)
+
+    # --- writing ---
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._written.add(key)
+        dict.__setitem__(self, key, value)
+
+    set = __setitem__
+
+    def __delitem__(self, key: str) -> None:
+        self._written.add(key)
+        dict.__delitem__(self, key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        self._reads.add(key)
+        if not dict.__contains__(self, key):
+            self[key] = default
+        return dict.__getitem__(self, key)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        self._reads.add(key)
+        self._written.add(key)
+        return dict.pop(self, key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        self._whole()
+        key, value = dict.popitem(self)
+        self._written.add(key)
+        return key, value
+
+    def clear(self) -> None:
+        self._written.update(dict.keys(self))
+        dict.clear(self)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> StepContext:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    # --- what came of it ---
+
+    def reads(self) -> list[str]:
+        """Keys read, sorted; `["*"]` if the whole was taken."""
+        return [ALL_KEYS] if ALL_KEYS in self._reads else sorted(self._reads)
+
+    def delta(self) -> tuple[dict[str, str], list[str]]:
+        """Keys set or changed (key -> JSON text), and keys deleted. Raises UnstorableValue."""
+        before = self._before
+        suspects = self._written | (
+            set(dict.keys(self)) if ALL_KEYS in self._reads else self._reads
+        )
+        changed: dict[str, str] = {}
+        deleted: list[str] = []
+        for key in suspects:
+            value = dict.get(self, key, _MISSING)
+            if value is _MISSING:
+                if key in before:
+                    deleted.append(key)
+                continue
+            if key not in self._written and type(value) in _SCALARS:
+                continue  # cannot have been changed in place
+            text = to_text(value, key)
+            if text != before.get(key):
+                changed[key] = text
+        deleted.sort()
+        return changed, deleted

@@ -1,0 +1,413 @@
+"""How a saga is declared: `Saga`, `@action`, `@compensate`, and the definition they are collected into.
+
+A definition is checked when the class is made: a duplicate name, a circle, an unknown dependency or
+a compensation for an unknown step never reaches a run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, TypeVar
+
+from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules
+from sagaz_es.core.graph import Graph, StepNode
+from sagaz_es.errors import ConfigurationError, DefinitionError
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MARK = "__sagaz_es_step__"
+_US = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """How one step is undone. `passes_result`: the function takes (result, ctx) instead of (ctx)."""
+
+    function: Callable[..., Any]
+    passes_result: bool
+    retry: Retry
+    timeout_seconds: float
+    on_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepDefinition:
+    """One step: its place in the graph, its code, and how it is tried."""
+
+    name: str
+    function: Callable[..., Any]
+    depends_on: tuple[str, ...] | None = None  # None: not named; written order may decide
+    retry: Retry = Retry()
+    timeout_seconds: float = 60.0
+    pivot: bool = False
+    at_most_once: bool = False
+    effects: bool = True
+    compensation: Compensation | None = None
+    idempotency_key: str | None = None
+    description: str | None = None
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    no_retry: tuple[type[BaseException], ...] = ()
+
+    def node(self, depends_on: tuple[str, ...]) -> StepNode:
+        """The step as the recorded graph has it."""
+        undo = self.compensation
+        return StepNode(
+            self.name,
+            depends_on,
+            pivot=self.pivot,
+            at_most_once=self.at_most_once,
+            effects=self.effects,
+            compensable=undo is not None,
+            on_unknown=undo is not None and undo.on_unknown,
+        )
+
+
+class Definition:
+    """A saga's steps, checked. Raises DefinitionError and its kin when they do not fit together."""
+
+    def __init__(
+        self, name: str, steps: Iterable[StepDefinition], *, rules: Rules, snapshot_policy: str = ""
+    ) -> None:
+        self.name = name
+        self.rules = rules
+        self.snapshot_policy = snapshot_policy
+        listed = tuple(steps)
+        self.graph = Graph(_nodes(listed))
+        self.steps = {step.name: step for step in listed}
+        keys: dict[str, str] = {}
+        for step in listed:
+            key = step.idempotency_key
+            if key is not None and keys.setdefault(key, step.name) != step.name:
+                raise DefinitionError(
+                    f"saga {name!r}: steps {keys[key]!r} and {step.name!r} have the same "
+                    f"idempotency key {key!r}"
+                )
+
+
+def _nodes(steps: Sequence[StepDefinition]) -> Iterable[StepNode]:
+    """Steps that name no dependency anywhere run in written order; else an unnamed one is a root."""
+    in_order = all(step.depends_on is None for step in steps)
+    before: tuple[str, ...] = ()
+    for step in steps:
+        yield step.node(before if in_order else step.depends_on or ())
+        before = (step.name,)
+
+
+# --- decorators -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _CompensationMark:
+    step: str
+    compensation: Compensation
+
+
+def _seconds(name: str, what: str, value: float, *, zero: bool = False) -> float:
+    if value < 0 or (value == 0 and not zero):
+        raise ConfigurationError(f"step {name!r}: {what} must be above 0, not {value!r}")
+    return float(value)
+
+
+def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> StepDefinition:
+    """A definition from the options of `@action` and `add_step`, which share their meaning."""
+    if not isinstance(name, str) or not name:
+        raise DefinitionError(f"a step's name is a text that is not empty, not {name!r}")
+    retries = options["max_retries"]
+    if not isinstance(retries, int) or retries < 0:
+        raise ConfigurationError(f"step {name!r}: max_retries is 0 or more, not {retries!r}")
+    depends_on = options["depends_on"]
+    if isinstance(depends_on, str):
+        raise DefinitionError(
+            f"step {name!r}: depends_on is a list of step names, such as [{depends_on!r}]"
+        )
+    return StepDefinition(
+        name=name,
+        function=function,
+        depends_on=None if depends_on is None else tuple(dict.fromkeys(depends_on)),
+        retry=Retry(
+            retries,
+            int(_seconds(name, "retry_delay_seconds", options["retry_delay_seconds"], zero=True) * _US),
+            int(_seconds(name, "max_retry_delay_seconds", options["max_retry_delay_seconds"]) * _US),
+        ),
+        timeout_seconds=_seconds(name, "timeout_seconds", options["timeout_seconds"]),
+        pivot=options["pivot"],
+        at_most_once=options["at_most_once"],
+        effects=options["effects"],
+        idempotency_key=options["idempotency_key"],
+        description=options["description"],
+        retry_on=options["retry_on"],
+        no_retry=options["no_retry"],
+    )
+
+
+def action(
+    name: str,
+    *,
+    depends_on: Iterable[str] | None = None,
+    max_retries: int = 3,
+    retry_delay_seconds: float = 0.1,
+    max_retry_delay_seconds: float = 30.0,
+    timeout_seconds: float = 60,
+    pivot: bool = False,
+    at_most_once: bool = False,
+    effects: bool = True,
+    idempotency_key: str | None = None,
+    description: str | None = None,
+    retry_on: tuple[type[BaseException], ...] = (Exception,),
+    no_retry: tuple[type[BaseException], ...] = (),
+    aggregate_type: str | None = None,
+    event_type: str | None = None,
+) -> Callable[[F], F]:
+    """Declare a method `(self, ctx)` as a step.
+
+    `max_retries=n` means n + 1 attempts, with waits of base, 2·base, 4·base … seconds, capped.
+    `timeout_seconds` is for each attempt. `depends_on=[]` makes a root. `pivot`: no way back after
+    it. `at_most_once`: never run again after an attempt of unknown outcome. `effects=False`: it
+    only computes. `aggregate_type` and `event_type` are accepted for sagaz and unused.
+    """
+    options = dict(locals())
+
+    def mark(function: F) -> F:
+        setattr(function, _MARK, _step(name, function, options))
+        return function
+
+    return mark
+
+
+def compensate(
+    for_step: str,
+    *,
+    max_retries: int = 2,
+    retry_delay_seconds: float = 0.1,
+    max_retry_delay_seconds: float = 30.0,
+    timeout_seconds: float = 30,
+    on_unknown: bool = False,
+    description: str | None = None,
+) -> Callable[[F], F]:
+    """Declare a method `(self, ctx)` or `(self, result, ctx)` as the undoing of a step.
+
+    `on_unknown`: also called for a step whose outcome is unknown (timed out, cancelled, crashed).
+    """
+
+    def mark(function: F) -> F:
+        undo = _compensation(
+            for_step,
+            function,
+            method=True,
+            max_retries=max_retries,
+            timeout_seconds=timeout_seconds,
+            on_unknown=on_unknown,
+            delay=retry_delay_seconds,
+            cap=max_retry_delay_seconds,
+        )
+        setattr(function, _MARK, _CompensationMark(for_step, undo))
+        return function
+
+    return mark
+
+
+def _compensation(
+    step: str,
+    function: Callable[..., Any],
+    *,
+    method: bool,
+    max_retries: int = 2,
+    timeout_seconds: float = 30,
+    on_unknown: bool = False,
+    delay: float = 0.1,
+    cap: float = 30.0,
+) -> Compensation:
+    return Compensation(
+        function,
+        passes_result=_positional(function) - method >= 2,
+        retry=Retry(max_retries, int(delay * _US), int(cap * _US)),
+        timeout_seconds=_seconds(step, "timeout_seconds of its compensation", timeout_seconds),
+        on_unknown=on_unknown,
+    )
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    """How many required positional parameters a function takes."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return 1
+    return sum(1 for p in parameters if p.kind in kinds and p.default is p.empty)
+
+
+# --- the class ------------------------------------------------------------------------------------
+
+
+class Saga:
+    """A saga: decorated methods in a subclass, or steps added by hand; not both.
+
+    `saga_name` names it in the log; unset, it is the class name. A subclass is constructible
+    without arguments, so that any process can carry it on after a crash.
+    """
+
+    saga_name: ClassVar[str | None] = None
+    failure_strategy: ClassVar[ParallelFailureStrategy] = (
+        ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
+    )
+    grace_seconds: ClassVar[float] = 5.0
+    replay_config: Any = None
+    _collected: ClassVar[tuple[StepDefinition, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._collected = _collect(cls)
+        if cls._collected:  # a base for others may have none
+            Definition(cls.__name__, cls._collected, rules=Rules())
+
+    def __init__(self, name: str | None = None, config: Any = None, **options: Any) -> None:
+        self._name = name
+        self._config = config
+        self._added: list[StepDefinition] = []
+        for key in ("failure_strategy", "grace_seconds", "replay_config"):
+            if options.get(key) is not None:
+                setattr(self, key, options[key])
+
+    @property
+    def name(self) -> str:
+        """Its name in the log."""
+        # A subclass whose __init__ does not call ours still has a name and no added steps.
+        return getattr(self, "_name", None) or type(self).saga_name or type(self).__name__
+
+    @classmethod
+    def registered_name(cls) -> str:
+        """The name that sagas of this class have in the log."""
+        return cls.saga_name or cls.__name__
+
+    def add_step(
+        self,
+        name: str,
+        action: Callable[..., Any],
+        compensation: Callable[..., Any] | None = None,
+        depends_on: Iterable[str] | None = None,
+        timeout_seconds: float | None = None,
+        compensation_timeout_seconds: float | None = None,
+        max_retries: int = 3,
+        description: str | None = None,
+        *,
+        timeout: float | None = None,
+        compensation_timeout: float | None = None,
+        dependencies: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        pivot: bool = False,
+        at_most_once: bool = False,
+        effects: bool = True,
+        on_unknown: bool = False,
+        retry_delay_seconds: float = 0.1,
+        max_retry_delay_seconds: float = 30.0,
+        retry_on: tuple[type[BaseException], ...] = (Exception,),
+        no_retry: tuple[type[BaseException], ...] = (),
+    ) -> Self:
+        """Add a step `action(ctx)`; the result can be chained, and awaited.
+
+        Raises TypeError on a decorated saga, DefinitionError (a ValueError) on a duplicate name.
+        """
+        if type(self)._collected:
+            raise TypeError(
+                f"{type(self).__name__} declares its steps with @action; steps are added by hand "
+                "only to a saga without decorated ones"
+            )
+        added = self.__dict__.setdefault("_added", [])
+        if any(step.name == name for step in added):
+            raise DefinitionError(f"step {name!r} is declared twice")
+        options = {
+            "depends_on": depends_on if depends_on is not None else dependencies,
+            "max_retries": max_retries,
+            "retry_delay_seconds": retry_delay_seconds,
+            "max_retry_delay_seconds": max_retry_delay_seconds,
+            "timeout_seconds": _first(timeout_seconds, timeout, 60.0),
+            "pivot": pivot,
+            "at_most_once": at_most_once,
+            "effects": effects,
+            "idempotency_key": idempotency_key,
+            "description": description,
+            "retry_on": retry_on,
+            "no_retry": no_retry,
+        }
+        step = _step(name, action, options)
+        if compensation is not None:
+            undo = _compensation(
+                name,
+                compensation,
+                method=False,
+                timeout_seconds=_first(compensation_timeout_seconds, compensation_timeout, 30.0),
+                on_unknown=on_unknown,
+            )
+            step = replace(step, compensation=undo)
+        added.append(step)
+        return self
+
+    def __await__(self) -> Any:
+        """`await saga.add_step(…)`, as sagaz spells it, gives the saga."""
+        return self
+        yield
+
+    def definition(self) -> Definition:
+        """Its steps, checked and bound to this object. Raises DefinitionError."""
+        steps = type(self)._collected
+        bound = tuple(_bind(step, self) for step in steps) if steps else tuple(
+            self.__dict__.get("_added", ())
+        )
+        rules = Rules(
+            ParallelFailureStrategy(self.failure_strategy), int(self.grace_seconds * _US)
+        )
+        return Definition(self.name, bound, rules=rules, snapshot_policy=self._snapshot_policy())
+
+    def _snapshot_policy(self) -> str:
+        config = self.replay_config
+        if config is None:
+            config = getattr(self.__dict__.get("_config"), "replay_config", None)
+        return config.policy_text() if config is not None else ""
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
+
+
+def _bind(step: StepDefinition, saga: Saga) -> StepDefinition:
+    undo = step.compensation
+    if undo is not None:
+        undo = replace(undo, function=undo.function.__get__(saga))
+    return replace(step, function=step.function.__get__(saga), compensation=undo)
+
+
+def _collect(cls: type) -> tuple[StepDefinition, ...]:
+    """Marked methods in written order, base classes first; an override replaces its base's step."""
+    methods: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for attribute, value in vars(base).items():
+            if hasattr(value, _MARK):
+                methods[attribute] = value
+            else:
+                methods.pop(attribute, None)
+    steps: dict[str, StepDefinition] = {}
+    marks: list[_CompensationMark] = []
+    for value in methods.values():
+        mark = getattr(value, _MARK)
+        if isinstance(mark, _CompensationMark):
+            marks.append(mark)
+        elif mark.name in steps:
+            raise DefinitionError(f"{cls.__name__}: step {mark.name!r} is declared twice")
+        else:
+            steps[mark.name] = mark
+    for mark in marks:
+        if mark.step not in steps:
+            known = ", ".join(repr(name) for name in steps) or "none"
+            raise DefinitionError(
+                f"{cls.__name__}: there is a compensation for {mark.step!r}, which is no step; "
+                f"steps: {known}"
+            )
+        if steps[mark.step].compensation is not None:
+            raise DefinitionError(f"{cls.__name__}: step {mark.step!r} has two compensations")
+        steps[mark.step] = replace(steps[mark.step], compensation=mark.compensation)
+    return tuple(steps.values())
+
+
+Factory = Callable[[str], Saga | Awaitable[Saga]]
+"""Makes a saga by its name; sync or async."""

@@ -1,0 +1,439 @@
+"""One partition as its owner sees it: what is unfinished there, one queue of appends, one position.
+
+The way of a fact: a runner numbers it and carries its own state forward (a prediction), `enqueue`
+puts it in the queue, the write loop sends everything that waits as one append (group commit), and the
+append is confirmed from its offset: if it directly follows the last offset that was folded, nothing
+foreign lies between and every record in it is accepted as predicted. Only a gap is read.
+
+`Accepted` is the folded truth of a saga, as much of it as the acceptance rule needs; it moves only by
+records whose place in the log is known. `Cell.state` is ahead of it by what is under way.
+
+Law (confirm before effects): the future of `enqueue` resolves only after its events are accepted.
+Law (lost is loud): an accepted foreign fact in a saga of ours fails every append of that saga.
+Law (same again): after an unknown outcome the identical events go out again, never renumbered ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from sagaz_es.core import events as e
+from sagaz_es.core.fold import Verdict, advance, judge
+from sagaz_es.core.state import SagaState
+from sagaz_es.errors import (
+    AppendRefused,
+    AppendUnknown,
+    LogFull,
+    LogTruncated,
+    LostOwnership,
+    SagaError,
+)
+from sagaz_es.ports import EventLog, Record, Undecodable
+
+logger = logging.getLogger("sagaz_es.engine")
+
+MAX_BATCH_ENTRIES = 400
+MAX_BATCH_BYTES = 600_000
+MAX_QUEUED_ENTRIES = 100_000
+
+ENDINGS = frozenset(
+    {
+        e.SagaCompleted,
+        e.SagaRolledBack,
+        e.SagaFailed,
+        e.SagaPartiallyCommitted,
+        e.SagaCancelled,
+        e.ReplayUndone,
+    }
+)
+
+
+class Accepted(Struct):
+    """What the acceptance rule must know of a saga: folded from records whose place is known."""
+
+    writer: bytes = b""
+    epoch: int = 0
+    sequence: int = 0
+    ended: bool = False
+    recorded: bool = False
+    recorders: dict[str, int] = {}
+    end_offset: int = 0  # of the record that ended it
+
+    @classmethod
+    def of(cls, state: SagaState) -> Accepted:
+        """The rule's part of a folded state."""
+        return cls(
+            state.writer, state.epoch, state.sequence, state.ended, state.recorded, state.recorders
+        )
+
+    def take(self, event: e.Event, offset: int) -> None:
+        """Go on by an event that was judged accepted."""
+        if event.epoch == e.RECORDED_EPOCH:
+            self.recorders = {**self.recorders, event.writer.hex(): event.sequence}
+        else:
+            self.writer, self.epoch = event.writer, event.epoch
+        self.sequence += 1
+        kind = type(event.fact)
+        if kind in ENDINGS:
+            self.ended, self.end_offset = True, offset
+        elif kind is e.CompensationStarted or kind is e.StepCompensationStarted:
+            self.ended = False
+
+
+class Cell:
+    """One saga in memory: unfinished, or being replayed.
+
+    `ours`: this engine is its writer and carries `state` ahead of the log. Otherwise `state` is
+    folded from the log, and another engine may still be at work on it.
+    """
+
+    __slots__ = ("accepted", "begin", "lost", "ours", "quiet_since", "state")
+
+    def __init__(self, state: SagaState, accepted: Accepted, *, ours: bool, begin: int = -1) -> None:
+        self.state = state
+        self.accepted = accepted
+        self.ours = ours
+        self.begin = begin  # offset of its first record; -1: not in the log yet
+        self.lost = False
+        self.quiet_since = 0.0
+
+
+class _Append:
+    __slots__ = ("cell", "entries", "future", "size")
+
+    def __init__(
+        self, cell: Cell | None, entries: Sequence[e.Entry], size: int, future: asyncio.Future[int]
+    ) -> None:
+        self.cell, self.entries, self.size, self.future = cell, entries, size, future
+
+
+class Owner(Protocol):
+    """What a partition tells the engine about. Calls return at once; the work is the engine's."""
+
+    def on_request(self, partition: Partition, record: Record) -> None: ...
+    def on_lost(self, partition: Partition, cell: Cell) -> None: ...
+    def on_foreign(self, partition: Partition, cell: Cell) -> None: ...
+    def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None: ...
+    def on_broken(self, partition: Partition, error: BaseException) -> None: ...
+
+
+class Partition:
+    """See the module. `position` is the next offset that has not been folded."""
+
+    def __init__(self, index: int, log: EventLog, writer: bytes, owner: Owner) -> None:
+        self.index = index
+        self._log = log
+        self._writer = writer
+        self._owner = owner
+        self.position = 0
+        self.known_from = 0  # every saga that began at or after this offset is in cells or seen
+        self.cells: dict[str, Cell] = {}
+        self.seen: dict[str, Accepted] = {}
+        """Sagas that ended here since `known_from`: their ids must not start again."""
+        self.held: dict[object, int] = {}
+        """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
+        self.answered: set[str] = set()
+        self.rejected: dict[str, int] = {}
+        self.pending_since = 0.0
+        self._queue: deque[_Append] = deque()
+        self._queued = 0
+        self._sending: list[_Append] = []
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lock = asyncio.Lock()
+        self._appends = 0
+        self.closed = False
+
+    # --- appending ---
+
+    def enqueue(
+        self, cell: Cell | None, entries: Sequence[e.Entry], size: int = 400
+    ) -> asyncio.Future[int]:
+        """Append the entries as one; resolves to the first one's offset once they are accepted.
+
+        Fails with LostOwnership if another engine won the saga, AppendRefused if they cannot stand.
+        """
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if cell is not None and cell.lost:
+            future.set_exception(LostOwnership(cell.state.saga_id))
+            return future
+        self._queue.append(_Append(cell, entries, size, future))
+        self._queued += len(entries)
+        if self._queued > MAX_QUEUED_ENTRIES:
+            self._room.clear()
+        self._wake.set()
+        return future
+
+    async def room(self) -> None:
+        """Wait while the queue is full: back-pressure for whoever starts sagas."""
+        if not self._room.is_set():
+            await self._room.wait()
+
+    async def _write(self) -> None:
+        while True:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+            self._sending = self._take()
+            await self._send(self._sending)
+            self._sending = []
+
+    def _take(self) -> list[_Append]:
+        batch: list[_Append] = []
+        entries = size = 0
+        while self._queue:
+            item = self._queue[0]
+            if batch and (
+                entries + len(item.entries) > MAX_BATCH_ENTRIES or size + item.size > MAX_BATCH_BYTES
+            ):
+                break
+            self._queue.popleft()
+            entries += len(item.entries)
+            size += item.size
+            if item.cell is not None and item.cell.lost:
+                _fail(item, LostOwnership(item.cell.state.saga_id))
+                continue
+            batch.append(item)
+        self._queued -= entries
+        if self._queued <= MAX_QUEUED_ENTRIES // 2:
+            self._room.set()
+        return batch
+
+    async def _send(self, batch: list[_Append]) -> None:
+        if not batch:
+            return
+        entries = (
+            batch[0].entries
+            if len(batch) == 1
+            else [entry for item in batch for entry in item.entries]
+        )
+        delay = 0.05
+        while True:
+            try:
+                base = await self._log.append(self.index, entries)
+                break
+            except LogFull as error:
+                logger.error("%s; trying again", error)
+            except AppendRefused as error:
+                await self._split(batch, error)
+                return
+            except (AppendUnknown, SagaError, OSError) as error:
+                logger.warning("%s; appending the identical events again", error)
+            except Exception as error:  # a value that cannot be encoded, a defect of an adapter
+                await self._split(batch, error)
+                return
+            if not self.pending_since:
+                self.pending_since = asyncio.get_running_loop().time()
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 1.0)
+        self.pending_since = 0.0
+        self._appends += 1
+        count = len(entries)
+        if base == self.position:
+            self.position = base + count
+            self._confirm(batch, base)
+            return
+        async with self._lock:
+            await self._read_to(base + count)
+        self._settle(batch, base)
+
+    async def _split(self, batch: list[_Append], error: Exception) -> None:
+        """One of several was refused: send them alone, so that only that one fails."""
+        if len(batch) == 1:
+            _fail(batch[0], error)
+            return
+        for item in batch:
+            await self._send([item])
+
+    def _confirm(self, batch: list[_Append], base: int) -> None:
+        """Nothing foreign lies between: every event is accepted as predicted."""
+        for item in batch:
+            cell = item.cell
+            if cell is not None:
+                if cell.begin < 0:
+                    cell.begin = base
+                last = item.entries[-1]
+                if type(last) is e.Event:
+                    accepted = cell.accepted
+                    accepted.writer, accepted.epoch = last.writer, last.epoch
+                    accepted.sequence = last.sequence
+                    if type(last.fact) in ENDINGS:
+                        accepted.ended = True
+                        accepted.end_offset = base + len(item.entries) - 1
+                    elif type(last.fact) is not e.ReplayBranched:
+                        accepted.ended = False
+            if not item.future.done():
+                item.future.set_result(base)
+            base += len(item.entries)
+
+    def _settle(self, batch: list[_Append], base: int) -> None:
+        """The records up to the batch have been folded: who is still the writer was accepted."""
+        for item in batch:
+            cell = item.cell
+            if cell is not None and cell.lost:
+                _fail(item, LostOwnership(cell.state.saga_id))
+            else:
+                if cell is not None and cell.begin < 0:
+                    cell.begin = base
+                if not item.future.done():
+                    item.future.set_result(base)
+            base += len(item.entries)
+
+    # --- reading ---
+
+    async def _read(self) -> None:
+        """Notice what others append while this engine appends nothing itself."""
+        while True:
+            seen = self._appends
+            position = self.position
+            chunk = await self._log.read(self.index, position, limit=1000, wait_s=1.0)
+            async with self._lock:
+                self._fold_records(chunk.records)
+            if self._appends != seen:
+                # Own traffic wakes this loop, too; the write loop notices foreign records by itself.
+                await asyncio.sleep(0.005)
+
+    async def _read_to(self, end: int) -> None:
+        while self.position < end:
+            chunk = await self._log.read(self.index, self.position, limit=1000, wait_s=1.0)
+            self._fold_records(chunk.records)
+            if not chunk.records and chunk.next_offset > self.position:
+                self.position = chunk.next_offset  # offsets that hold no records
+
+    def _fold_records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.offset >= self.position:
+                self.position = record.offset + 1
+                self._observe(record)
+
+    def _observe(self, record: Record) -> None:
+        entry = record.entry
+        if isinstance(entry, e.Event):
+            if entry.epoch != e.RECORDED_EPOCH:
+                self._observe_event(entry, record.offset)
+        elif isinstance(entry, e.RequestRefused):
+            self.answered.add(entry.request_id)
+        elif isinstance(entry, e.Request):
+            if not isinstance(entry, e.ReplayLogged):
+                self._owner.on_request(self, record)
+        elif isinstance(entry, Undecodable):
+            self._count("undecodable")
+            logger.error(
+                "partition %d, offset %d holds no record of ours: %s",
+                record.partition,
+                record.offset,
+                entry.reason,
+            )
+
+    def _observe_event(self, event: e.Event, offset: int) -> None:
+        cell = self.cells.get(event.saga_id)
+        accepted = cell.accepted if cell is not None else self.seen.get(event.saga_id)
+        if accepted is None:
+            if type(event.fact) is not e.SagaStarted:
+                # Of a saga that ended before `known_from`: its replay goes through a request.
+                self._count("unknown_saga")
+                return
+            if event.writer == self._writer:
+                self._count(Verdict.DUPLICATE)  # lands late; the saga has ended and is forgotten
+                return
+            accepted = Accepted()
+            cell = Cell(SagaState(), accepted, ours=False)
+        verdict = judge(accepted, event)
+        if verdict is not Verdict.ACCEPTED:
+            self._count(verdict)
+            return
+        accepted.take(event, offset)
+        if cell is None:
+            if type(event.fact) is e.ReplayBranched:
+                self._owner.on_branched(self, event, offset)
+            return
+        if cell.begin < 0:
+            cell.begin = offset
+        if event.writer == self._writer:
+            return  # an append of our own that is not acknowledged yet
+        if cell.ours:
+            cell.lost = True
+            self.cells.pop(event.saga_id, None)
+            self._owner.on_lost(self, cell)
+            return
+        advance(cell.state, event)
+        cell.quiet_since = asyncio.get_running_loop().time()
+        if cell.state.ended:
+            self.finish(cell)
+        elif event.saga_id not in self.cells:
+            self.cells[event.saga_id] = cell
+            self._owner.on_foreign(self, cell)
+
+    def _count(self, cause: str) -> None:
+        self.rejected[cause] = self.rejected.get(cause, 0) + 1
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Begin to append and to read from `position` on."""
+        self._tasks = [
+            asyncio.create_task(self._guard(self._write), name=f"sagaz-es write {self.index}"),
+            asyncio.create_task(self._guard(self._read), name=f"sagaz-es read {self.index}"),
+        ]
+
+    async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Errors of the log's connection are waited out; what cannot be is told to the engine."""
+        while True:
+            try:
+                await loop()
+            except LogTruncated as error:
+                logger.critical("%s", error)
+                self._owner.on_broken(self, error)
+                return
+            except (SagaError, OSError) as error:
+                logger.warning("partition %d: %s; trying again", self.index, error)
+                await asyncio.sleep(0.5)
+            except Exception as error:
+                logger.exception("partition %d stopped", self.index)
+                self._owner.on_broken(self, error)
+                return
+
+    def finish(self, cell: Cell) -> None:
+        """The saga has ended: forget it, but not its id."""
+        self.cells.pop(cell.state.saga_id, None)
+        self.seen[cell.state.saga_id] = cell.accepted
+
+    def forget_before(self, offset: int) -> None:
+        """The store answers for everything that ended before `offset`."""
+        if offset <= self.known_from:
+            return
+        gone = [key for key, accepted in self.seen.items() if accepted.end_offset < offset]
+        for key in gone:
+            del self.seen[key]
+        self.known_from = offset
+
+    def low_water_mark(self) -> int:
+        """Nothing before it belongs to an unfinished saga or an unhandled request."""
+        begins = [cell.begin for cell in self.cells.values() if cell.begin >= 0]
+        return min([self.position, *begins, *self.held.values()])
+
+    async def stop(self) -> None:
+        """Stop both loops; appends that were not sent fail with LostOwnership."""
+        self.closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        for item in (*self._sending, *self._queue):
+            _fail(item, LostOwnership(item.cell.state.saga_id if item.cell else ""))
+        self._sending = []
+        self._queue.clear()
+
+
+def _fail(item: _Append, error: Exception) -> None:
+    if not item.future.done():
+        item.future.set_exception(error)
+        item.future.exception()  # whoever waited may be gone: no "never retrieved" noise

@@ -1,0 +1,107 @@
+"""Which code runs a saga: classes, objects and factories, by the saga's name in the log."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sagaz_es.engine.definition import Definition, Saga
+from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
+
+Source = type[Saga] | Saga
+
+
+class Registry:
+    """Definitions by saga name. Raises DefinitionError where two different ones have one name."""
+
+    def __init__(self, sagas: Iterable[Source] | Mapping[str, Callable[..., Any]] = ()) -> None:
+        self._sources: dict[str, object] = {}
+        self._definitions: dict[str, Definition] = {}
+        if isinstance(sagas, Mapping):
+            for name, factory in sagas.items():
+                self._sources[name] = factory
+            return
+        for saga in sagas:
+            self.add(saga)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Registered names, in order of registration."""
+        return tuple(self._sources)
+
+    def add(self, saga: Source) -> str:
+        """Register a class or an object; its name in the log."""
+        if isinstance(saga, type) and issubclass(saga, Saga):
+            name = saga.registered_name()
+        elif isinstance(saga, Saga):
+            name = saga.name
+        else:
+            raise ConfigurationError(f"sagas: {saga!r} is neither a Saga class nor a Saga object")
+        known = self._sources.setdefault(name, saga)
+        if known is not saga and _kind(known) is not _kind(saga):
+            raise DefinitionError(
+                f"two sagas are named {name!r}: {_called(known)} and {_called(saga)}; "
+                "give one of them another saga_name"
+            )
+        return name
+
+    def resolve(self, saga: Source | str) -> Definition:
+        """The definition to run. An object is run by itself, a class by one object of it."""
+        if isinstance(saga, str):
+            return self.by_name(saga)
+        name = self.add(saga)
+        if isinstance(saga, Saga):
+            definition = saga.definition()
+            if self._sources[name] is saga:
+                self._definitions[name] = definition
+            return definition
+        return self.by_name(name)
+
+    def by_name(self, name: str) -> Definition:
+        """Raises UnknownSagaName; ConfigurationError where the class needs arguments."""
+        definition = self._definitions.get(name)
+        if definition is None:
+            source = self._sources.get(name)
+            if source is None:
+                raise UnknownSagaName(name, self.names)
+            definition = self._definitions[name] = self._make(name, source)
+        return definition
+
+    def _make(self, name: str, source: object) -> Definition:
+        if isinstance(source, Saga):
+            return source.definition()
+        assert callable(source)
+        try:
+            saga = source() if isinstance(source, type) else source(name)
+        except TypeError as error:
+            if isinstance(source, type) and _needs_arguments(source):
+                raise ConfigurationError(
+                    f"saga {name!r}: {_called(source)} cannot be made without arguments ({error}); "
+                    "register a factory: connect(sagas={name: factory}), and pass live objects by "
+                    "connect(resources=…)"
+                ) from error
+            raise
+        if not isinstance(saga, Saga):
+            raise ConfigurationError(
+                f"saga {name!r}: its factory gave a {type(saga).__name__}, not a Saga"
+            )
+        return saga.definition()
+
+
+def _kind(source: object) -> object:
+    # Two objects of one subclass are one saga; two made by hand are not.
+    if isinstance(source, Saga):
+        return source if type(source) is Saga else type(source)
+    return source
+
+
+def _called(source: object) -> str:
+    kind = source if isinstance(source, type) else type(source)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _needs_arguments(cls: type) -> bool:
+    parameters = list(inspect.signature(cls).parameters.values())
+    plain = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in plain for p in parameters)

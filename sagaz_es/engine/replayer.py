@@ -1,0 +1,551 @@
+"""Replays: from a plan to a branch, and back.
+
+The way of a replay: the plan is made from the named saga and the head of its family; ReplayBranched
+in the head's stream decides it (of two at one time the acceptance rule lets one win) and carries the
+branch's whole first fact; then the branch is started under its id, idempotently, in the same
+partition. Killed between the two, whoever reads the ReplayBranched starts the branch.
+
+Law (audit first): the ReplayBranched is durable before anything of the branch runs.
+Law (nothing doubled): the table of effects comes from the head, which the sequence in the plan pins.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sagaz_es.codec.values import from_text
+from sagaz_es.core import events as e
+from sagaz_es.core.decide import completed_pivots, executed_effects
+from sagaz_es.core.fold import advance, judge
+from sagaz_es.core.fold import Verdict as FoldVerdict
+from sagaz_es.core.plan import ReplayPlan, make_plan
+from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.core.texts import join_names, names, split_object
+from sagaz_es.engine.lookup import current_state, head_of_family
+from sagaz_es.engine.partition import Accepted, Cell, Partition
+from sagaz_es.engine.result import SagaHandle
+from sagaz_es.errors import (
+    LostOwnership,
+    NotFound,
+    PlanBlocked,
+    PlanOutdated,
+    ReplayError,
+    RequestRefusedError,
+    SagaError,
+    SagaStillRunning,
+    SnapshotNotFoundError,
+    UndoRefused,
+    UnknownSagaName,
+)
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.engine import Engine
+
+_START = msgspec.json.Decoder(e.SagaStarted)
+
+
+class ReplayStatus(StrEnum):
+    """Where a replay stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class ReplayResult:
+    """What became of a replay. `status` is `success` when the branch completed (or, dry, when it
+    could run); `error_message` says why not, in the branch's failing step's words."""
+
+    replay_id: str
+    original_saga_id: str
+    new_saga_id: str | None
+    checkpoint_step: str
+    status: ReplayStatus
+    plan: ReplayPlan | None = None
+    initiated_by: str = ""
+    context_override: dict[str, Any] | None = None
+    error_message: str | None = None
+    dry_run: bool = False
+    force_failure: bool = False
+    saga_status: SagaStatus | None = None  # of the branch
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+
+    @property
+    def replay_status(self) -> ReplayStatus:
+        """As sagaz spells `status`."""
+        return self.status
+
+    @property
+    def error(self) -> str | None:
+        """As the command line spells `error_message`."""
+        return self.error_message
+
+    @property
+    def success(self) -> bool:
+        return self.status is ReplayStatus.SUCCESS
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain record: ids and times as text."""
+        return {
+            "replay_id": self.replay_id,
+            "original_saga_id": self.original_saga_id,
+            "new_saga_id": self.new_saga_id,
+            "checkpoint_step": self.checkpoint_step,
+            "status": str(self.status),
+            "replay_status": str(self.status),
+            "initiated_by": self.initiated_by,
+            "context_override": self.context_override,
+            "error_message": self.error_message,
+            "dry_run": self.dry_run,
+            "force_failure": self.force_failure,
+            "created_at": self.created_at.isoformat() if self.created_at else None,
+            "completed_at": self.completed_at.isoformat() if self.completed_at else None,
+        }
+
+
+def branch_start(fact: e.ReplayBranched) -> e.SagaStarted:
+    """The first fact of the branch that a ReplayBranched decided."""
+    return _START.decode(fact.start)
+
+
+# --- planning ---------------------------------------------------------------------------------------
+
+
+async def plan(
+    engine: Engine,
+    saga_id: str,
+    from_step: str,
+    *,
+    context_override: Mapping[str, Any] | None = None,
+    force_failure: bool = False,
+    allow: Iterable[str] = (),
+) -> ReplayPlan:
+    """See Engine.plan_replay."""
+    from sagaz_es.engine.engine import context_texts
+
+    overrides = context_texts(context_override)
+    if engine.large_values is not None:
+        overrides = await engine.large_values.off_load(overrides)
+    try:
+        return await _plan(engine, saga_id, from_step, overrides, force_failure, tuple(allow))
+    except SnapshotNotFoundError as error:
+        await _note(engine, saga_id, from_step, "refused", error=str(error))
+        raise
+    except SagaError:
+        raise
+    except (OSError, TimeoutError) as error:
+        raise ReplayError(f"the replay of {saga_id!r} could not be prepared: {error}") from error
+
+
+async def _plan(
+    engine: Engine,
+    saga_id: str,
+    from_step: str,
+    overrides: Mapping[str, str],
+    force_failure: bool,
+    allow: tuple[str, ...],
+) -> ReplayPlan:
+    named = await current_state(engine.log, engine.store, saga_id)
+    if named is None:
+        raise SnapshotNotFoundError(
+            saga_id, from_step, f"there is no such saga in {engine.log.name}"
+        )
+    head = await head_of_family(engine.log, engine.store, named)
+    if head is None:
+        raise SagaStillRunning(named.branch, "pending", named.saga_id)
+    if named.graph:
+        graph = named.step_graph
+    else:  # a recorded saga: its services did not say how its steps hang together
+        try:
+            graph = engine.registry.by_name(named.saga_name).graph
+        except UnknownSagaName as error:
+            raise ReplayError(
+                f"saga {saga_id!r} was recorded without a definition, and {error}"
+            ) from error
+    return make_plan(
+        named,
+        head,
+        graph,
+        from_step,
+        overrides=overrides,
+        allow=allow,
+        force_failure=force_failure,
+    )
+
+
+async def _note(
+    engine: Engine,
+    saga_id: str,
+    point: str,
+    status: str,
+    *,
+    overrides: str = "",
+    actor: str = "",
+    reason: str = "",
+    dry_run: bool = False,
+    error: str = "",
+    replay_id: str = "",
+) -> None:
+    """Keep an attempt in the audit trail, whatever becomes of it."""
+    note = e.ReplayLogged(
+        replay_id or str(uuid.uuid4()),
+        saga_id,
+        engine.clock.now(),
+        actor,
+        reason,
+        replay_id=replay_id or str(uuid.uuid4()),
+        point=point,
+        overrides=overrides,
+        dry_run=dry_run,
+        status=status,
+        error_message=error,
+    )
+    await engine.log.append(engine.log.partition_of(saga_id), [note])
+
+
+# --- running ----------------------------------------------------------------------------------------
+
+
+async def replay(
+    engine: Engine, plan: ReplayPlan, *, actor: str, reason: str, dry_run: bool
+) -> ReplayResult:
+    """See Engine.replay."""
+    replay_id = str(uuid.uuid4())
+    result = ReplayResult(
+        replay_id,
+        plan.saga_id,
+        None,
+        plan.from_step,
+        ReplayStatus.PENDING,
+        plan,
+        initiated_by=actor,
+        context_override=_override_values(plan),
+        dry_run=dry_run,
+        force_failure=plan.force_failure,
+        created_at=_time(engine.clock.now()),
+    )
+    try:
+        _check_runnable(engine, plan)
+    except SagaError as error:
+        await _note(
+            engine,
+            plan.saga_id,
+            plan.from_step,
+            "failed" if dry_run else "refused",
+            overrides=plan.overrides,
+            actor=actor,
+            reason=reason,
+            dry_run=dry_run,
+            error=str(error),
+            replay_id=replay_id,
+        )
+        if not dry_run:
+            raise
+        result.status, result.error_message = ReplayStatus.FAILED, str(error)
+        result.completed_at = _time(engine.clock.now())
+        return result
+    if dry_run:
+        await _note(
+            engine,
+            plan.saga_id,
+            plan.from_step,
+            "success",
+            overrides=plan.overrides,
+            actor=actor,
+            reason=reason,
+            dry_run=True,
+            replay_id=replay_id,
+        )
+        result.status = ReplayStatus.SUCCESS
+        result.completed_at = _time(engine.clock.now())
+        return result
+    handle = await _decide(engine, plan, replay_id, actor, reason)
+    outcome = await handle.result()
+    result.new_saga_id = handle.saga_id
+    result.saga_status = outcome.status
+    result.completed_at = _time(engine.clock.now())
+    if outcome.success:
+        result.status = ReplayStatus.SUCCESS
+    else:
+        result.status = ReplayStatus.FAILED
+        result.error_message = str(outcome.error) if outcome.error else str(outcome.status)
+        if outcome.status is SagaStatus.CANCELLED:
+            result.status = ReplayStatus.CANCELLED
+    return result
+
+
+def _override_values(plan: ReplayPlan) -> dict[str, Any] | None:
+    if not plan.overrides:
+        return None
+    return {key: from_text(text) for key, text in split_object(plan.overrides).items()}
+
+
+def _check_runnable(engine: Engine, plan: ReplayPlan) -> None:
+    """Raises what a run of the plan would be refused with, as far as it can be known before."""
+    from sagaz_es.engine.engine import check_definition
+
+    start = _START.decode(plan.start)
+    if plan.head_status in ("pending", "executing", "compensating", "forward_recovery"):
+        raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
+    definition = engine.registry.by_name(plan.saga_name)
+    recorded = SagaState(
+        saga_id=plan.saga_id,
+        saga_name=plan.saga_name,
+        definition=start.definition,
+        graph=start.graph,
+    )
+    check_definition(recorded, definition)
+    if plan.blocked:
+        raise PlanBlocked(plan.saga_id, plan.blockers)
+
+
+async def _decide(
+    engine: Engine, plan: ReplayPlan, replay_id: str, actor: str, reason: str
+) -> SagaHandle:
+    """Get the replay decided by the writer of the head, and the branch begun."""
+    partition = engine.partition_for(plan.head_saga_id)
+    if partition is not None:
+        return await _branch(engine, partition, plan, replay_id, actor, reason, "")
+    request = e.ReplayRequested(
+        str(uuid.uuid4()),
+        plan.head_saga_id,
+        engine.clock.now(),
+        actor,
+        reason,
+        replay_id=replay_id,
+        parent_saga_id=plan.saga_id,
+        point=plan.from_step,
+        overrides=plan.overrides,
+        allow=join_names(plan.allow) or "[]",
+        force_failure=plan.force_failure,
+        digest=plan.digest,
+    )
+    fact = await engine.ask(
+        request, lambda fact: isinstance(fact, e.ReplayBranched) and fact.replay_id == replay_id
+    )
+    assert isinstance(fact, e.ReplayBranched)
+    return engine.handle(fact.branch_saga_id)
+
+
+async def answer(engine: Engine, request: e.ReplayRequested) -> None:
+    """Decide a replay that somebody else asked this engine for. Raises what it is refused with."""
+    plan = await _plan(
+        engine,
+        request.parent_saga_id,
+        request.point,
+        split_object(request.overrides),
+        request.force_failure,
+        tuple(names(request.allow)),
+    )
+    head = await current_state(engine.log, engine.store, plan.head_saga_id)
+    if head is not None and head.replay_id == request.replay_id:
+        return  # decided before a restart
+    if plan.digest != request.digest:
+        raise PlanOutdated(request.parent_saga_id, "its history has moved since the plan was made")
+    _check_runnable(engine, plan)
+    partition = engine.partition_for(plan.head_saga_id)
+    if partition is None:
+        raise RequestRefusedError("the partition was handed over meanwhile; ask again")
+    await _branch(
+        engine,
+        partition,
+        plan,
+        request.replay_id,
+        request.actor,
+        request.reason,
+        request.request_id,
+    )
+
+
+async def _branch(
+    engine: Engine,
+    partition: Partition,
+    plan: ReplayPlan,
+    replay_id: str,
+    actor: str,
+    reason: str,
+    request_id: str,
+) -> SagaHandle:
+    head = await current_state(engine.log, engine.store, plan.head_saga_id)
+    if head is None or head.sequence != plan.head_sequence:
+        raise PlanOutdated(plan.saga_id, _what_moved(head))
+    branch_id = engine.new_id_in(partition.index)
+    start = msgspec.structs.replace(
+        _START.decode(plan.start),
+        replay_id=replay_id,
+        digest=plan.digest,
+        actor=actor,
+        cause=request_id,
+    )
+    fact = e.ReplayBranched(
+        replay_id,
+        branch_id,
+        msgspec.json.encode(start).decode(),
+        plan.saga_id,
+        plan.from_step,
+        plan.digest,
+        actor,
+        reason,
+        request_id,
+    )
+    await _append_to_head(engine, partition, plan, head, fact)
+    return await engine.launch_branch(partition, branch_id, start, head.saga_name)
+
+
+async def _append_to_head(
+    engine: Engine, partition: Partition, plan: ReplayPlan, head: SagaState, fact: e.ReplayBranched
+) -> None:
+    """Append ReplayBranched as the next event of the head; the acceptance rule picks the winner."""
+    if plan.head_saga_id in partition.cells:
+        raise PlanOutdated(plan.saga_id, "another replay of it is being decided")
+    accepted = Accepted.of(head)
+    ours = head.writer == engine.writer
+    event = e.Event(
+        head.saga_id,
+        head.saga_name,
+        engine.writer,
+        head.epoch if ours else head.epoch + 1,
+        head.sequence + 1,
+        max(engine.clock.now(), head.updated_at),
+        fact,
+        head.replay_id,
+    )
+    assert judge(accepted, event) is FoldVerdict.ACCEPTED
+    cell = Cell(head, accepted, ours=True, begin=partition.position)
+    advance(head, event)
+    partition.cells[head.saga_id] = cell
+    try:
+        await partition.enqueue(cell, [event], 2000 + len(fact.start))
+    except LostOwnership:
+        raise PlanOutdated(plan.saga_id, "another replay of it has won") from None
+    finally:
+        if partition.cells.get(head.saga_id) is cell:
+            partition.finish(cell)
+
+
+def _what_moved(head: SagaState | None) -> str:
+    if head is None:
+        return "its head is gone"
+    if head.branch:
+        return f"it was replayed as {head.branch!r} meanwhile"
+    return f"the head of its family, {head.saga_id!r}, has gone on to sequence {head.sequence}"
+
+
+# --- undoing ----------------------------------------------------------------------------------------
+
+
+async def undo(engine: Engine, replay_id: str, *, actor: str, reason: str) -> ReplayResult:
+    """See Engine.undo_replay."""
+    state = await _find_branch(engine, replay_id)
+    result = ReplayResult(
+        state.replay_id,
+        state.parent_saga_id,
+        state.saga_id,
+        state.point,
+        ReplayStatus.SUCCESS,
+        initiated_by=actor,
+        created_at=_time(engine.clock.now()),
+    )
+    if not state.undone:
+        handle = await _undo(engine, state, actor, reason)
+        outcome = await handle.result()
+        result.saga_status = outcome.status
+        if outcome.compensation_errors:
+            result.status = ReplayStatus.FAILED
+            result.error_message = "; ".join(outcome.compensation_errors)
+    result.completed_at = _time(engine.clock.now())
+    return result
+
+
+async def _find_branch(engine: Engine, replay_id: str) -> SagaState:
+    saga_id = replay_id
+    if engine.store is not None:
+        entry = await engine.store.replay(replay_id)
+        if entry is not None and entry.new_saga_id:
+            saga_id = entry.new_saga_id
+    state = await current_state(engine.log, engine.store, saga_id)
+    if state is None or not state.replay_id:
+        raise ReplayNotFound(replay_id)
+    return state
+
+
+class ReplayNotFound(NotFound):
+    """No replay of this id."""
+
+    def __init__(self, replay_id: str) -> None:
+        super().__init__(replay_id)
+        self.replay_id = replay_id
+
+    def __str__(self) -> str:
+        return (
+            f"there is no replay {self.replay_id!r}; give its replay id, or its branch's saga id "
+            "(`sagaz-es saga list` shows both)"
+        )
+
+
+async def _undo(engine: Engine, state: SagaState, actor: str, reason: str) -> SagaHandle:
+    partition = engine.partition_for(state.saga_id)
+    if partition is None:
+        request = e.UndoRequested(
+            str(uuid.uuid4()),
+            state.saga_id,
+            engine.clock.now(),
+            actor,
+            reason,
+            replay_id=state.replay_id,
+        )
+        await engine.ask(
+            request,
+            lambda fact: isinstance(fact, e.CompensationStarted | e.ReplayUndone),
+        )
+        return engine.handle(state.saga_id)
+    return await _undo_here(engine, partition, state, actor, reason, "")
+
+
+async def answer_undo(engine: Engine, request: e.UndoRequested) -> None:
+    """Undo a replay that somebody else asked this engine for."""
+    state = await current_state(engine.log, engine.store, request.saga_id)
+    partition = engine.partition_for(request.saga_id)
+    if state is None or partition is None:
+        raise ReplayNotFound(request.replay_id)
+    if not state.undone and state.undo_reason != request.request_id:
+        await _undo_here(
+            engine, partition, state, request.actor, request.reason, request.request_id
+        )
+
+
+async def _undo_here(
+    engine: Engine, partition: Partition, state: SagaState, actor: str, reason: str, cause: str
+) -> SagaHandle:
+    if not state.ended:
+        raise SagaStillRunning(state.saga_id, state.status)
+    if state.branch:
+        raise UndoRefused(state.replay_id, f"it was replayed as {state.branch!r}; undo that first")
+    definition = engine.registry.by_name(state.saga_name)
+    graph = definition.graph
+    steps = executed_effects(state, graph)
+    pivots = tuple(name for name in completed_pivots(state, graph) if name in steps)
+    if pivots:
+        raise UndoRefused(state.replay_id, "there is no way back behind its pivots", pivots)
+    stuck = tuple(name for name in steps if not graph.by_name[name].compensable)
+    if stuck:
+        raise UndoRefused(state.replay_id, "these steps have no compensation", stuck)
+    back = e.CompensationStarted(
+        join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
+    )
+    return engine.resume(partition, state, definition, (e.SagaClaimed("undo"), back))
+
+
+def _time(us: int) -> datetime:
+    return datetime.fromtimestamp(us / 1e6, UTC)

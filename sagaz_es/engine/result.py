@@ -1,0 +1,110 @@
+"""What callers get: a saga's result, and a handle on one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagaz_es.core.decide import completed_pivots
+from sagaz_es.core.effects import standing
+from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.errors import SagaStepError
+
+
+@dataclass(slots=True)
+class SagaResult:
+    """How a saga ended. `context` is the final one; `error` the failing step's exception (its own
+    where this process ran it, else a SagaStepError); `steps` maps step to status."""
+
+    saga_id: str
+    saga_name: str
+    status: SagaStatus
+    context: dict[str, Any]
+    error: BaseException | None = None
+    steps: dict[str, str] = field(default_factory=dict)
+    completed_steps: int = 0
+    total_steps: int = 0
+    execution_time: float = 0.0  # seconds, from its first to its last event
+    compensation_errors: list[str] = field(default_factory=list)
+    pivot_reached: bool = False
+    committed_step_names: list[str] = field(default_factory=list)  # effects that stand
+    unknown_step_names: list[str] = field(default_factory=list)  # nobody knows whether they do
+    rollback_boundary: str | None = None  # the last completed pivot
+
+    @property
+    def success(self) -> bool:
+        """Every step is done."""
+        return self.status is SagaStatus.COMPLETED
+
+    @property
+    def is_completed(self) -> bool:
+        return self.status is SagaStatus.COMPLETED
+
+    @property
+    def is_rolled_back(self) -> bool:
+        return self.status is SagaStatus.ROLLED_BACK
+
+    @property
+    def is_partially_committed(self) -> bool:
+        return self.status is SagaStatus.PARTIALLY_COMMITTED
+
+    @property
+    def needs_intervention(self) -> bool:
+        """A person has to look at it."""
+        return self.status in (SagaStatus.FAILED, SagaStatus.FORWARD_RECOVERY)
+
+
+def result_of(
+    state: SagaState, context: dict[str, Any], error: BaseException | None = None
+) -> SagaResult:
+    """The result of a saga that has ended."""
+    graph = state.step_graph
+    effects = standing(state)
+    pivots = completed_pivots(state, graph)
+    if state.status == "completed":
+        error = None
+    elif state.failed_step and (error is None or type(error).__name__ != state.error_type):
+        error = SagaStepError(state.failed_step, state.error_type, state.error_message)
+    steps = {name: "pending" for name in graph.order}
+    steps.update({name: str(step.status) for name, step in state.steps.items()})
+    return SagaResult(
+        saga_id=state.saga_id,
+        saga_name=state.saga_name,
+        status=SagaStatus(state.status),
+        context=context,
+        error=error,
+        steps=steps,
+        # As sagaz counts: steps that did their work, whether undone since or not.
+        completed_steps=sum(
+            1
+            for step in state.steps.values()
+            if step.status in ("completed", "compensating", "compensated", "compensation_failed")
+        ),
+        total_steps=len(steps),
+        execution_time=(state.ended_at - state.started_at) / 1e6,
+        compensation_errors=[
+            f"{name}: {step.error_type}: {step.error_message}"
+            for name, step in state.steps.items()
+            if step.status == "compensation_failed"
+        ],
+        pivot_reached=bool(pivots),
+        committed_step_names=[effect.step for effect in effects if not effect.unknown],
+        unknown_step_names=[effect.step for effect in effects if effect.unknown],
+        rollback_boundary=pivots[-1] if pivots else None,
+    )
+
+
+class SagaHandle:
+    """A saga that was started here, or by somebody else under the same id."""
+
+    def __init__(self, saga_id: str, outcome: Callable[[], Awaitable[SagaResult]]) -> None:
+        self.saga_id = saga_id
+        self._outcome = outcome
+
+    async def result(self, timeout: float | None = None) -> SagaResult:
+        """Wait for the end. Raises TimeoutError after `timeout` seconds (the saga goes on),
+        EngineClosed if this engine stops first."""
+        async with asyncio.timeout(timeout):
+            return await self._outcome()
