@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import docker
 import yaml
+from docker.errors import DockerException
 from testcontainers.core.container import DockerContainer
 
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"
@@ -32,9 +34,13 @@ class ContainerBox:
             self._created = True
 
     def stop(self) -> None:
-        self._container.stop(timeout=30)
+        if self._created:
+            self._container.stop(timeout=30)
 
     def kill(self) -> None:
+        self._container.reload()
+        if self._container.status == "paused":  # then Docker refuses to kill it
+            self._container.unpause()
         self._container.kill("SIGKILL")
         self._container.wait()
 
@@ -56,6 +62,7 @@ class ContainerBox:
 
 
 def kafka(properties: Mapping[str, str], port: int) -> ContainerBox:
+    pull("kafka")
     container = _container("kafka", port)
     for name, value in properties.items():
         container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
@@ -63,6 +70,7 @@ def kafka(properties: Mapping[str, str], port: int) -> ContainerBox:
 
 
 def postgresql(settings: Mapping[str, str], port: int) -> ContainerBox:
+    pull("postgresql")
     container = _container("postgresql", port).with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
     options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     return ContainerBox(container.with_command(f"postgres -p {port} {options}"))
@@ -70,10 +78,15 @@ def postgresql(settings: Mapping[str, str], port: int) -> ContainerBox:
 
 def pull(service: str) -> None:
     """Have the image here before the first test waits for it."""
-    client = docker.from_env()
+    image = _image(service)
+    client = docker.from_env(timeout=600)
     try:
-        if not client.images.list(name=_image(service)):
-            client.images.pull(_image(service))
+        if not client.images.list(name=image):
+            print(f"pulling {image}", file=sys.stderr)
+            client.images.pull(image)
+    except DockerException as error:
+        advice = "SAGAZ_ES_SERVERS=local runs the servers without Docker"
+        raise RuntimeError(f"no image {image}: {error}; {advice}") from error
     finally:
         client.close()
 

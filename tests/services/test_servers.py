@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
-import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -141,15 +143,24 @@ def test_no_server_outlives_the_program_that_started_it(end: signal.Signals) -> 
     try:
         assert program.stdout is not None
         log, store = program.stdout.readline(), program.stdout.readline()
-        assert log.startswith("export SAGAZ_ES_LOG=kafka://127.0.0.1:")
-        assert log.endswith("/demo\n")
-        assert store.startswith("export SAGAZ_ES_STORE=postgresql://postgres@127.0.0.1:")
-        servers = psutil.Process(program.pid).children(recursive=True)
-        assert {"java", "postgres"} <= {server.name() for server in servers}
+        printed = r"export SAGAZ_ES_{}={}127\.0\.0\.1:(\d+)/demo\n"
+        ports = [
+            re.fullmatch(printed.format("LOG", "kafka://"), log),
+            re.fullmatch(printed.format("STORE", "postgresql://postgres@"), store),
+        ]
+        servers = [("127.0.0.1", int(port[1])) for port in ports if port]
+        assert [listens(server) for server in servers] == [True, True]
         program.send_signal(end)
-        program.wait(timeout=30)
-        _, alive = psutil.wait_procs(servers, timeout=10)
-        assert alive == []
+        program.wait(timeout=60)
+        deadline = time.monotonic() + 30  # containers are removed within 10 s of a SIGKILL
+        while any(map(listens, servers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [listens(server) for server in servers] == [False, False]
     finally:
         program.kill()
         program.communicate()
+
+
+def listens(address: tuple[str, int]) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(address) == 0
