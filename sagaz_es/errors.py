@@ -21,7 +21,8 @@ class SagaError(Exception):
 
 
 class DefinitionError(SagaError, ValueError):
-    """A saga class or a step is declared wrongly; raised when it is defined, before any step runs."""
+    """A saga class or a step is declared wrongly; raised when it is defined, before any step
+    runs."""
 
 
 class CompensationGraphError(SagaError):
@@ -29,7 +30,8 @@ class CompensationGraphError(SagaError):
 
 
 class CircularDependencyError(CompensationGraphError, DefinitionError):
-    """Steps depend on each other in a circle. `cycle` names them, the first one again at the end."""
+    """Steps depend on each other in a circle. `cycle` names them, the first one again at the
+    end."""
 
     def __init__(self, cycle: list[str]) -> None:
         super().__init__(cycle)
@@ -266,6 +268,21 @@ class UndecodableRecord(SagaError, ValueError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class UnknownRecordType(UndecodableRecord):
+    """A record whose schema is not known here: of a newer version, or not ours."""
+
+
+class RegistryRefused(SagaError):
+    """A schema registry answered, but not with what was asked for."""
+
+    def __init__(self, address: str, what: str, detail: str) -> None:
+        super().__init__(address, what, detail)
+        self.address, self.what, self.detail = address, what, detail
+
+    def __str__(self) -> str:
+        return f"the schema registry at {self.address} refused {self.what}: {self.detail}"
 
 
 class CheckpointMoved(SagaError):
