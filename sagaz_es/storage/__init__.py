@@ -1,0 +1,1 @@
+"""Stores of what the projector makes: one adapter a file, all `sagaz_es.ports.ProjectionStore`."""
