@@ -7,7 +7,8 @@ facts, carries its state forward by them, and runs the attempts only after it ha
 Law (total): every state has a decision; nothing raises.
 Law (ready means ready): a step starts when its own dependencies are done, not when a level is.
 Law (no way back behind a pivot): nothing that a completed pivot depends on, nor it, is undone.
-Law (reverse): a step is undone after everything that depends on it, over steps without compensation.
+Law (reverse): a step is undone after everything that depends on it, over steps without
+compensation.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
                 continue
             if node.at_most_once:
                 facts.append(
-                    e.StepOutcomeUnknown(node.name, step.attempt, "its process stopped while it ran")
+                    e.StepOutcomeUnknown(
+                        node.name, step.attempt, "its process stopped while it ran"
+                    )
                 )
                 continue
         elif status != "pending":

@@ -4,7 +4,8 @@ A *fact* says what happened to one saga; an `Event` is a fact in its envelope. A
 somebody wants; it carries no sequence, and the saga's writer turns it into facts. The published
 form of each is `schemas/<snake_case_name>.avsc`: same names, same order, envelope first.
 
-Times are microseconds since 1970 UTC. Texts called JSON hold typed values (`sagaz_es.codec.values`).
+Times are microseconds since 1970 UTC. Texts called JSON hold typed values
+(`sagaz_es.codec.values`).
 Hot facts have no unions: an empty text or 0 means "none". Source: DESIGN.md §3.
 """
 
@@ -15,7 +16,8 @@ from typing import TypeAlias
 from msgspec import Struct
 
 RECORDED_EPOCH = -1
-"""The epoch of every fact that a recorder or an import writes: many writers, nobody owns the saga."""
+"""The epoch of every fact that a recorder or an import writes: many writers, nobody owns the
+saga."""
 
 FORMAT_VERSION = 1
 """What NamespaceCreated says; raised before a new fact type is written."""
@@ -126,7 +128,9 @@ class CompensationStarted(Fact, frozen=True, gc=False):
     """The saga goes back: the steps named are undone, then it ends with `goal`."""
 
     steps: str = "[]"  # JSON array: what is undone, in an order that undoes dependents first
-    goal: str = "rolled_back"  # rolled_back, cancelled, partially_committed or undone (a replay's undo)
+    goal: str = (
+        "rolled_back"  # rolled_back, cancelled, partially_committed or undone (a replay's undo)
+    )
     reason: str = ""
     actor: str = ""
     cause: str = ""  # id of the request, if any
@@ -181,7 +185,8 @@ class SagaRolledBack(Fact, frozen=True, gc=False):
 
 
 class SagaFailed(Fact, frozen=True, gc=False):
-    """The saga ended with effects that nobody wanted to stand: a compensation failed, for instance."""
+    """The saga ended with effects that nobody wanted to stand: a compensation failed, for
+    instance."""
 
     error_type: str = ""
     error_message: str = ""

@@ -14,7 +14,8 @@ same way for every reader, because a partition is totally ordered:
 
 Law (one winner): of all events of a saga with one sequence, at most one changes the state.
 Law (one writer an epoch): all accepted facts of an epoch have one writer.
-Law (late is harmless): an event that comes again, or from a writer that lost the saga, changes nothing.
+Law (late is harmless): an event that comes again, or from a writer that lost the saga, changes
+nothing.
 Law (total): no event raises, whatever its order.
 Source: DESIGN.md §4; `tests/property/test_fold.py`.
 """
@@ -84,7 +85,8 @@ def _judge(state: Judged, event: e.Event) -> Verdict:
         return Verdict.ACCEPTED if (event.epoch, event.sequence) == (0, 1) else Verdict.GAP
     if not state.sequence:
         return Verdict.GAP
-    if fact is e.ReplayBranched and state.ended or fact is e.SagaClaimed and not state.recorded:
+    claims = fact is e.SagaClaimed and not state.recorded
+    if claims or (fact is e.ReplayBranched and state.ended):
         if event.epoch != state.epoch + 1:
             return Verdict.STALE_WRITER if event.epoch <= state.epoch else Verdict.GAP
         if event.sequence == state.sequence + 1:
@@ -123,7 +125,8 @@ def fold_into(state: SagaState, event: e.Event) -> Verdict:
 
 
 def advance(state: SagaState, event: e.Event) -> None:
-    """Carry `state` forward by an event that is accepted (its writer knows: it has just numbered it)."""
+    """Carry `state` forward by an event that is accepted (its writer knows: it has just numbered
+    it)."""
     fact = event.fact
     if not state.sequence:
         state.saga_id, state.saga_name = event.saga_id, event.saga_name

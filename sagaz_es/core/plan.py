@@ -7,10 +7,12 @@
 | UNDO_FIRST | the effect stands but is stale: compensate with the recorded result, then redo |
 | BLOCKED | as UNDO_FIRST, but it cannot be undone; only an explicit allow, by name, goes on |
 
-The point and the start context come from the saga that was named, the table of standing effects from
+The point and the start context come from the saga that was named, the table of standing effects
+from
 the head of its family: effects have one owner.
 
-Law (exactly once): after the branch completes, each step's effect stands once, whatever was replayed
+Law (exactly once): after the branch completes, each step's effect stands once, whatever was
+replayed
 before, unless a step was allowed by name to happen again.
 Law (nothing ships unpaid): no step runs before all it depends on stands.
 Source: DESIGN.md §8; `tests/property/test_plan.py`.
@@ -53,7 +55,8 @@ class PlannedStep(Struct, frozen=True, gc=False):
 
 
 class ReplayPlan(Struct, frozen=True):
-    """What a replay of `saga_id` from `from_step` will do. `digest` changes when anything of it does.
+    """What a replay of `saga_id` from `from_step` will do. `digest` changes when anything of it
+    does.
 
     `head_saga_id` and `head_sequence`: the family's newest branch and where its stream stood; the
     plan is refused once that has moved.
@@ -130,7 +133,9 @@ def make_plan(
     )
     text = msgspec.json.encode(start)
     digest = hashlib.sha256(
-        b"\0".join([text, head.saga_id.encode(), str(head.sequence).encode(), *map(str.encode, allowed)])
+        b"\0".join(
+            [text, head.saga_id.encode(), str(head.sequence).encode(), *map(str.encode, allowed)]
+        )
     ).hexdigest()[:16]
     return ReplayPlan(
         saga_id=named.saga_id,

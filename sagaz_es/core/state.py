@@ -141,7 +141,9 @@ class SagaState(Struct, omit_defaults=True):
     @property
     def completed_steps(self) -> list[str]:
         """Names of the steps that stand completed, in the order of their completion."""
-        done = [(step.done_at, name) for name, step in self.steps.items() if step.status == "completed"]
+        done = [
+            (step.done_at, name) for name, step in self.steps.items() if step.status == "completed"
+        ]
         done.sort(key=lambda item: item[0])
         return [name for _, name in done]
 

@@ -1,1 +1,2 @@
-"""The engine, on ports alone: runs sagas, takes them over, replays them, answers about their past."""
+"""The engine, on ports alone: runs sagas, takes them over, replays them, answers about their
+past."""

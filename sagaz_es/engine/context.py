@@ -1,4 +1,5 @@
-"""What a step is given: its own copy of the context, which notes what is read and finds what changed.
+"""What a step is given: its own copy of the context, which notes what is read and finds what
+changed.
 
 A step's reads are what makes a replay's plan precise: a step that read nothing changed is reused.
 Nested mutation is found, too, because the texts before and after are compared.
@@ -128,12 +129,12 @@ class StepContext(dict[str, Any]):
         self._whole()
         return dict.__eq__(self, other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
-    def __or__(self, other: Any) -> dict[str, Any]:
+    def __or__(self, other: Any) -> Any:
         return self.copy() | dict(other)
 
-    def __ror__(self, other: Any) -> dict[str, Any]:
+    def __ror__(self, other: Any) -> Any:
         return dict(other) | self.copy()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -177,7 +178,7 @@ class StepContext(dict[str, Any]):
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
-    def __ior__(self, other: Any) -> StepContext:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> StepContext:  # type: ignore[override]
         self.update(other)
         return self
 

@@ -1,4 +1,5 @@
-"""How a saga is declared: `Saga`, `@action`, `@compensate`, and the definition they are collected into.
+"""How a saga is declared: `Saga`, `@action`, `@compensate`, and the definition they are collected
+into.
 
 A definition is checked when the class is made: a duplicate name, a circle, an unknown dependency or
 a compensation for an unknown step never reaches a run.
@@ -13,16 +14,19 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.errors import ConfigurationError, DefinitionError
+from sagaz_es.core.state import SagaState
+from sagaz_es.errors import ConfigurationError, DefinitionChanged, DefinitionError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__sagaz_es_step__"
 _US = 1_000_000
+_DEFAULT_RETRY = Retry()
 
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
-    """How one step is undone. `passes_result`: the function takes (result, ctx) instead of (ctx)."""
+    """How one step is undone. `passes_result`: the function takes (result, ctx) instead of
+    (ctx)."""
 
     function: Callable[..., Any]
     passes_result: bool
@@ -38,7 +42,7 @@ class StepDefinition:
     name: str
     function: Callable[..., Any]
     depends_on: tuple[str, ...] | None = None  # None: not named; written order may decide
-    retry: Retry = Retry()
+    retry: Retry = _DEFAULT_RETRY
     timeout_seconds: float = 60.0
     pivot: bool = False
     at_most_once: bool = False
@@ -86,7 +90,8 @@ class Definition:
 
 
 def _nodes(steps: Sequence[StepDefinition]) -> Iterable[StepNode]:
-    """Steps that name no dependency anywhere run in written order; else an unnamed one is a root."""
+    """Steps that name no dependency anywhere run in written order; else an unnamed one is a
+    root."""
     in_order = all(step.depends_on is None for step in steps)
     before: tuple[str, ...] = ()
     for step in steps:
@@ -94,7 +99,7 @@ def _nodes(steps: Sequence[StepDefinition]) -> Iterable[StepNode]:
         before = (step.name,)
 
 
-# --- decorators -----------------------------------------------------------------------------------
+# --- decorators ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +132,13 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         depends_on=None if depends_on is None else tuple(dict.fromkeys(depends_on)),
         retry=Retry(
             retries,
-            int(_seconds(name, "retry_delay_seconds", options["retry_delay_seconds"], zero=True) * _US),
-            int(_seconds(name, "max_retry_delay_seconds", options["max_retry_delay_seconds"]) * _US),
+            int(
+                _seconds(name, "retry_delay_seconds", options["retry_delay_seconds"], zero=True)
+                * _US
+            ),
+            int(
+                _seconds(name, "max_retry_delay_seconds", options["max_retry_delay_seconds"]) * _US
+            ),
         ),
         timeout_seconds=_seconds(name, "timeout_seconds", options["timeout_seconds"]),
         pivot=options["pivot"],
@@ -237,7 +247,7 @@ def _positional(function: Callable[..., Any]) -> int:
     return sum(1 for p in parameters if p.kind in kinds and p.default is p.empty)
 
 
-# --- the class ------------------------------------------------------------------------------------
+# --- the class ----------------------------------------------------------------------------------
 
 
 class Saga:
@@ -351,12 +361,12 @@ class Saga:
     def definition(self) -> Definition:
         """Its steps, checked and bound to this object. Raises DefinitionError."""
         steps = type(self)._collected
-        bound = tuple(_bind(step, self) for step in steps) if steps else tuple(
-            self.__dict__.get("_added", ())
+        bound = (
+            tuple(_bind(step, self) for step in steps)
+            if steps
+            else tuple(self.__dict__.get("_added", ()))
         )
-        rules = Rules(
-            ParallelFailureStrategy(self.failure_strategy), int(self.grace_seconds * _US)
-        )
+        rules = Rules(ParallelFailureStrategy(self.failure_strategy), int(self.grace_seconds * _US))
         return Definition(self.name, bound, rules=rules, snapshot_policy=self._snapshot_policy())
 
     def _snapshot_policy(self) -> str:
@@ -411,3 +421,11 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
 
 Factory = Callable[[str], Saga | Awaitable[Saga]]
 """Makes a saga by its name; sync or async."""
+
+
+def check_definition(state: SagaState, definition: Definition) -> None:
+    """Raises DefinitionChanged with the differences."""
+    if state.definition and state.definition != definition.graph.fingerprint:
+        raise DefinitionChanged(
+            state.saga_id, state.saga_name, state.step_graph.differences(definition.graph)
+        )

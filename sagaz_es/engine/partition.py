@@ -1,11 +1,13 @@
 """One partition as its owner sees it: what is unfinished there, one queue of appends, one position.
 
 The way of a fact: a runner numbers it and carries its own state forward (a prediction), `enqueue`
-puts it in the queue, the write loop sends everything that waits as one append (group commit), and the
+puts it in the queue, the write loop sends everything that waits as one append (group commit), and
+the
 append is confirmed from its offset: if it directly follows the last offset that was folded, nothing
 foreign lies between and every record in it is accepted as predicted. Only a gap is read.
 
-`Accepted` is the folded truth of a saga, as much of it as the acceptance rule needs; it moves only by
+`Accepted` is the folded truth of a saga, as much of it as the acceptance rule needs; it moves only
+by
 records whose place in the log is known. `Cell.state` is ahead of it by what is under way.
 
 Law (confirm before effects): the future of `enqueue` resolves only after its events are accepted.
@@ -95,7 +97,9 @@ class Cell:
 
     __slots__ = ("accepted", "begin", "lost", "ours", "quiet_since", "state")
 
-    def __init__(self, state: SagaState, accepted: Accepted, *, ours: bool, begin: int = -1) -> None:
+    def __init__(
+        self, state: SagaState, accepted: Accepted, *, ours: bool, begin: int = -1
+    ) -> None:
         self.state = state
         self.accepted = accepted
         self.ours = ours
@@ -192,7 +196,8 @@ class Partition:
         while self._queue:
             item = self._queue[0]
             if batch and (
-                entries + len(item.entries) > MAX_BATCH_ENTRIES or size + item.size > MAX_BATCH_BYTES
+                entries + len(item.entries) > MAX_BATCH_ENTRIES
+                or size + item.size > MAX_BATCH_BYTES
             ):
                 break
             self._queue.popleft()
@@ -298,7 +303,8 @@ class Partition:
             async with self._lock:
                 self._fold_records(chunk.records)
             if self._appends != seen:
-                # Own traffic wakes this loop, too; the write loop notices foreign records by itself.
+                # Own traffic wakes this loop, too; the write loop notices foreign records by
+                # itself.
                 await asyncio.sleep(0.005)
 
     async def _read_to(self, end: int) -> None:

@@ -1,12 +1,14 @@
 """Replays: from a plan to a branch, and back.
 
 The way of a replay: the plan is made from the named saga and the head of its family; ReplayBranched
-in the head's stream decides it (of two at one time the acceptance rule lets one win) and carries the
+in the head's stream decides it (of two at one time the acceptance rule lets one win) and carries
+the
 branch's whole first fact; then the branch is started under its id, idempotently, in the same
 partition. Killed between the two, whoever reads the ReplayBranched starts the branch.
 
 Law (audit first): the ReplayBranched is durable before anything of the branch runs.
-Law (nothing doubled): the table of effects comes from the head, which the sequence in the plan pins.
+Law (nothing doubled): the table of effects comes from the head, which the sequence in the plan
+pins.
 """
 
 from __future__ import annotations
@@ -16,18 +18,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.decide import completed_pivots, executed_effects
-from sagaz_es.core.fold import advance, judge
 from sagaz_es.core.fold import Verdict as FoldVerdict
+from sagaz_es.core.fold import advance, judge
 from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, names, split_object
+from sagaz_es.engine.definition import check_definition
+from sagaz_es.engine.host import Host
+from sagaz_es.engine.inputs import context_texts
 from sagaz_es.engine.lookup import current_state, head_of_family
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.result import SagaHandle
@@ -44,9 +49,6 @@ from sagaz_es.errors import (
     UndoRefused,
     UnknownSagaName,
 )
-
-if TYPE_CHECKING:
-    from sagaz_es.engine.engine import Engine
 
 _START = msgspec.json.Decoder(e.SagaStarted)
 
@@ -114,16 +116,11 @@ class ReplayResult:
         }
 
 
-def branch_start(fact: e.ReplayBranched) -> e.SagaStarted:
-    """The first fact of the branch that a ReplayBranched decided."""
-    return _START.decode(fact.start)
-
-
-# --- planning ---------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 async def plan(
-    engine: Engine,
+    host: Host,
     saga_id: str,
     from_step: str,
     *,
@@ -132,15 +129,13 @@ async def plan(
     allow: Iterable[str] = (),
 ) -> ReplayPlan:
     """See Engine.plan_replay."""
-    from sagaz_es.engine.engine import context_texts
-
     overrides = context_texts(context_override)
-    if engine.large_values is not None:
-        overrides = await engine.large_values.off_load(overrides)
+    if host.large_values is not None:
+        overrides = await host.large_values.off_load(overrides)
     try:
-        return await _plan(engine, saga_id, from_step, overrides, force_failure, tuple(allow))
+        return await _plan(host, saga_id, from_step, overrides, force_failure, tuple(allow))
     except SnapshotNotFoundError as error:
-        await _note(engine, saga_id, from_step, "refused", error=str(error))
+        await _note(host, saga_id, from_step, "refused", error=str(error))
         raise
     except SagaError:
         raise
@@ -149,26 +144,24 @@ async def plan(
 
 
 async def _plan(
-    engine: Engine,
+    host: Host,
     saga_id: str,
     from_step: str,
     overrides: Mapping[str, str],
     force_failure: bool,
     allow: tuple[str, ...],
 ) -> ReplayPlan:
-    named = await current_state(engine.log, engine.store, saga_id)
+    named = await current_state(host.log, host.store, saga_id)
     if named is None:
-        raise SnapshotNotFoundError(
-            saga_id, from_step, f"there is no such saga in {engine.log.name}"
-        )
-    head = await head_of_family(engine.log, engine.store, named)
+        raise SnapshotNotFoundError(saga_id, from_step, f"there is no such saga in {host.log.name}")
+    head = await head_of_family(host.log, host.store, named)
     if head is None:
         raise SagaStillRunning(named.branch, "pending", named.saga_id)
     if named.graph:
         graph = named.step_graph
     else:  # a recorded saga: its services did not say how its steps hang together
         try:
-            graph = engine.registry.by_name(named.saga_name).graph
+            graph = host.registry.by_name(named.saga_name).graph
         except UnknownSagaName as error:
             raise ReplayError(
                 f"saga {saga_id!r} was recorded without a definition, and {error}"
@@ -185,7 +178,7 @@ async def _plan(
 
 
 async def _note(
-    engine: Engine,
+    host: Host,
     saga_id: str,
     point: str,
     status: str,
@@ -201,7 +194,7 @@ async def _note(
     note = e.ReplayLogged(
         replay_id or str(uuid.uuid4()),
         saga_id,
-        engine.clock.now(),
+        host.clock.now(),
         actor,
         reason,
         replay_id=replay_id or str(uuid.uuid4()),
@@ -211,14 +204,14 @@ async def _note(
         status=status,
         error_message=error,
     )
-    await engine.log.append(engine.log.partition_of(saga_id), [note])
+    await host.log.append(host.log.partition_of(saga_id), [note])
 
 
-# --- running ----------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 async def replay(
-    engine: Engine, plan: ReplayPlan, *, actor: str, reason: str, dry_run: bool
+    host: Host, plan: ReplayPlan, *, actor: str, reason: str, dry_run: bool
 ) -> ReplayResult:
     """See Engine.replay."""
     replay_id = str(uuid.uuid4())
@@ -233,13 +226,13 @@ async def replay(
         context_override=_override_values(plan),
         dry_run=dry_run,
         force_failure=plan.force_failure,
-        created_at=_time(engine.clock.now()),
+        created_at=_time(host.clock.now()),
     )
     try:
-        _check_runnable(engine, plan)
+        _check_runnable(host, plan)
     except SagaError as error:
         await _note(
-            engine,
+            host,
             plan.saga_id,
             plan.from_step,
             "failed" if dry_run else "refused",
@@ -253,11 +246,11 @@ async def replay(
         if not dry_run:
             raise
         result.status, result.error_message = ReplayStatus.FAILED, str(error)
-        result.completed_at = _time(engine.clock.now())
+        result.completed_at = _time(host.clock.now())
         return result
     if dry_run:
         await _note(
-            engine,
+            host,
             plan.saga_id,
             plan.from_step,
             "success",
@@ -268,13 +261,13 @@ async def replay(
             replay_id=replay_id,
         )
         result.status = ReplayStatus.SUCCESS
-        result.completed_at = _time(engine.clock.now())
+        result.completed_at = _time(host.clock.now())
         return result
-    handle = await _decide(engine, plan, replay_id, actor, reason)
+    handle = await _decide(host, plan, replay_id, actor, reason)
     outcome = await handle.result()
     result.new_saga_id = handle.saga_id
     result.saga_status = outcome.status
-    result.completed_at = _time(engine.clock.now())
+    result.completed_at = _time(host.clock.now())
     if outcome.success:
         result.status = ReplayStatus.SUCCESS
     else:
@@ -291,14 +284,12 @@ def _override_values(plan: ReplayPlan) -> dict[str, Any] | None:
     return {key: from_text(text) for key, text in split_object(plan.overrides).items()}
 
 
-def _check_runnable(engine: Engine, plan: ReplayPlan) -> None:
+def _check_runnable(host: Host, plan: ReplayPlan) -> None:
     """Raises what a run of the plan would be refused with, as far as it can be known before."""
-    from sagaz_es.engine.engine import check_definition
-
     start = _START.decode(plan.start)
     if plan.head_status in ("pending", "executing", "compensating", "forward_recovery"):
         raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
-    definition = engine.registry.by_name(plan.saga_name)
+    definition = host.registry.by_name(plan.saga_name)
     recorded = SagaState(
         saga_id=plan.saga_id,
         saga_name=plan.saga_name,
@@ -311,16 +302,16 @@ def _check_runnable(engine: Engine, plan: ReplayPlan) -> None:
 
 
 async def _decide(
-    engine: Engine, plan: ReplayPlan, replay_id: str, actor: str, reason: str
+    host: Host, plan: ReplayPlan, replay_id: str, actor: str, reason: str
 ) -> SagaHandle:
     """Get the replay decided by the writer of the head, and the branch begun."""
-    partition = engine.partition_for(plan.head_saga_id)
+    partition = host.partition_for(plan.head_saga_id)
     if partition is not None:
-        return await _branch(engine, partition, plan, replay_id, actor, reason, "")
+        return await _branch(host, partition, plan, replay_id, actor, reason, "")
     request = e.ReplayRequested(
         str(uuid.uuid4()),
         plan.head_saga_id,
-        engine.clock.now(),
+        host.clock.now(),
         actor,
         reason,
         replay_id=replay_id,
@@ -331,34 +322,34 @@ async def _decide(
         force_failure=plan.force_failure,
         digest=plan.digest,
     )
-    fact = await engine.ask(
+    fact = await host.ask(
         request, lambda fact: isinstance(fact, e.ReplayBranched) and fact.replay_id == replay_id
     )
     assert isinstance(fact, e.ReplayBranched)
-    return engine.handle(fact.branch_saga_id)
+    return host.handle(fact.branch_saga_id)
 
 
-async def answer(engine: Engine, request: e.ReplayRequested) -> None:
+async def answer(host: Host, request: e.ReplayRequested) -> None:
     """Decide a replay that somebody else asked this engine for. Raises what it is refused with."""
     plan = await _plan(
-        engine,
+        host,
         request.parent_saga_id,
         request.point,
         split_object(request.overrides),
         request.force_failure,
         tuple(names(request.allow)),
     )
-    head = await current_state(engine.log, engine.store, plan.head_saga_id)
+    head = await current_state(host.log, host.store, plan.head_saga_id)
     if head is not None and head.replay_id == request.replay_id:
         return  # decided before a restart
     if plan.digest != request.digest:
         raise PlanOutdated(request.parent_saga_id, "its history has moved since the plan was made")
-    _check_runnable(engine, plan)
-    partition = engine.partition_for(plan.head_saga_id)
+    _check_runnable(host, plan)
+    partition = host.partition_for(plan.head_saga_id)
     if partition is None:
         raise RequestRefusedError("the partition was handed over meanwhile; ask again")
     await _branch(
-        engine,
+        host,
         partition,
         plan,
         request.replay_id,
@@ -369,7 +360,7 @@ async def answer(engine: Engine, request: e.ReplayRequested) -> None:
 
 
 async def _branch(
-    engine: Engine,
+    host: Host,
     partition: Partition,
     plan: ReplayPlan,
     replay_id: str,
@@ -377,10 +368,10 @@ async def _branch(
     reason: str,
     request_id: str,
 ) -> SagaHandle:
-    head = await current_state(engine.log, engine.store, plan.head_saga_id)
+    head = await current_state(host.log, host.store, plan.head_saga_id)
     if head is None or head.sequence != plan.head_sequence:
         raise PlanOutdated(plan.saga_id, _what_moved(head))
-    branch_id = engine.new_id_in(partition.index)
+    branch_id = host.new_id_in(partition.index)
     start = msgspec.structs.replace(
         _START.decode(plan.start),
         replay_id=replay_id,
@@ -399,25 +390,25 @@ async def _branch(
         reason,
         request_id,
     )
-    await _append_to_head(engine, partition, plan, head, fact)
-    return await engine.launch_branch(partition, branch_id, start, head.saga_name)
+    await _append_to_head(host, partition, plan, head, fact)
+    return await host.launch_branch(partition, branch_id, start, head.saga_name)
 
 
 async def _append_to_head(
-    engine: Engine, partition: Partition, plan: ReplayPlan, head: SagaState, fact: e.ReplayBranched
+    host: Host, partition: Partition, plan: ReplayPlan, head: SagaState, fact: e.ReplayBranched
 ) -> None:
     """Append ReplayBranched as the next event of the head; the acceptance rule picks the winner."""
     if plan.head_saga_id in partition.cells:
         raise PlanOutdated(plan.saga_id, "another replay of it is being decided")
     accepted = Accepted.of(head)
-    ours = head.writer == engine.writer
+    ours = head.writer == host.writer
     event = e.Event(
         head.saga_id,
         head.saga_name,
-        engine.writer,
+        host.writer,
         head.epoch if ours else head.epoch + 1,
         head.sequence + 1,
-        max(engine.clock.now(), head.updated_at),
+        max(host.clock.now(), head.updated_at),
         fact,
         head.replay_id,
     )
@@ -442,12 +433,12 @@ def _what_moved(head: SagaState | None) -> str:
     return f"the head of its family, {head.saga_id!r}, has gone on to sequence {head.sequence}"
 
 
-# --- undoing ----------------------------------------------------------------------------------------
+# --- undoing --------------------------------------------------------------------------------------
 
 
-async def undo(engine: Engine, replay_id: str, *, actor: str, reason: str) -> ReplayResult:
+async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> ReplayResult:
     """See Engine.undo_replay."""
-    state = await _find_branch(engine, replay_id)
+    state = await _find_branch(host, replay_id)
     result = ReplayResult(
         state.replay_id,
         state.parent_saga_id,
@@ -455,26 +446,26 @@ async def undo(engine: Engine, replay_id: str, *, actor: str, reason: str) -> Re
         state.point,
         ReplayStatus.SUCCESS,
         initiated_by=actor,
-        created_at=_time(engine.clock.now()),
+        created_at=_time(host.clock.now()),
     )
     if not state.undone:
-        handle = await _undo(engine, state, actor, reason)
+        handle = await _undo(host, state, actor, reason)
         outcome = await handle.result()
         result.saga_status = outcome.status
         if outcome.compensation_errors:
             result.status = ReplayStatus.FAILED
             result.error_message = "; ".join(outcome.compensation_errors)
-    result.completed_at = _time(engine.clock.now())
+    result.completed_at = _time(host.clock.now())
     return result
 
 
-async def _find_branch(engine: Engine, replay_id: str) -> SagaState:
+async def _find_branch(host: Host, replay_id: str) -> SagaState:
     saga_id = replay_id
-    if engine.store is not None:
-        entry = await engine.store.replay(replay_id)
+    if host.store is not None:
+        entry = await host.store.replay(replay_id)
         if entry is not None and entry.new_saga_id:
             saga_id = entry.new_saga_id
-    state = await current_state(engine.log, engine.store, saga_id)
+    state = await current_state(host.log, host.store, saga_id)
     if state is None or not state.replay_id:
         raise ReplayNotFound(replay_id)
     return state
@@ -494,45 +485,43 @@ class ReplayNotFound(NotFound):
         )
 
 
-async def _undo(engine: Engine, state: SagaState, actor: str, reason: str) -> SagaHandle:
-    partition = engine.partition_for(state.saga_id)
+async def _undo(host: Host, state: SagaState, actor: str, reason: str) -> SagaHandle:
+    partition = host.partition_for(state.saga_id)
     if partition is None:
         request = e.UndoRequested(
             str(uuid.uuid4()),
             state.saga_id,
-            engine.clock.now(),
+            host.clock.now(),
             actor,
             reason,
             replay_id=state.replay_id,
         )
-        await engine.ask(
+        await host.ask(
             request,
             lambda fact: isinstance(fact, e.CompensationStarted | e.ReplayUndone),
         )
-        return engine.handle(state.saga_id)
-    return await _undo_here(engine, partition, state, actor, reason, "")
+        return host.handle(state.saga_id)
+    return await _undo_here(host, partition, state, actor, reason, "")
 
 
-async def answer_undo(engine: Engine, request: e.UndoRequested) -> None:
+async def answer_undo(host: Host, request: e.UndoRequested) -> None:
     """Undo a replay that somebody else asked this engine for."""
-    state = await current_state(engine.log, engine.store, request.saga_id)
-    partition = engine.partition_for(request.saga_id)
+    state = await current_state(host.log, host.store, request.saga_id)
+    partition = host.partition_for(request.saga_id)
     if state is None or partition is None:
         raise ReplayNotFound(request.replay_id)
     if not state.undone and state.undo_reason != request.request_id:
-        await _undo_here(
-            engine, partition, state, request.actor, request.reason, request.request_id
-        )
+        await _undo_here(host, partition, state, request.actor, request.reason, request.request_id)
 
 
 async def _undo_here(
-    engine: Engine, partition: Partition, state: SagaState, actor: str, reason: str, cause: str
+    host: Host, partition: Partition, state: SagaState, actor: str, reason: str, cause: str
 ) -> SagaHandle:
     if not state.ended:
         raise SagaStillRunning(state.saga_id, state.status)
     if state.branch:
         raise UndoRefused(state.replay_id, f"it was replayed as {state.branch!r}; undo that first")
-    definition = engine.registry.by_name(state.saga_name)
+    definition = host.registry.by_name(state.saga_name)
     graph = definition.graph
     steps = executed_effects(state, graph)
     pivots = tuple(name for name in completed_pivots(state, graph) if name in steps)
@@ -544,7 +533,7 @@ async def _undo_here(
     back = e.CompensationStarted(
         join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
     )
-    return engine.resume(partition, state, definition, (e.SagaClaimed("undo"), back))
+    return host.resume(partition, state, definition, (e.SagaClaimed("undo"), back))
 
 
 def _time(us: int) -> datetime:

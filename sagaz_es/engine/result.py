@@ -103,7 +103,7 @@ class SagaHandle:
         self.saga_id = saga_id
         self._outcome = outcome
 
-    async def result(self, timeout: float | None = None) -> SagaResult:
+    async def result(self, timeout: float | None = None) -> SagaResult:  # noqa: ASYNC109 - the public name
         """Wait for the end. Raises TimeoutError after `timeout` seconds (the saga goes on),
         EngineClosed if this engine stops first."""
         async with asyncio.timeout(timeout):

@@ -1,8 +1,8 @@
 """One saga, one loop: ask the core what follows, append it, run what may run, tell the outcome.
 
 The loop numbers facts and carries its state forward by them at once (a prediction); it runs an
-attempt only after the append with its start is confirmed. The outcome of a step and the start of the
-next ones travel in one append.
+attempt only after the append with its start is confirmed. The outcome of a step and the start of
+the next ones travel in one append.
 
 Killed anywhere, the saga stays as the log has it, and the next owner goes on from there: an attempt
 that was under way is of unknown outcome, and runs again with the same idempotency key.
@@ -237,7 +237,7 @@ class SagaRunner:
             timer = None
             if wake_at:
                 timer = asyncio.create_task(self._clock.sleep_until(wake_at))
-                timer.add_done_callback(lambda done: done.cancelled() or woken.set())
+                timer.add_done_callback(lambda done: None if done.cancelled() else woken.set())
             try:
                 if self._cancel_request is None or self._running:
                     if not (self._draining and not self._running):
@@ -429,13 +429,12 @@ def _traceback(error: BaseException) -> str:
 
 def _size(fact: e.Fact) -> int:
     """About how many bytes a fact's long texts take."""
-    kind = type(fact)
-    if kind is e.StepStarted:
+    if isinstance(fact, e.StepStarted):
         return 0
-    if kind is e.StepCompleted:
-        return len(fact.result) + len(fact.keys_set) + len(fact.reads)  # type: ignore[attr-defined]
-    if kind is e.SagaStarted:
-        return len(fact.context) + len(fact.graph) + len(fact.standing)  # type: ignore[attr-defined]
-    if kind is e.StepFailed:
-        return len(fact.traceback) + len(fact.error_message)  # type: ignore[attr-defined]
+    if isinstance(fact, e.StepCompleted):
+        return len(fact.result) + len(fact.keys_set) + len(fact.reads)
+    if isinstance(fact, e.SagaStarted):
+        return len(fact.context) + len(fact.graph) + len(fact.standing)
+    if isinstance(fact, e.StepFailed):
+        return len(fact.traceback) + len(fact.error_message)
     return 1000

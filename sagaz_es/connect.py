@@ -1,0 +1,268 @@
+"""URLs become adapters, imported only when asked for; the one place that wires.
+
+Logs: `memory://[name]`, `sqlite:///file.db` (relative; `sqlite:////abs/file.db`),
+`kafka://[user:password@]host:port[,host:port]/namespace[?option=…]`. Stores: `memory://`,
+`sqlite:///…`, `postgresql://…`. A SQLite or memory log is its own store unless one is given.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.registry import Source
+from sagaz_es.errors import ConfigurationError, MissingDependencyError, UnknownScheme
+from sagaz_es.ports import BlobStore, Clock, EventLog, ProjectionStore
+
+LOG_VARIABLE = "SAGAZ_ES_LOG"
+STORE_VARIABLE = "SAGAZ_ES_STORE"
+INSTANCE_VARIABLE = "SAGAZ_ES_INSTANCE_ID"
+DEFAULT_LOG = "sqlite:///sagaz-es.db"
+LOG_SCHEMES = ("memory", "sqlite", "kafka")
+STORE_SCHEMES = ("memory", "sqlite", "postgresql")
+_NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_memory_logs: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL taken apart. `shown` is for people: without password."""
+
+    scheme: str
+    hosts: tuple[str, ...] = ()
+    path: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+    options: Mapping[str, str] = field(default_factory=dict)
+    shown: str = ""
+
+
+def connect(
+    log: str | EventLog | None = None,
+    *,
+    store: str | ProjectionStore | None = None,
+    sagas: Iterable[Source] | Mapping[str, Callable[..., Any]] = (),
+    resources: Mapping[str, Any] | None = None,
+    instance_id: str | None = None,
+    config: EngineConfig | None = None,
+    clock: Clock | None = None,
+) -> Engine:
+    """An engine on a log, to be used with `async with`. Nothing is contacted before that.
+
+    `log` and `store` default to SAGAZ_ES_LOG and SAGAZ_ES_STORE, then to one file `sagaz-es.db` for
+    both. `resources` are live objects for the steps (`ctx.resources`). `instance_id`
+    (SAGAZ_ES_INSTANCE_ID) makes this process a static member of the group: no other may use it.
+
+    Raises UnknownScheme, ConfigurationError, MissingDependencyError (which extra to install).
+    """
+    event_log = open_log(log)
+    projection_store = open_store(store, event_log)
+    config = config or EngineConfig()
+    embedded = getattr(event_log, "indexed", False) and projection_store is not None
+    projector = None
+    if projection_store is not None and (
+        embedded if config.projector is None else config.projector
+    ):
+        from sagaz_es.engine.projector import Projector
+
+        projector = Projector(event_log, projection_store)
+    return Engine(
+        event_log,
+        projection_store,
+        blobs=open_blobs(projection_store),
+        sagas=sagas,
+        resources=resources,
+        clock=clock,
+        config=config,
+        instance_id=instance_id or os.environ.get(INSTANCE_VARIABLE) or None,
+        projector=projector,
+    )
+
+
+def log_url(log: str | None = None) -> str:
+    """The log's URL after defaults."""
+    return log or os.environ.get(LOG_VARIABLE) or DEFAULT_LOG
+
+
+def open_log(log: str | EventLog | None = None) -> EventLog:
+    """The adapter of a URL, not opened yet."""
+    if log is not None and not isinstance(log, str):
+        return log
+    address = parse_url(log_url(log), "log", LOG_SCHEMES)
+    if address.scheme == "memory":
+        return _memory_log(address)
+    if address.scheme == "sqlite":
+        module = _adapter("sagaz_es.log.sqlite")
+        opened: EventLog = module.SQLiteEventLog(_file(address), _codec())
+        return opened
+    return _kafka_log(address)
+
+
+def _memory_log(address: Address) -> EventLog:
+    from sagaz_es.log.memory import MemoryEventLog
+
+    name = address.hosts[0] if address.hosts else ""
+    if not name:
+        return MemoryEventLog()
+    if name not in _memory_logs:
+        _memory_logs[name] = MemoryEventLog(name=f"memory://{name}")
+    named: EventLog = _memory_logs[name]
+    return named
+
+
+KAFKA_OPTIONS = (
+    "partitions",
+    "security_protocol",
+    "sasl_mechanism",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "session_timeout_ms",
+)
+
+
+def _kafka_log(address: Address) -> EventLog:
+    namespace = address.path.strip("/")
+    if not address.hosts or not namespace or not _NAMESPACE.fullmatch(namespace):
+        raise ConfigurationError(
+            f"log URL {address.shown}: write kafka://host:port[,host:port]/namespace; a namespace "
+            "has letters, digits, '.', '_' and '-'"
+        )
+    unknown = sorted(set(address.options) - set(KAFKA_OPTIONS))
+    if unknown:
+        raise ConfigurationError(
+            f"log URL {address.shown}: unknown option {unknown[0]!r}; known: "
+            f"{', '.join(KAFKA_OPTIONS)}"
+        )
+    numbers = {"partitions", "session_timeout_ms"}
+    options: dict[str, Any] = {}
+    for key, value in address.options.items():
+        if key in numbers and not value.isdigit():
+            raise ConfigurationError(f"log URL {address.shown}: {key} is a number, not {value!r}")
+        options[key] = int(value) if key in numbers else value
+    if address.user:
+        options.update(username=address.user, password=address.password)
+        options.setdefault("security_protocol", "SASL_PLAINTEXT")
+        options.setdefault("sasl_mechanism", "PLAIN")
+    hosts = [host if ":" in host else f"{host}:9092" for host in address.hosts]
+    module = _adapter("sagaz_es.log.kafka")
+    opened: EventLog = module.KafkaEventLog(hosts, namespace, _codec(), **options)
+    return opened
+
+
+def open_store(store: str | ProjectionStore | None, log: EventLog) -> ProjectionStore | None:
+    """The store of a URL, not opened yet; a SQLite or memory log's own where none is given."""
+    if store is not None and not isinstance(store, str):
+        return store
+    url = store or os.environ.get(STORE_VARIABLE)
+    if not url:
+        return _own_store(log)
+    address = parse_url(url, "store", STORE_SCHEMES)
+    if address.scheme == "memory":
+        from sagaz_es.storage.memory import MemoryProjectionStore
+
+        return MemoryProjectionStore()
+    if address.scheme == "sqlite":
+        module = _adapter("sagaz_es.storage.sqlite")
+        opened: ProjectionStore = module.SQLiteProjectionStore(_file(address))
+        return opened
+    module = _adapter("sagaz_es.storage.postgresql")
+    served: ProjectionStore = module.PostgreSQLProjectionStore(url)
+    return served
+
+
+def _own_store(log: EventLog) -> ProjectionStore | None:
+    path = getattr(log, "path", None)
+    if path is not None:
+        module = _adapter("sagaz_es.storage.sqlite")
+        opened: ProjectionStore = module.SQLiteProjectionStore(path)
+        return opened
+    if getattr(log, "indexed", False):
+        from sagaz_es.storage.memory import MemoryProjectionStore
+
+        # Engines that share a memory log share what is projected from it.
+        own: ProjectionStore | None = getattr(log, "own_store", None)
+        if own is None:
+            own = MemoryProjectionStore()
+            log.own_store = own  # type: ignore[attr-defined]
+        return own
+    return None
+
+
+def open_blobs(store: ProjectionStore | None) -> BlobStore | None:
+    """The blob store beside a store."""
+    if store is None:
+        return None
+    make: Callable[[], BlobStore] | None = getattr(store, "blob_store", None)
+    return make() if make is not None else None
+
+
+def parse_url(url: str, what: str, known: tuple[str, ...]) -> Address:
+    """Take a URL apart. Raises UnknownScheme, ConfigurationError; neither shows a password."""
+    scheme, found, _ = url.partition("://")
+    if not found:
+        raise ConfigurationError(f"{what} URL: write scheme://…, with one of {', '.join(known)}")
+    scheme = "postgresql" if scheme == "postgres" else scheme
+    if scheme not in known:
+        raise UnknownScheme(what, scheme, known)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} URL with scheme {scheme!r}: {error}") from None
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    shown = f"{scheme}://{hosts}{parts.path}"
+    return Address(
+        scheme,
+        tuple(host for host in hosts.split(",") if host),
+        unquote(parts.path),
+        unquote(user),
+        unquote(password),
+        dict(parse_qsl(parts.query, keep_blank_values=True)),
+        shown,
+    )
+
+
+def _file(address: Address) -> str:
+    """sqlite:///file.db is relative, sqlite:////abs/file.db absolute."""
+    if address.hosts:
+        raise ConfigurationError(
+            f"{address.shown}: a SQLite URL has three slashes (sqlite:///file.db, relative) "
+            "or four (sqlite:////absolute/file.db)"
+        )
+    path = address.path[1:]
+    if not path:
+        raise ConfigurationError(f"{address.shown}: which file? Write sqlite:///file.db")
+    return path
+
+
+def _codec() -> Any:
+    from sagaz_es.codec.avro import AvroCodec
+
+    return AvroCodec()
+
+
+_EXTRAS = {
+    "aiokafka": ("kafka", "the Kafka log"),
+    "asyncpg": ("postgresql", "the PostgreSQL store"),
+    "redis": ("redis", "the Redis store"),
+    "obstore": ("s3", "the S3 store"),
+}
+
+
+def _adapter(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        extra, feature = _EXTRAS[missing]
+        raise MissingDependencyError(missing, feature, extra) from error

@@ -1,0 +1,31 @@
+"""Settings of an engine, and the clock it goes by."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from msgspec import Struct
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """Settings of an engine; times in seconds."""
+
+    drain_seconds: float = 5.0  # how long running steps may finish on close or hand-over
+    takeover_seconds: float = 10.0  # how long a foreign saga in our partition may be silent
+    housekeeping_seconds: float = 1.0  # marks, forgetting, take-over of silent sagas
+    request_seconds: float = 30.0  # how long a request to another engine may take to be answered
+    projector: bool | None = None  # run one in this process; None: where log and store are embedded
+
+
+class SystemClock:
+    """The system's clock."""
+
+    def now(self) -> int:
+        """µs since 1970 UTC."""
+        return time.time_ns() // 1000
+
+    async def sleep_until(self, when: int) -> None:
+        """Until `now()` is at least `when`."""
+        while (left := when - self.now()) > 0:  # noqa: ASYNC110 - the clock may step
+            await asyncio.sleep(left / 1e6)

@@ -1,0 +1,660 @@
+"""The partitions that this process serves, and the sagas that run there.
+
+From an assignment to running sagas: read each partition from its low-water mark, fold, claim what
+is unfinished, go on. A partition that is lost while alive is handed over: nothing new starts there,
+running steps finish (to a limit), SagaReleased says that nothing runs any more. So only a crash can
+run a step twice, and only the steps that were under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from sagaz_es import errors
+from sagaz_es.codec.values import from_text
+from sagaz_es.core import events as e
+from sagaz_es.core.fold import fold_into
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.blobs import LargeValues
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.definition import Definition, check_definition
+from sagaz_es.engine.inputs import new_id
+from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
+from sagaz_es.engine.registry import Registry
+from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
+from sagaz_es.engine.runner import SagaRunner
+from sagaz_es.engine.tail import Tail
+from sagaz_es.errors import (
+    DefinitionChanged,
+    EngineClosed,
+    LostOwnership,
+    RequestRefusedError,
+    SagaError,
+    UnknownSagaName,
+)
+from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
+
+logger = logging.getLogger("sagaz_es.engine")
+
+
+class Host:
+    """Serves partitions: starts, takes over, hands over, forgets. `writer` is this incarnation."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: ProjectionStore | None,
+        registry: Registry,
+        *,
+        clock: Clock,
+        config: EngineConfig,
+        large_values: LargeValues | None,
+        resources: Mapping[str, Any],
+    ) -> None:
+        self.log, self.store, self.registry = log, store, registry
+        self.clock, self.config, self.large_values = clock, config, large_values
+        self.resources = dict(resources)
+        self.writer = os.urandom(16)
+        self.partitions: dict[int, Partition] = {}
+        self.membership: Membership | None = None
+        self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
+        self.closing = False
+        self._runners: dict[str, SagaRunner] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
+        self._tails: dict[int, Tail] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._rebalance = asyncio.Lock()
+        self._next_partition = 0
+
+    # --- life ---
+
+    async def open(self, instance_id: str | None) -> None:
+        """Join the group; returns when what it gave is taken over."""
+        self.membership = await self.log.join(self.on_change, instance_id=instance_id)
+        self.spawn(self._housekeeping(), "housekeeping")
+
+    async def close(self) -> None:
+        """Hand everything over and leave; whoever still waits gets EngineClosed."""
+        self.closing = True
+        if self.membership is not None:
+            await self.membership.leave()
+        await self.on_change(frozenset())
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for tail in self._tails.values():
+            tail.close()
+        for saga_id, outcome in self._outcomes.items():
+            if not outcome.done():
+                outcome.set_exception(EngineClosed(saga_id))
+                outcome.exception()
+        self._outcomes.clear()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work, name=f"sagaz-es {name}")
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    # --- starting ---
+
+    def choose_partition(self) -> Partition:
+        """One of those served here, in turn."""
+        owned = list(self.partitions.values())
+        self._next_partition += 1
+        return owned[self._next_partition % len(owned)]
+
+    def runner_of(self, saga_id: str) -> SagaRunner | None:
+        """The runner of a saga that runs here."""
+        return self._runners.get(saga_id)
+
+    def new_id_in(self, partition: int) -> str:
+        """A random id whose saga lives in this partition."""
+        saga_id = new_id()
+        while self.log.partition_of(saga_id) != partition:
+            saga_id = new_id()
+        return saga_id
+
+    def partition_for(self, saga_id: str) -> Partition | None:
+        """The partition of a saga, if this engine serves it."""
+        return self.partitions.get(self.log.partition_of(saga_id))
+
+    async def start_here(
+        self,
+        partition: Partition,
+        definition: Definition,
+        saga_id: str,
+        text: str,
+        *,
+        actor: str = "",
+        cause: str = "",
+    ) -> SagaHandle:
+        if saga_id not in partition.cells and saga_id not in partition.seen:
+            known = await current_state(self.log, self.store, saga_id)
+            if known is not None:
+                return self.handle(saga_id)
+        # No await between this look and the new cell: of ten starts at once one makes it.
+        cell = partition.cells.get(saga_id)
+        if cell is not None:
+            await self._begun(saga_id)
+            return self.handle(saga_id)
+        if saga_id in partition.seen:
+            return self.handle(saga_id)
+        return await self.begin(partition, definition, saga_id, text, actor=actor, cause=cause)
+
+    async def _begun(self, saga_id: str) -> None:
+        runner = self._runners.get(saga_id)
+        if runner is not None and runner.ready is not None:
+            await asyncio.shield(runner.ready)
+
+    def handle(self, saga_id: str) -> SagaHandle:
+        """A handle on a saga that exists, whoever runs it."""
+        return SagaHandle(saga_id, lambda: self.outcome(saga_id))
+
+    async def begin(
+        self,
+        partition: Partition,
+        definition: Definition,
+        saga_id: str,
+        text: str,
+        *,
+        actor: str = "",
+        cause: str = "",
+    ) -> SagaHandle:
+        fact = e.SagaStarted(
+            definition.graph.fingerprint,
+            definition.graph.text,
+            text,
+            definition.snapshot_policy,
+            actor=actor,
+            cause=cause,
+        )
+        state = SagaState(saga_id=saga_id, saga_name=definition.name)
+        return await self._launch(partition, definition, state, fact)
+
+    async def _launch(
+        self, partition: Partition, definition: Definition, state: SagaState, fact: e.Fact
+    ) -> SagaHandle:
+        """Make the first event of a new saga; returns once it is accepted."""
+        cell = Cell(state, Accepted(), ours=True)
+        partition.cells[state.saga_id] = cell
+        runner = self._run(partition, cell, definition, (fact,))
+        runner.ready = asyncio.get_running_loop().create_future()
+        self._outcome_future(state.saga_id)
+        await asyncio.shield(runner.ready)
+        return self.handle(state.saga_id)
+
+    async def launch_branch(
+        self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str
+    ) -> SagaHandle:
+        """Start a branch whose ReplayBranched is in the log; starting it twice is starting it
+        once."""
+        definition = self.registry.by_name(saga_name)
+        if saga_id not in partition.cells and saga_id not in partition.seen:
+            known = await current_state(self.log, self.store, saga_id)
+            if known is None and saga_id not in partition.cells:
+                state = SagaState(saga_id=saga_id, saga_name=saga_name, replay_id=start.replay_id)
+                return await self._launch(partition, definition, state, start)
+        return self.handle(saga_id)
+
+    def resume(
+        self,
+        partition: Partition,
+        state: SagaState,
+        definition: Definition,
+        first: Sequence[e.Fact],
+    ) -> SagaHandle:
+        """Take an ended saga up again (an undo); `first` begins with the claim."""
+        cell = Cell(state, Accepted.of(state), ours=True, begin=partition.position)
+        partition.cells[state.saga_id] = cell
+        partition.seen.pop(state.saga_id, None)
+        self._outcomes.pop(state.saga_id, None)
+        self._outcome_future(state.saga_id)
+        self._run(partition, cell, definition, first)
+        return self.handle(state.saga_id)
+
+    # --- running ---
+
+    def _run(
+        self,
+        partition: Partition,
+        cell: Cell,
+        definition: Definition,
+        first: Sequence[e.Fact],
+    ) -> SagaRunner:
+        runner = SagaRunner(
+            cell,
+            partition,
+            definition,
+            writer=self.writer,
+            clock=self.clock,
+            resources=self.resources,
+            blobs=self.large_values,
+        )
+        saga_id = cell.state.saga_id
+        self._runners[saga_id] = runner
+        self._tasks[saga_id] = asyncio.create_task(
+            self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
+        )
+        return runner
+
+    async def _to_the_end(
+        self, runner: SagaRunner, partition: Partition, first: Sequence[e.Fact]
+    ) -> None:
+        cell = runner.cell
+        saga_id = cell.state.saga_id
+        error: BaseException | None = None
+        try:
+            await runner.run(first)
+        except asyncio.CancelledError as stopped:
+            # Stopped by this engine (closing, hand-over, lost): the log knows where it stands.
+            error = LostOwnership(saga_id) if cell.lost else EngineClosed(saga_id)
+            if not (self.closing or cell.lost or partition.closed):
+                error = stopped
+        except LostOwnership as lost:
+            error = lost
+        except Exception as failure:
+            logger.error("saga %s stopped, unfinished: %s", saga_id, failure)
+            error = failure
+            # Its prediction is not the log's state any more: leave it for a take-over.
+            partition.cells.pop(saga_id, None)
+            partition.held[f"stopped {saga_id}"] = max(cell.begin, 0)
+        finally:
+            self._runners.pop(saga_id, None)
+            self._tasks.pop(saga_id, None)
+        if runner.ready is not None and not runner.ready.done():
+            runner.ready.set_exception(error or EngineClosed(saga_id))
+            runner.ready.exception()
+        if error is None and cell.state.ended:
+            partition.finish(cell)
+        outcome = self._outcomes.get(saga_id)
+        if outcome is None or outcome.done():
+            return
+        if error is None and cell.state.ended:
+            self._outcomes.pop(saga_id, None)
+            try:
+                outcome.set_result(await self.result(cell.state, runner.error))
+            except Exception as failure:  # a blob that cannot be read
+                outcome.set_exception(failure)
+        elif isinstance(error, LostOwnership) and not self.closing:
+            pass  # another engine goes on with it; `_outcome` follows the log
+        elif error is not None:
+            self._outcomes.pop(saga_id, None)
+            outcome.set_exception(error)
+            outcome.exception()
+
+    async def result(self, state: SagaState, error: BaseException | None = None) -> SagaResult:
+        texts: Mapping[str, str] = state.context
+        if self.large_values is not None:
+            texts = await self.large_values.load(texts)
+        return result_of(state, {key: from_text(text) for key, text in texts.items()}, error)
+
+    # --- waiting for an end ---
+
+    def _outcome_future(self, saga_id: str) -> asyncio.Future[SagaResult]:
+        future = self._outcomes.get(saga_id)
+        if future is None:
+            future = self._outcomes[saga_id] = asyncio.get_running_loop().create_future()
+        return future
+
+    async def outcome(self, saga_id: str) -> SagaResult:
+        """The saga's result, whoever runs it."""
+        future = self._outcomes.get(saga_id)
+        if future is not None and (future.done() or saga_id in self._runners):
+            try:
+                return await asyncio.shield(future)
+            except LostOwnership:
+                pass
+        if saga_id in self._runners:
+            return await asyncio.shield(self._outcome_future(saga_id))
+        return await self.follow(saga_id)
+
+    async def follow(self, saga_id: str) -> SagaResult:
+        """Wait in the log for the end of a saga that runs elsewhere."""
+        partition = self.log.partition_of(saga_id)
+        ended = asyncio.Event()
+
+        def hear(record: Record) -> None:
+            if isinstance(record.entry, e.Event) and type(record.entry.fact) in ENDINGS:
+                ended.set()
+
+        offset = (await self.log.bounds(partition)).end
+        tail = self.tail(partition)
+        tail.listen(saga_id, offset, hear)
+        try:
+            while True:
+                state = await current_state(self.log, self.store, saga_id)
+                if state is not None and state.ended:
+                    return await self.result(state)
+                ended.clear()
+                await ended.wait()
+        finally:
+            tail.ignore(saga_id, hear)
+
+    def tail(self, partition: int) -> Tail:
+        tail = self._tails.get(partition)
+        if tail is None:
+            tail = self._tails[partition] = Tail(self.log, partition)
+        return tail
+
+    async def ask(self, request: e.Request, answer: Callable[[e.Fact], bool]) -> e.Fact:
+        """Append a request and wait for the fact that answers it.
+
+        Raises what the saga's writer refused it with; TimeoutError after `request_seconds`, when no
+        engine serves the partition (the request stays in the log).
+        """
+        partition = self.log.partition_of(request.saga_id)
+        found: asyncio.Future[e.Fact] = asyncio.get_running_loop().create_future()
+
+        def hear(record: Record) -> None:
+            entry = record.entry
+            if found.done():
+                return
+            if isinstance(entry, e.RequestRefused) and entry.request_id == request.request_id:
+                found.set_exception(refusal(entry))
+            elif isinstance(entry, e.Event) and answer(entry.fact):
+                found.set_result(entry.fact)
+
+        offset = (await self.log.bounds(partition)).end
+        tail = self.tail(partition)
+        tail.listen(request.saga_id, offset, hear)
+        try:
+            await self.log.append(partition, [request])
+            async with asyncio.timeout(self.config.request_seconds):
+                return await found
+        except TimeoutError:
+            raise TimeoutError(
+                f"no engine answered within {self.config.request_seconds:g} s: is one running that "
+                f"serves partition {partition} of {self.log.name}? The request stays in the log"
+            ) from None
+        finally:
+            tail.ignore(request.saga_id, hear)
+
+    # --- taking over ---
+
+    async def on_change(self, wanted: frozenset[int]) -> None:
+        async with self._rebalance:
+            lost = [index for index in self.partitions if index not in wanted]
+            await asyncio.gather(*(self._let_go(index) for index in lost))
+            if not self.closing:
+                gained = [index for index in sorted(wanted) if index not in self.partitions]
+                await asyncio.gather(*(self._serve(index) for index in gained))
+
+    async def _serve(self, index: int) -> None:
+        """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
+        partition = Partition(index, self.log, self.writer, self)
+        start = await self.log.low_water_mark(index)
+        partition.position = partition.known_from = start
+        states: dict[str, SagaState] = {}
+        begins: dict[str, int] = {}
+        requests: list[Record] = []
+        branches: list[tuple[e.Event, int]] = []
+        while partition.position < (await self.log.bounds(index)).end:
+            chunk = await self.log.read(index, partition.position, limit=5000, wait_s=0.1)
+            partition.position = chunk.next_offset
+            for record in chunk.records:
+                entry = record.entry
+                if isinstance(entry, e.RequestRefused):
+                    partition.answered.add(entry.request_id)
+                elif isinstance(entry, e.Request):
+                    requests.append(record)
+                elif isinstance(entry, e.Event) and entry.epoch != e.RECORDED_EPOCH:
+                    await self._fold_at_start(partition, entry, record, states, begins, branches)
+            await asyncio.sleep(0)
+        for saga_id, state in states.items():
+            if not state.ended:
+                cell = Cell(state, Accepted.of(state), ours=False, begin=begins[saga_id])
+                cell.quiet_since = asyncio.get_running_loop().time()
+                partition.cells[saga_id] = cell
+        self.partitions[index] = partition
+        partition.start()
+        for cell in list(partition.cells.values()):
+            if not cell.ours:
+                self.spawn(self._take_over(partition, cell), f"take-over {cell.state.saga_id}")
+        for event, offset in branches:
+            self.on_branched(partition, event, offset)
+        for record in requests:
+            if not isinstance(record.entry, e.ReplayLogged):
+                self.on_request(partition, record)
+
+    async def _fold_at_start(
+        self,
+        partition: Partition,
+        event: e.Event,
+        record: Record,
+        states: dict[str, SagaState],
+        begins: dict[str, int],
+        branches: list[tuple[e.Event, int]],
+    ) -> None:
+        saga_id = event.saga_id
+        state = states.get(saga_id)
+        if state is None:
+            state = SagaState()
+            if type(event.fact) is not e.SagaStarted:
+                # It began before the mark: its base comes from the store, or from its own records.
+                state = await current_state(self.log, self.store, saga_id) or state
+            states[saga_id] = state
+            begins[saga_id] = record.offset
+        fold_into(state, event)
+        fact = event.fact
+        if isinstance(fact, e.SagaStarted | e.CompensationStarted) and fact.cause:
+            partition.answered.add(fact.cause)
+        elif isinstance(fact, e.ReplayBranched):
+            partition.answered.add(fact.request_id)
+            if state.branch == fact.branch_saga_id:
+                branches.append((event, record.offset))
+        if state.ended:
+            accepted = Accepted.of(state)
+            accepted.end_offset = record.offset
+            partition.seen[saga_id] = accepted
+
+    async def _take_over(self, partition: Partition, cell: Cell) -> None:
+        """Claim an unfinished saga and go on with it, if its code is here and fits."""
+        state = cell.state
+        if not await self._fits(state):
+            return
+        membership = self.membership
+        if membership is not None and not state.released:
+            deadline = asyncio.get_running_loop().time() + self.config.drain_seconds + 5
+            while (  # noqa: ASYNC110 - the group has nothing to wait on
+                not state.released
+                and not state.ended
+                and asyncio.get_running_loop().time() < deadline
+                and await membership.predecessor_is_alive(partition.index)
+            ):
+                await asyncio.sleep(0.05)
+        if state.ended or cell.ours or partition.closed or state.saga_id not in partition.cells:
+            return
+        definition = self.registry.by_name(state.saga_name)
+        cell.ours = True
+        self._run(partition, cell, definition, (e.SagaClaimed("take-over"),))
+
+    async def _fits(self, state: SagaState) -> bool:
+        try:
+            definition = self.registry.by_name(state.saga_name)
+            check_definition(state, definition)
+        except UnknownSagaName as error:
+            logger.warning("saga %s stays unfinished: %s", state.saga_id, error)
+            return False
+        except DefinitionChanged as error:
+            logger.error("saga %s stays unfinished: %s", state.saga_id, error)
+            return False
+        return True
+
+    async def _let_go(self, index: int) -> None:
+        """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
+        partition = self.partitions.pop(index)
+        runners = [
+            (saga_id, self._runners[saga_id], self._tasks[saga_id])
+            for saga_id, cell in partition.cells.items()
+            if cell.ours and saga_id in self._runners
+        ]
+        for _, runner, _ in runners:
+            runner.drain()
+        tasks = [task for _, _, task in runners]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self.config.drain_seconds)
+            partition.closed = True
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        released = [
+            runner.release()
+            for saga_id, runner, _ in runners
+            if not runner.state.ended and not runner.cell.lost
+        ]
+        if released:
+            try:
+                await asyncio.wait_for(asyncio.gather(*released, return_exceptions=True), 5)
+            except TimeoutError:
+                logger.warning("partition %d: releasing took too long", index)
+        await self._commit_mark(partition)
+        await partition.stop()
+
+    # --- told by a partition ---
+
+    def on_request(self, partition: Partition, record: Record) -> None:
+        """Somebody asked for something in a partition that is served here."""
+        request = record.entry
+        assert isinstance(request, e.Request)
+        if request.request_id not in partition.answered:
+            partition.held[request.request_id] = record.offset
+            self.answer(partition, record)
+
+    def on_lost(self, partition: Partition, cell: Cell) -> None:
+        """Another engine's claim was accepted: stop at once, whatever runs here."""
+        saga_id = cell.state.saga_id
+        logger.warning("saga %s was taken over by another engine", saga_id)
+        task = self._tasks.get(saga_id)
+        if task is not None:
+            task.cancel()
+        self.spawn(self._adopt(partition, saga_id, max(cell.begin, 0)), f"adopt {saga_id}")
+
+    async def _adopt(self, partition: Partition, saga_id: str, begin: int) -> None:
+        """Watch a saga of our partition that another engine runs, to take it over if that dies."""
+        partition.held[f"lost {saga_id}"] = begin
+        try:
+            state = await current_state(self.log, self.store, saga_id)
+            if state is not None and not state.ended and saga_id not in partition.cells:
+                cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
+                cell.quiet_since = asyncio.get_running_loop().time()
+                partition.cells[saga_id] = cell
+        finally:
+            partition.held.pop(f"lost {saga_id}", None)
+
+    def on_foreign(self, partition: Partition, cell: Cell) -> None:
+        """Somebody else started a saga in our partition: housekeeping takes it over if it is
+        silent."""
+        logger.info("saga %s was started here by another engine", cell.state.saga_id)
+
+    def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None:
+        """A branch that may not have begun: begin it. Until then it holds the mark."""
+        fact = event.fact
+        assert isinstance(fact, e.ReplayBranched)
+        if fact.branch_saga_id in partition.cells or fact.branch_saga_id in partition.seen:
+            return
+        partition.held[fact.branch_saga_id] = offset
+        self.spawn(self._begin_branch(partition, event), f"branch {fact.branch_saga_id}")
+
+    async def _begin_branch(self, partition: Partition, event: e.Event) -> None:
+        fact = event.fact
+        assert isinstance(fact, e.ReplayBranched)
+        try:
+            await self.launch_branch(
+                partition, fact.branch_saga_id, branch_start(fact), event.saga_name
+            )
+        except UnknownSagaName as error:
+            logger.warning("branch %s has not begun: %s", fact.branch_saga_id, error)
+            return  # stays held: an engine that has the class begins it
+        partition.held.pop(fact.branch_saga_id, None)
+
+    def on_broken(self, partition: Partition, error: BaseException) -> None:
+        """A partition cannot go on: fold it anew, and claim."""
+        logger.critical("partition %d is read anew: %s", partition.index, error)
+        self.spawn(self._again(partition.index), f"restart {partition.index}")
+
+    async def _again(self, index: int) -> None:
+        async with self._rebalance:
+            partition = self.partitions.pop(index, None)
+            if partition is None or self.closing:
+                return
+            partition.closed = True
+            for saga_id, cell in partition.cells.items():
+                if cell.ours and saga_id in self._tasks:
+                    cell.lost = True
+                    self._tasks[saga_id].cancel()
+            await partition.stop()
+            await self._serve(index)
+
+    # --- housekeeping ---
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.housekeeping_seconds)
+            for partition in list(self.partitions.values()):
+                try:
+                    await self._commit_mark(partition)
+                    await self._forget(partition)
+                except (SagaError, OSError) as error:
+                    logger.warning("housekeeping: %s", error)
+                now = asyncio.get_running_loop().time()
+                for cell in list(partition.cells.values()):
+                    silent = now - cell.quiet_since > self.config.takeover_seconds
+                    if not cell.ours and silent:
+                        cell.quiet_since = now
+                        await self._take_over(partition, cell)
+
+    async def _forget(self, partition: Partition) -> None:
+        if getattr(self.log, "indexed", False):
+            partition.forget_before(partition.position)  # the log itself answers for any id
+        elif self.store is not None:
+            checkpoint = await self.store.checkpoint(partition.index)
+            if checkpoint is not None:
+                partition.forget_before(checkpoint.next_offset)
+
+    async def _commit_mark(self, partition: Partition) -> None:
+        if self.membership is not None:
+            try:
+                await self.membership.commit_low_water_mark(
+                    partition.index, partition.low_water_mark()
+                )
+            except (SagaError, OSError) as error:
+                logger.warning("the low-water mark was not committed: %s", error)
+
+
+def refusal(answer: e.RequestRefused) -> SagaError:
+    """The error that a request was refused with, by its class and sentence."""
+    kind = getattr(errors, answer.error, RequestRefusedError)
+    if not (isinstance(kind, type) and issubclass(kind, SagaError)):
+        kind = RequestRefusedError
+
+    class Refused(kind):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            Exception.__init__(self, answer.message)
+
+        def __str__(self) -> str:
+            return answer.message
+
+    Refused.__name__ = Refused.__qualname__ = kind.__name__
+    return Refused()
+
+
+_START = msgspec.json.Decoder(e.SagaStarted)
+
+
+def branch_start(fact: e.ReplayBranched) -> e.SagaStarted:
+    """The first fact of the branch that a ReplayBranched decided."""
+    return _START.decode(fact.start)

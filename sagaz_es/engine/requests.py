@@ -1,0 +1,104 @@
+"""Requests to the engine that serves a saga's partition, and the answers to them.
+
+A request is durable before anything comes of it, and its id makes asking twice the same as asking
+once. It is answered by the fact that it leads to, or by a RequestRefused.
+"""
+
+from __future__ import annotations
+
+from sagaz_es.core import events as e
+from sagaz_es.engine import replayer
+from sagaz_es.engine.definition import Definition
+from sagaz_es.engine.host import Host
+from sagaz_es.engine.inputs import new_id
+from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.partition import Partition
+from sagaz_es.engine.result import SagaHandle
+from sagaz_es.errors import RequestRefusedError, SagaEnded, SagaError, SagaNotFound
+from sagaz_es.ports import Record
+
+
+async def start_elsewhere(
+    host: Host, definition: Definition, saga_id: str, text: str, actor: str
+) -> SagaHandle:
+    """Start a saga whose id lives in a partition that another engine serves."""
+    if await current_state(host.log, host.store, saga_id) is None:
+        request = e.StartRequested(
+            new_id(),
+            saga_id,
+            host.clock.now(),
+            actor,
+            saga_name=definition.name,
+            context=text,
+        )
+        await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted))
+    return host.handle(saga_id)
+
+
+async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
+    """See Engine.cancel."""
+    state = await current_state(host.log, host.store, saga_id)
+    if state is None:
+        raise SagaNotFound(saga_id, host.log.name)
+    if state.ended:
+        if state.status == "cancelled":
+            return
+        raise SagaEnded(saga_id, state.status, "cancelled")
+    request = e.CancelRequested(new_id(), saga_id, host.clock.now(), actor, reason)
+    runner = host.runner_of(saga_id)
+    if runner is not None:
+        await runner.request_cancel(request)
+    else:
+        await host.ask(request, lambda fact: isinstance(fact, e.CompensationStarted))
+
+
+class Answers:
+    """Serves the requests that reach the partitions of a host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __call__(self, partition: Partition, record: Record) -> None:
+        """Begin to answer; the request holds the partition's mark until that is done."""
+        request = record.entry
+        assert isinstance(request, e.Request)
+        self._host.spawn(self._answer(partition, request), f"request {request.request_id}")
+
+    async def _answer(self, partition: Partition, request: e.Request) -> None:
+        try:
+            await self._do(partition, request)
+        except (SagaError, TypeError, ValueError) as error:
+            refused = e.RequestRefused(
+                request.request_id,
+                request.saga_id,
+                self._host.clock.now(),
+                error=type(error).__name__,
+                message=str(error),
+            )
+            await partition.enqueue(None, [refused])
+        partition.held.pop(request.request_id, None)
+
+    async def _do(self, partition: Partition, request: e.Request) -> None:
+        host = self._host
+        if isinstance(request, e.StartRequested):
+            await host.start_here(
+                partition,
+                host.registry.by_name(request.saga_name),
+                request.saga_id,
+                request.context,
+                actor=request.actor,
+                cause=request.request_id,
+            )
+        elif isinstance(request, e.CancelRequested):
+            runner = host.runner_of(request.saga_id)
+            if runner is None:
+                state = await current_state(host.log, host.store, request.saga_id)
+                status = "unknown" if state is None else state.status
+                raise SagaEnded(request.saga_id, status, "cancelled")
+            await runner.request_cancel(request)
+        elif isinstance(request, e.ReplayRequested):
+            await replayer.answer(host, request)
+        elif isinstance(request, e.UndoRequested):
+            await replayer.answer_undo(host, request)
+        else:
+            raise RequestRefusedError(f"{type(request).__name__} is not served by this version")
