@@ -1,0 +1,223 @@
+"""EventLog on one SQLite file: the embedded default. Several processes may share the file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagaz_es.codec.avro import AvroCodec
+from sagaz_es.core.events import Entry, Event
+from sagaz_es.errors import ConfigurationError, SagaError, UndecodableRecord
+from sagaz_es.log.checks import (
+    MAX_VALUE_BYTES,
+    check_partition,
+    check_position,
+    check_size,
+    key_of,
+)
+from sagaz_es.log.partitioning import partition_of
+from sagaz_es.log.sqlite_file import prepare
+from sagaz_es.log.sqlite_reader import Reader, Row
+from sagaz_es.log.sqlite_writer import GroupCommit
+from sagaz_es.log.waiting import Waiters
+from sagaz_es.ports import Bounds, Chunk, Membership, Rebalanced, Record, Undecodable
+
+if TYPE_CHECKING:
+    from sagaz_es.log.sqlite_membership import FileMembership
+
+_LOOK_OUT_S = 0.02  # how long a record of another process may go unnoticed
+_SLICE = 128  # records decoded in one turn of the event loop: about a millisecond
+_NOT_OPEN = "the log is not open: it was not opened yet, or closed already"
+
+
+class SQLiteEventLog:
+    """EventLog on the table `sagaz_log` of a SQLite file in WAL mode, synced at each commit.
+
+    What waits to be appended goes into one transaction (group commit). A file that is a log keeps
+    its partition count whatever `partitions` says. For local disks: a network file system has
+    neither the locks nor the shared memory that SQLite needs.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        codec: AvroCodec,
+        partitions: int = 8,
+        *,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        lock_wait_s: float = 5.0,
+        deadline_s: float = 20.0,
+    ) -> None:
+        if os.fspath(path) in ("", ":memory:"):
+            raise ConfigurationError(f"a log needs a file, not {path!r}; see memory:// for tests")
+        self.name = f"sqlite:///{os.fspath(path)}"
+        # Under one name whatever the way to it: who shares the file must share the owners' locks.
+        self._path = os.path.realpath(path)
+        self._codec, self._partitions = codec, partitions
+        self._max_value_bytes = max_value_bytes
+        self._lock_wait_s, self._deadline_s = lock_wait_s, deadline_s
+        self._open_reader: Reader | None = None
+        self._open_writer: GroupCommit | None = None
+        self._ends: dict[int, int] = {}  # as far as this process has heard
+        self._waiters: list[Waiters] = []
+        self._look_out: asyncio.Task[None] | None = None
+        self._members: list[FileMembership] = []
+
+    async def open(self) -> None:
+        """Raises LogFileUnusable (an Unreachable), UnsuitableTopic."""
+        if self._open_reader is not None:
+            return
+        self._partitions = await asyncio.to_thread(
+            prepare, self._path, self._codec, self._partitions, self._lock_wait_s
+        )
+        self._waiters = [Waiters() for _ in range(self._partitions)]
+        self._open_reader = Reader(self._path, deadline_s=self._deadline_s)
+        self._open_writer = GroupCommit(
+            self._path,
+            self._committed,
+            lock_wait_s=self._lock_wait_s,
+            deadline_s=self._deadline_s,
+        )
+
+    async def close(self) -> None:
+        reader, self._open_reader = self._open_reader, None
+        if reader is None:
+            return
+        for member in self._members:
+            await member.abandon()
+        self._members.clear()
+        self._wake_all()
+        if self._look_out is not None:
+            self._look_out.cancel()
+            await asyncio.wait([self._look_out])
+        await self._writer.close()
+        await reader.close()
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    def partition_of(self, saga_id: str) -> int:
+        return partition_of(saga_id, self._partitions)
+
+    async def append(self, partition: int, entries: Sequence[Entry]) -> int:
+        if not entries:
+            raise ValueError("an append holds at least one entry")
+        check_partition(partition, self._partitions)
+        encode, limit = self._codec.encode, self._max_value_bytes
+        rows = []
+        for entry in entries:
+            key, value = key_of(entry), encode(entry)
+            if len(value) > limit:
+                check_size(partition, key, value, limit)
+            rows.append((key, entry.replay_id if type(entry) is Event else "", value))
+        return await self._writer.append(partition, rows)
+
+    async def append_raw(self, partition: int, key: str, value: bytes) -> int:
+        check_partition(partition, self._partitions)
+        check_size(partition, key, value, self._max_value_bytes)
+        return await self._writer.append(partition, [(key, "", value)])
+
+    async def read(
+        self, partition: int, offset: int, *, limit: int = 1000, wait_s: float = 0.0
+    ) -> Chunk:
+        check_partition(partition, self._partitions)
+        until = asyncio.get_running_loop().time() + wait_s
+        while True:
+            rows = await self._reader.rows(partition, offset, limit)
+            if rows and rows[0][0] == offset:
+                records = await self._records(partition, rows)
+                return Chunk(records, offset + len(records))
+            bounds = await self._reader.bounds(partition)
+            check_position(partition, offset, bounds.start, bounds.end)
+            left_s = until - asyncio.get_running_loop().time()
+            if left_s <= 0 or limit <= 0:
+                return Chunk((), offset)
+            if self._ends.get(partition, 0) <= offset:
+                self._watch()
+                await self._waiters[partition].wait(left_s)
+            else:  # appended since the question was answered
+                await asyncio.sleep(0.001)
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> tuple[Record, ...]:
+        partition = self.partition_of(saga_id)
+        return await self._records(
+            partition, await self._reader.saga(saga_id, partition, from_offset)
+        )
+
+    async def bounds(self, partition: int) -> Bounds:
+        check_partition(partition, self._partitions)
+        return await self._reader.bounds(partition)
+
+    async def low_water_mark(self, partition: int) -> int:
+        check_partition(partition, self._partitions)
+        mark = await self._reader.mark(partition)
+        return (await self._reader.bounds(partition)).start if mark is None else mark
+
+    async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
+        # Not at the top: file locks are POSIX's, and reading a log needs none.
+        from sagaz_es.log.sqlite_membership import FileMembership
+        from sagaz_es.log.sqlite_owners import Owners
+
+        owners = Owners(Path(f"{self._path}-owners"), self._partitions)
+        member = FileMembership(owners, on_change, self._writer.raise_mark)
+        await member.start()
+        self._members.append(member)
+        return member
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    @property
+    def _reader(self) -> Reader:
+        if self._open_reader is None:
+            raise RuntimeError(_NOT_OPEN)
+        return self._open_reader
+
+    @property
+    def _writer(self) -> GroupCommit:
+        if self._open_writer is None:
+            raise RuntimeError(_NOT_OPEN)
+        return self._open_writer
+
+    def _committed(self, partition: int, end: int) -> None:
+        if end > self._ends.get(partition, 0):
+            self._ends[partition] = end
+            self._waiters[partition].wake()
+
+    def _watch(self) -> None:
+        if self._look_out is None or self._look_out.done():
+            self._look_out = asyncio.get_running_loop().create_task(self._watch_others())
+
+    async def _watch_others(self) -> None:
+        """Wake readers for what other processes append, as long as somebody waits."""
+        while waited := [number for number, waiters in enumerate(self._waiters) if waiters]:
+            try:
+                if self._reader.others_wrote():
+                    for partition, end in (await self._reader.ends(waited)).items():
+                        self._committed(partition, end)
+            except SagaError:  # the readers ask the same file, and say what is wrong
+                self._wake_all()
+            await asyncio.sleep(_LOOK_OUT_S)
+
+    def _wake_all(self) -> None:
+        for waiters in self._waiters:
+            waiters.wake()
+
+    async def _records(self, partition: int, rows: list[Row]) -> tuple[Record, ...]:
+        records: list[Record] = []
+        for start in range(0, len(rows), _SLICE):
+            if start:
+                await asyncio.sleep(0)  # the sagas of this process go on meanwhile
+            for offset, key, appended_at, replay_id, value in rows[start : start + _SLICE]:
+                entry = self._decoded(value, replay_id)
+                records.append(Record(partition, offset, appended_at, key, entry, value))
+        return tuple(records)
+
+    def _decoded(self, value: bytes, replay_id: str) -> Entry | Undecodable:
+        try:
+            return self._codec.decode(value, replay_id=replay_id)
+        except UndecodableRecord as error:
+            return Undecodable(str(error))

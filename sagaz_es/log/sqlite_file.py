@@ -1,0 +1,196 @@
+"""The file of a SQLite log: its tables, how it is opened, and what its errors mean."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from sagaz_es.codec.avro import AvroCodec
+from sagaz_es.core.events import NamespaceCreated
+from sagaz_es.errors import (
+    AppendRefused,
+    AppendUnknown,
+    LogFull,
+    SagaError,
+    UndecodableRecord,
+    Unreachable,
+    UnsuitableTopic,
+)
+
+# A record's key is kept as `saga_id`, its header as `replay_id` (empty: none).
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS sagaz_log (
+        partition INTEGER NOT NULL,
+        offset INTEGER NOT NULL,
+        saga_id TEXT NOT NULL,
+        appended_at INTEGER NOT NULL,
+        replay_id TEXT NOT NULL,
+        value BLOB NOT NULL,
+        PRIMARY KEY (partition, offset)
+    ) WITHOUT ROWID""",
+    # Without a rowid the index ends with partition and offset: it gives a saga's records in order.
+    "CREATE INDEX IF NOT EXISTS sagaz_log_saga ON sagaz_log (saga_id)",
+    """CREATE TABLE IF NOT EXISTS sagaz_marks (
+        partition INTEGER PRIMARY KEY,
+        low_water_mark INTEGER NOT NULL
+    )""",
+)
+_FIRST = "SELECT value FROM sagaz_log WHERE partition = 0 ORDER BY offset LIMIT 1"
+_INSERT = "INSERT INTO sagaz_log VALUES (?, 0, '', ?, '', ?)"
+
+
+class LogFileUnusable(Unreachable):
+    """A file that cannot be a log: no SQLite database, read-only, or in no directory."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__("the log", path, detail)
+        self.args = (path, detail)
+
+    def __str__(self) -> str:
+        return f"the log file {self.address!r} cannot be used: {self.detail}"
+
+
+def connect(path: str, wait_s: float = 0.0) -> sqlite3.Connection:
+    """A connection for one thread at a time, in which a statement is its own transaction.
+
+    It waits `wait_s` seconds for a lock. In WAL mode a reader rarely meets one.
+    """
+    connection = sqlite3.connect(
+        path, timeout=wait_s, isolation_level=None, check_same_thread=False
+    )
+    try:
+        # FULL: in WAL mode less would lose acknowledged appends when the machine dies.
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(path: str, codec: AvroCodec, partitions: int, wait_s: float) -> int:
+    """Make the file a log of so many partitions, unless it is a log; how many it has.
+
+    Raises LogFileUnusable, UnsuitableTopic.
+    """
+    directory = Path(path).parent
+    if not directory.is_dir():
+        raise LogFileUnusable(path, f"the directory {str(directory)!r} does not exist")
+    if Path(path).is_dir():
+        raise LogFileUnusable(path, "it is a directory")
+    try:
+        with closing(connect(path)) as connection:
+            first = _patiently(lambda: _first_value(connection, path, codec, partitions), wait_s)
+            _check_writable(connection)
+    except sqlite3.Error as error:
+        raise LogFileUnusable(path, explain(error)) from error
+    try:
+        created = codec.decode(first)
+    except UndecodableRecord as error:
+        raise UnsuitableTopic(path, (f"its first record is damaged ({error})",)) from error
+    if not isinstance(created, NamespaceCreated):
+        raise UnsuitableTopic(path, ("its first record is not NamespaceCreated",))
+    return created.partitions
+
+
+def _patiently(call: Callable[[], bytes], wait_s: float) -> bytes:
+    # SQLite's own wait does not cover the change to WAL mode.
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return call()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > end:
+                raise
+        time.sleep(0.002)
+
+
+def _first_value(
+    connection: sqlite3.Connection, path: str, codec: AvroCodec, partitions: int
+) -> bytes:
+    # Where a log is already, nothing is written: to open it must need neither lock nor space.
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise LogFileUnusable(path, "its file system cannot share memory (no WAL mode)")
+    row = connection.execute(_FIRST).fetchone() if _is_log(connection) else None
+    if row is None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for table in TABLES:
+                connection.execute(table)
+            row = connection.execute(_FIRST).fetchone()  # another process may have been quicker
+            if row is None:
+                row = _create(connection, path, codec, partitions)
+            connection.execute("COMMIT")
+        finally:
+            connection.rollback()  # does nothing after a commit
+    value: bytes = row[0]
+    return value
+
+
+def _is_log(connection: sqlite3.Connection) -> bool:
+    found = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'sagaz_log'")
+    return bool(found.fetchone()[0])
+
+
+def _create(
+    connection: sqlite3.Connection, path: str, codec: AvroCodec, partitions: int
+) -> tuple[bytes]:
+    now = time.time_ns() // 1000
+    values = [
+        codec.encode(NamespaceCreated(Path(path).stem, number, partitions, now))
+        for number in range(partitions)
+    ]
+    connection.executemany(_INSERT, [(n, now, value) for n, value in enumerate(values)])
+    return (values[0],)
+
+
+def _check_writable(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):  # who waits for another writer could write
+            raise
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _code(error: sqlite3.Error) -> int:
+    # The low byte is the kind, the rest the detail. Errors of the Python module itself have none.
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process holds the lock."""
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def explain(error: sqlite3.Error) -> str:
+    """What an error of SQLite means for a person."""
+    known = {
+        sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
+        sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy",
+        sqlite3.SQLITE_READONLY: "it is read-only",
+        sqlite3.SQLITE_CANTOPEN: "it, or a file beside it, cannot be opened; check the permissions",
+        sqlite3.SQLITE_FULL: "the disk is full",
+        sqlite3.SQLITE_BUSY: "another process holds its lock",
+    }
+    text = known.get(_code(error))
+    return f"{text} ({error})" if text else str(error)
+
+
+def append_error(error: Exception, partition: int, path: str) -> SagaError:
+    """What an append raises whose transaction failed with `error`."""
+    if not isinstance(error, sqlite3.Error):
+        return AppendRefused(partition, f"{path}: {error}")
+    if _code(error) == sqlite3.SQLITE_FULL:
+        return LogFull(partition, f"{path}: {explain(error)}; free some space and try again")
+    if _code(error) == sqlite3.SQLITE_IOERR:
+        # A commit that is written, but whose sync failed, stands if the machine dies now.
+        return AppendUnknown(partition, f"{path}: {explain(error)}")
+    return AppendRefused(partition, f"{path}: {explain(error)}")

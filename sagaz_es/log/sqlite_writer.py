@@ -1,0 +1,299 @@
+"""Group commit: one thread that writes everything that waits in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+from random import uniform
+from typing import TypeVar
+
+from sagaz_es.errors import AppendRefused, AppendUnknown, SagaError
+from sagaz_es.log.sqlite_file import append_error, connect, is_busy
+
+Row = tuple[str, str, bytes]
+"""Key, replay id, value."""
+
+BATCH_ROWS = 1024
+BATCH_BYTES = 8 * 2**20
+"""A transaction takes no further append beyond these: it bounds how long the next one waits."""
+
+WAITING_BYTES = 32 * 2**20
+"""What may wait to be written; who would add to more waits itself."""
+
+_ROW_COST_BYTES = 200  # what a waiting row takes besides its value, roughly
+
+_END = "SELECT max(offset) + 1 FROM sagaz_log WHERE partition = ?"
+_MARK = """INSERT INTO sagaz_marks VALUES (?, ?) ON CONFLICT (partition) DO UPDATE
+    SET low_water_mark = max(low_water_mark, excluded.low_water_mark)"""
+
+_A = TypeVar("_A")
+_log = logging.getLogger("sagaz_es.log")
+
+
+class Job:
+    """One append, or one low-water mark, on its way through the thread."""
+
+    __slots__ = (
+        "answer",
+        "future",
+        "given_up",
+        "mark",
+        "partition",
+        "rows",
+        "since",
+        "size",
+        "taken",
+    )
+
+    def __init__(
+        self, partition: int, rows: Sequence[Row], future: asyncio.Future[int], mark: int = -1
+    ) -> None:
+        self.partition, self.rows, self.future, self.mark = partition, rows, future, mark
+        self.size = sum(len(value) for _, _, value in rows) + _ROW_COST_BYTES * len(rows)
+        self.since = time.monotonic()
+        self.taken = self.given_up = False
+        self.answer: int | SagaError = -1
+
+
+class GroupCommit:
+    """Appends to the file, in the order in which they are asked for.
+
+    `on_commit` is told, in the event loop, the new end of a partition. An append that gets no lock
+    for `lock_wait_s` is refused; one without any answer after `deadline_s` is unknown.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        on_commit: Callable[[int, int], None],
+        *,
+        lock_wait_s: float,
+        deadline_s: float,
+    ) -> None:
+        self._path, self._on_commit = path, on_commit
+        self._lock_wait_s, self._deadline_s = lock_wait_s, deadline_s
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._gathered: list[Job] = []  # since the loop last turned
+        self._pending: deque[Job] = deque()  # without an answer, the oldest first
+        self._waiting_bytes = 0
+        self._room: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._claim = threading.Lock()  # over `taken` and `given_up`
+        self._closed = False
+        self._ended = self._loop.create_future()
+        self._connection = connect(path)
+        self._ends: dict[int, int] = {}  # as far as this thread knows: others may write too
+        # A daemon: a log that nobody closed does not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"sagaz-log {path}", daemon=True)
+        self._thread.start()
+
+    # --- in the event loop ------------------------------------------------------------------------
+
+    async def append(self, partition: int, rows: Sequence[Row]) -> int:
+        """The offset of the first row, once all of them are on disk."""
+        return await self._submit(Job(partition, rows, self._loop.create_future()))
+
+    async def raise_mark(self, partition: int, mark: int) -> None:
+        """Keep a low-water mark, unless a higher one is kept."""
+        await self._submit(Job(partition, (), self._loop.create_future(), mark))
+
+    async def _submit(self, job: Job) -> int:
+        if self._waiting_bytes > WAITING_BYTES or self._room:
+            await self._get_room(job)
+        else:
+            self._waiting_bytes += job.size
+        if self._closed:
+            self._give_room(job.size)
+            raise AppendRefused(job.partition, f"{self._path}: the log is closed")
+        if not self._gathered:
+            # Who was woken together appends together: one transaction, not a first and the rest.
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(job)
+        self._pending.append(job)
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_later(self._deadline_s / 4, self._look_after)
+        return await job.future
+
+    def _hand_over(self) -> None:
+        if self._gathered:
+            self._queue.put(self._gathered)
+            self._gathered = []
+
+    def _answered(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._waiting_bytes -= job.size
+            if not isinstance(job.answer, int):
+                if not job.future.done():
+                    job.future.set_exception(job.answer)
+                continue
+            if not job.future.done():
+                job.future.set_result(job.answer)
+            if job.rows:
+                self._on_commit(job.partition, job.answer + len(job.rows))
+        self._give_room(0)
+        while self._pending and self._pending[0].future.done():
+            self._pending.popleft()
+
+    async def _get_room(self, job: Job) -> None:
+        turn = self._loop.create_future()
+        self._room.append((turn, job.size))
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._give_room(job.size)
+            if isinstance(error, TimeoutError):
+                detail = f"{self._path}: {self._waiting_bytes} bytes wait to be written already"
+                raise AppendRefused(job.partition, detail) from None
+            raise
+
+    def _give_room(self, size: int) -> None:
+        self._waiting_bytes -= size
+        while self._room and self._waiting_bytes <= WAITING_BYTES:
+            turn, wanted = self._room.popleft()
+            if not turn.done():
+                self._waiting_bytes += wanted
+                turn.set_result(None)
+
+    def _look_after(self) -> None:
+        """Answer for the thread where it does not in time: a disk may hang."""
+        self._watchdog = None
+        overdue = time.monotonic() - self._deadline_s
+        while self._pending:
+            job = self._pending[0]
+            if not job.future.done():
+                if job.since > overdue:
+                    self._watchdog = self._loop.call_later(self._deadline_s / 4, self._look_after)
+                    return
+                job.future.set_exception(self._overdue(job))
+            self._pending.popleft()
+
+    def _overdue(self, job: Job) -> SagaError:
+        with self._claim:
+            job.given_up = not job.taken
+        detail = f"{self._path}: no answer in {self._deadline_s:g} s"
+        if job.taken:
+            return AppendUnknown(job.partition, detail)
+        self._give_room(job.size)
+        return AppendRefused(job.partition, detail)
+
+    async def close(self) -> None:
+        """Write what waits, then end the thread and its connection."""
+        if not self._closed:
+            self._closed = True
+            self._hand_over()
+            self._queue.put(None)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await asyncio.shield(self._ended)
+        except TimeoutError:
+            _log.warning("%s: its disk does not answer; closed without waiting for it", self._path)
+        else:
+            self._thread.join()  # it has nothing left to do
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    # --- in the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            jobs: list[Job] = []
+            more = self._queue.get()
+            while more is not None:
+                jobs += more
+                if self._queue.empty():
+                    break
+                more = self._queue.get()
+            going_on = more is not None
+            for batch in _batches(jobs):
+                self._commit(batch)
+        with suppress(sqlite3.Error):
+            self._connection.close()
+        self._call_soon(self._ended.set_result, None)
+
+    def _call_soon(self, call: Callable[[_A], object], argument: _A) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(call, argument)
+
+    def _commit(self, jobs: list[Job]) -> None:
+        """Write the jobs and answer them: together, or one by one if they fail together."""
+        with self._claim:
+            jobs = [job for job in jobs if not job.given_up]
+            for job in jobs:
+                job.taken = True
+        while jobs:
+            try:
+                self._write(jobs)
+            except Exception as error:
+                self._ends.clear()
+                self._roll_back()
+                if isinstance(error, sqlite3.Error) and is_busy(error):
+                    jobs = self._without_expired(jobs, error)
+                    # SQLite's own waits grow to 100 ms: beside a busy writer they starve.
+                    time.sleep(uniform(0.0005, 0.004))
+                    continue
+                if len(jobs) > 1:  # the one that is at fault must not fail the others
+                    for job in jobs:
+                        self._commit([job])
+                    return
+                jobs[0].answer = append_error(error, jobs[0].partition, self._path)
+            self._call_soon(self._answered, jobs)
+            return
+
+    def _without_expired(self, jobs: list[Job], error: sqlite3.Error) -> list[Job]:
+        since = time.monotonic() - self._lock_wait_s
+        expired = [job for job in jobs if job.since < since]
+        for job in expired:
+            job.answer = append_error(error, job.partition, self._path)
+        if expired:
+            self._call_soon(self._answered, expired)
+        return [job for job in jobs if job.since >= since]
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):
+            self._connection.rollback()
+
+    def _write(self, jobs: list[Job]) -> None:
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        ends: dict[int, int] = {}
+        rows: list[tuple[int, int, str, int, str, bytes]] = []
+        now = time.time_ns() // 1000
+        for job in jobs:
+            partition = job.partition
+            if job.mark >= 0:
+                execute(_MARK, (partition, job.mark))
+                continue
+            end = ends.get(partition)
+            if end is None:
+                end = execute(_END, (partition,)).fetchone()[0] or 0
+            job.answer = end
+            for offset, (key, replay_id, value) in enumerate(job.rows, end):
+                rows.append((partition, offset, key, now, replay_id, value))
+            ends[partition] = end + len(job.rows)
+        self._connection.executemany("INSERT INTO sagaz_log VALUES (?, ?, ?, ?, ?, ?)", rows)
+        execute("COMMIT")
+
+
+def _batches(jobs: Iterable[Job]) -> Iterable[list[Job]]:
+    batch: list[Job] = []
+    rows = size = 0
+    for job in jobs:
+        if batch and (rows + len(job.rows) > BATCH_ROWS or size + job.size > BATCH_BYTES):
+            yield batch
+            batch, rows, size = [], 0, 0
+        batch.append(job)
+        rows += len(job.rows)
+        size += job.size
+    if batch:
+        yield batch
