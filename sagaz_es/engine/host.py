@@ -25,7 +25,7 @@ from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.definition import Definition, check_definition
 from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.lookup import current_state, current_states, is_indexed
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
@@ -73,6 +73,7 @@ class Host:
         self._background: set[asyncio.Task[Any]] = set()
         self._rebalance = asyncio.Lock()
         self._next_partition = 0
+        self._told: set[str] = set()
 
     # --- life ---
 
@@ -142,10 +143,9 @@ class Host:
         actor: str = "",
         cause: str = "",
     ) -> SagaHandle:
-        if saga_id not in partition.cells and saga_id not in partition.seen:
-            known = await current_state(self.log, self.store, saga_id)
-            if known is not None:
-                return self.handle(saga_id)
+        if await self._exists(partition, saga_id):
+            await self._begun(saga_id)
+            return self.handle(saga_id)
         # No await between this look and the new cell: of ten starts at once one makes it.
         cell = partition.cells.get(saga_id)
         if cell is not None:
@@ -155,6 +155,31 @@ class Host:
             return self.handle(saga_id)
         return await self.begin(partition, definition, saga_id, text, actor=actor, cause=cause)
 
+    async def _exists(self, partition: Partition, saga_id: str) -> bool:
+        """Whether a saga of this id was ever started; since `known_from`, memory knows."""
+        if saga_id in partition.cells or saga_id in partition.seen:
+            return True
+        if is_indexed(self.log):
+            return await current_state(self.log, None, saga_id) is not None
+        if self.store is not None:
+            checkpoint = await self.store.checkpoint(partition.index)
+            if checkpoint is not None and checkpoint.next_offset >= partition.known_from:
+                return bool(await self.store.heads([saga_id]))
+            return await current_state(self.log, self.store, saga_id) is not None
+        if partition.ids is None:
+            partition.ids = await self._ids_before(partition)
+        return saga_id in partition.ids
+
+    async def _ids_before(self, partition: Partition) -> set[str]:
+        """Without a store: the ids of all sagas that began before `known_from`, by one scan."""
+        ids: set[str] = set()
+        offset = (await self.log.bounds(partition.index)).start
+        while offset < partition.known_from:
+            chunk = await self.log.read(partition.index, offset, limit=5000, wait_s=0.1)
+            ids.update(record.key for record in chunk.records if isinstance(record.entry, e.Event))
+            offset = chunk.next_offset
+        return ids
+
     async def _begun(self, saga_id: str) -> None:
         runner = self._runners.get(saga_id)
         if runner is not None and runner.ready is not None:
@@ -162,7 +187,8 @@ class Host:
 
     def handle(self, saga_id: str) -> SagaHandle:
         """A handle on a saga that exists, whoever runs it."""
-        return SagaHandle(saga_id, lambda: self.outcome(saga_id))
+        future = self._outcome_future(saga_id) if saga_id in self._runners else None
+        return SagaHandle(saga_id, lambda: self._outcome(saga_id, future))
 
     async def begin(
         self,
@@ -193,9 +219,9 @@ class Host:
         partition.cells[state.saga_id] = cell
         runner = self._run(partition, cell, definition, (fact,))
         runner.ready = asyncio.get_running_loop().create_future()
-        self._outcome_future(state.saga_id)
+        handle = self.handle(state.saga_id)
         await asyncio.shield(runner.ready)
-        return self.handle(state.saga_id)
+        return handle
 
     async def launch_branch(
         self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str
@@ -203,9 +229,9 @@ class Host:
         """Start a branch whose ReplayBranched is in the log; starting it twice is starting it
         once."""
         definition = self.registry.by_name(saga_name)
-        if saga_id not in partition.cells and saga_id not in partition.seen:
-            known = await current_state(self.log, self.store, saga_id)
-            if known is None and saga_id not in partition.cells:
+        exists = await self._exists(partition, saga_id)
+        if not exists and saga_id not in partition.cells:
+            if saga_id not in partition.seen:
                 state = SagaState(saga_id=saga_id, saga_name=saga_name, replay_id=start.replay_id)
                 return await self._launch(partition, definition, state, start)
         return self.handle(saga_id)
@@ -221,8 +247,6 @@ class Host:
         cell = Cell(state, Accepted.of(state), ours=True, begin=partition.position)
         partition.cells[state.saga_id] = cell
         partition.seen.pop(state.saga_id, None)
-        self._outcomes.pop(state.saga_id, None)
-        self._outcome_future(state.saga_id)
         self._run(partition, cell, definition, first)
         return self.handle(state.saga_id)
 
@@ -280,21 +304,18 @@ class Host:
             runner.ready.exception()
         if error is None and cell.state.ended:
             partition.finish(cell)
-        outcome = self._outcomes.get(saga_id)
+        outcome = self._outcomes.pop(saga_id, None)
         if outcome is None or outcome.done():
             return
         if error is None and cell.state.ended:
-            self._outcomes.pop(saga_id, None)
             try:
                 outcome.set_result(await self.result(cell.state, runner.error))
-            except Exception as failure:  # a blob that cannot be read
+            except Exception as failure:  # a large value that cannot be read back
                 outcome.set_exception(failure)
-        elif isinstance(error, LostOwnership) and not self.closing:
-            pass  # another engine goes on with it; `_outcome` follows the log
-        elif error is not None:
-            self._outcomes.pop(saga_id, None)
-            outcome.set_exception(error)
-            outcome.exception()
+            return
+        # Drained, its partition was handed over; the saga goes on elsewhere.
+        outcome.set_exception(error or LostOwnership(saga_id))
+        outcome.exception()  # nobody may be waiting
 
     async def result(self, state: SagaState, error: BaseException | None = None) -> SagaResult:
         texts: Mapping[str, str] = state.context
@@ -310,16 +331,13 @@ class Host:
             future = self._outcomes[saga_id] = asyncio.get_running_loop().create_future()
         return future
 
-    async def outcome(self, saga_id: str) -> SagaResult:
-        """The saga's result, whoever runs it."""
-        future = self._outcomes.get(saga_id)
-        if future is not None and (future.done() or saga_id in self._runners):
+    async def _outcome(self, saga_id: str, future: asyncio.Future[SagaResult] | None) -> SagaResult:
+        """The saga's result, whoever brings it to its end."""
+        if future is not None:
             try:
                 return await asyncio.shield(future)
             except LostOwnership:
-                pass
-        if saga_id in self._runners:
-            return await asyncio.shield(self._outcome_future(saga_id))
+                pass  # handed over, or taken over: the log will tell
         return await self.follow(saga_id)
 
     async def follow(self, saga_id: str) -> SagaResult:
@@ -414,8 +432,11 @@ class Host:
                 elif isinstance(entry, e.Event) and entry.epoch != e.RECORDED_EPOCH:
                     await self._fold_at_start(partition, entry, record, states, begins, branches)
             await asyncio.sleep(0)
-        for saga_id, state in states.items():
-            if not state.ended:
+        unfinished = [saga_id for saga_id, state in states.items() if not state.ended]
+        # Read from the mark, a late copy of a long-ended saga's start looks like a new saga.
+        whole = await current_states(self.log, self.store, index, unfinished)
+        for saga_id, state in whole.items():
+            if not state.ended and not state.recorded:
                 cell = Cell(state, Accepted.of(state), ours=False, begin=begins[saga_id])
                 cell.quiet_since = asyncio.get_running_loop().time()
                 partition.cells[saga_id] = cell
@@ -482,15 +503,25 @@ class Host:
         cell.ours = True
         self._run(partition, cell, definition, (e.SagaClaimed("take-over"),))
 
+    async def _refold(self, partition: Partition, cell: Cell) -> None:
+        """What was heard in passing may be a late copy: the whole fold says what the saga is."""
+        saga_id = cell.state.saga_id
+        state = await current_state(self.log, self.store, saga_id)
+        if cell.ours or partition.cells.get(saga_id) is not cell:
+            return
+        if state is None or state.ended:
+            partition.cells.pop(saga_id, None)
+        elif state.sequence >= cell.state.sequence:
+            cell.state, cell.accepted = state, Accepted.of(state)
+
     async def _fits(self, state: SagaState) -> bool:
         try:
             definition = self.registry.by_name(state.saga_name)
             check_definition(state, definition)
-        except UnknownSagaName as error:
-            logger.warning("saga %s stays unfinished: %s", state.saga_id, error)
-            return False
-        except DefinitionChanged as error:
-            logger.error("saga %s stays unfinished: %s", state.saga_id, error)
+        except (UnknownSagaName, DefinitionChanged) as error:
+            if state.saga_id not in self._told:  # once a saga, not once a round
+                self._told.add(state.saga_id)
+                logger.error("saga %s stays unfinished: %s", state.saga_id, error)
             return False
         return True
 
@@ -615,10 +646,11 @@ class Host:
                     silent = now - cell.quiet_since > self.config.takeover_seconds
                     if not cell.ours and silent:
                         cell.quiet_since = now
+                        await self._refold(partition, cell)
                         await self._take_over(partition, cell)
 
     async def _forget(self, partition: Partition) -> None:
-        if getattr(self.log, "indexed", False):
+        if is_indexed(self.log):
             partition.forget_before(partition.position)  # the log itself answers for any id
         elif self.store is not None:
             checkpoint = await self.store.checkpoint(partition.index)

@@ -1,6 +1,12 @@
-"""The whole fold of one saga now: what the store has, and the tail of the log behind it."""
+"""The whole fold of a saga now: what the store or the log's index has, and the tail behind it.
+
+Law (every fold is the whole fold): an engine begins to read at the low-water mark, so it has not
+seen what ended before. Whatever it accepts of a saga that may have begun there rests on these answers.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from sagaz_es.core.events import Event
 from sagaz_es.core.fold import fold_into
@@ -12,19 +18,50 @@ async def current_state(
     log: EventLog, store: ProjectionStore | None, saga_id: str
 ) -> SagaState | None:
     """The saga's state at the end of the log as it is at the call; None: there is no such saga."""
-    state: SagaState | None = None
-    offset = 0
-    if store is not None:
-        # The checkpoint first: a head that is newer than it only makes events come twice.
-        checkpoint = await store.checkpoint(log.partition_of(saga_id))
-        if checkpoint is not None:
-            state = (await store.heads([saga_id])).get(saga_id)
-            offset = checkpoint.next_offset
-    state = SagaState() if state is None else state.copy()
+    state, offset = await _base(log, store, log.partition_of(saga_id), [saga_id])
+    found = state.get(saga_id) or SagaState()
     for record in await log.read_saga(saga_id, offset):
         if isinstance(record.entry, Event) and record.entry.saga_id == saga_id:
-            fold_into(state, record.entry)
-    return state if state.sequence else None
+            fold_into(found, record.entry)
+    return found if found.sequence else None
+
+
+async def current_states(
+    log: EventLog, store: ProjectionStore | None, partition: int, saga_ids: Collection[str]
+) -> dict[str, SagaState]:
+    """The same for many sagas of one partition, in one pass; what does not exist is left out."""
+    if is_indexed(log):
+        found = {saga_id: await current_state(log, store, saga_id) for saga_id in saga_ids}
+        return {saga_id: state for saga_id, state in found.items() if state is not None}
+    states, offset = await _base(log, store, partition, saga_ids)
+    wanted = frozenset(saga_ids)
+    end = (await log.bounds(partition)).end
+    while offset < end:
+        chunk = await log.read(partition, offset, limit=5000, wait_s=0.1)
+        for record in chunk.records:
+            entry = record.entry
+            if isinstance(entry, Event) and entry.saga_id in wanted:
+                fold_into(states.setdefault(entry.saga_id, SagaState()), entry)
+        offset = chunk.next_offset
+    return {saga_id: state for saga_id, state in states.items() if state.sequence}
+
+
+async def _base(
+    log: EventLog, store: ProjectionStore | None, partition: int, saga_ids: Collection[str]
+) -> tuple[dict[str, SagaState], int]:
+    """What the store has, and the offset from which the log goes on from there."""
+    if store is not None:
+        # The checkpoint first: a head that is newer than it only makes events come twice.
+        checkpoint = await store.checkpoint(partition)
+        if checkpoint is not None:
+            heads = await store.heads(saga_ids)
+            return {key: state.copy() for key, state in heads.items()}, checkpoint.next_offset
+    return {}, 0 if is_indexed(log) else (await log.bounds(partition)).start
+
+
+def is_indexed(log: EventLog) -> bool:
+    """Whether the log finds a saga's records without a scan (the embedded ones do)."""
+    return bool(getattr(log, "indexed", False))
 
 
 async def head_of_family(

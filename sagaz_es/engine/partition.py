@@ -140,6 +140,7 @@ class Partition:
         self.cells: dict[str, Cell] = {}
         self.seen: dict[str, Accepted] = {}
         """Sagas that ended here since `known_from`: their ids must not start again."""
+        self.ids: set[str] | None = None  # without a store: ids that began before `known_from`
         self.held: dict[object, int] = {}
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
         self.answered: set[str] = set()

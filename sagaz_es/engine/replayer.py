@@ -46,6 +46,7 @@ from sagaz_es.errors import (
     SagaError,
     SagaStillRunning,
     SnapshotNotFoundError,
+    StorageFailed,
     UndoRefused,
     UnknownSagaName,
 )
@@ -137,9 +138,7 @@ async def plan(
     except SnapshotNotFoundError as error:
         await _note(host, saga_id, from_step, "refused", error=str(error))
         raise
-    except SagaError:
-        raise
-    except (OSError, TimeoutError) as error:
+    except (StorageFailed, OSError) as error:
         raise ReplayError(f"the replay of {saga_id!r} could not be prepared: {error}") from error
 
 
@@ -228,42 +227,32 @@ async def replay(
         force_failure=plan.force_failure,
         created_at=_time(host.clock.now()),
     )
+    note: dict[str, Any] = {
+        "overrides": plan.overrides,
+        "actor": actor,
+        "reason": reason,
+        "dry_run": dry_run,
+        "replay_id": replay_id,
+    }
     try:
-        _check_runnable(host, plan)
-    except SagaError as error:
-        await _note(
-            host,
-            plan.saga_id,
-            plan.from_step,
-            "failed" if dry_run else "refused",
-            overrides=plan.overrides,
-            actor=actor,
-            reason=reason,
-            dry_run=dry_run,
-            error=str(error),
-            replay_id=replay_id,
-        )
+        _check_runnable(host, plan, dry_run)
         if not dry_run:
+            handle = await _decide(host, plan, replay_id, actor, reason)
+    except (SagaError, OSError) as error:
+        status = "failed" if dry_run else "refused"
+        await _note(host, plan.saga_id, plan.from_step, status, error=str(error), **note)
+        if not dry_run:
+            if isinstance(error, StorageFailed | OSError):
+                raise ReplayError(f"the replay could not be prepared: {error}") from error
             raise
         result.status, result.error_message = ReplayStatus.FAILED, str(error)
         result.completed_at = _time(host.clock.now())
         return result
     if dry_run:
-        await _note(
-            host,
-            plan.saga_id,
-            plan.from_step,
-            "success",
-            overrides=plan.overrides,
-            actor=actor,
-            reason=reason,
-            dry_run=True,
-            replay_id=replay_id,
-        )
+        await _note(host, plan.saga_id, plan.from_step, "success", **note)
         result.status = ReplayStatus.SUCCESS
         result.completed_at = _time(host.clock.now())
         return result
-    handle = await _decide(host, plan, replay_id, actor, reason)
     outcome = await handle.result()
     result.new_saga_id = handle.saga_id
     result.saga_status = outcome.status
@@ -284,12 +273,17 @@ def _override_values(plan: ReplayPlan) -> dict[str, Any] | None:
     return {key: from_text(text) for key, text in split_object(plan.overrides).items()}
 
 
-def _check_runnable(host: Host, plan: ReplayPlan) -> None:
+def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -> None:
     """Raises what a run of the plan would be refused with, as far as it can be known before."""
     start = _START.decode(plan.start)
     if plan.head_status in ("pending", "executing", "compensating", "forward_recovery"):
         raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
-    definition = host.registry.by_name(plan.saga_name)
+    try:
+        definition = host.registry.by_name(plan.saga_name)
+    except UnknownSagaName as error:
+        if dry_run:  # a plan needs no code
+            return
+        raise ReplayError(f"saga {plan.saga_id!r} cannot be replayed: {error}") from error
     recorded = SagaState(
         saga_id=plan.saga_id,
         saga_name=plan.saga_name,
@@ -390,8 +384,13 @@ async def _branch(
         reason,
         request_id,
     )
-    await _append_to_head(host, partition, plan, head, fact)
-    return await host.launch_branch(partition, branch_id, start, head.saga_name)
+    # Until the branch has begun, nothing moves the mark beyond the fact that decides it.
+    partition.held[branch_id] = partition.position
+    try:
+        await _append_to_head(host, partition, plan, head, fact)
+        return await host.launch_branch(partition, branch_id, start, head.saga_name)
+    finally:
+        partition.held.pop(branch_id, None)
 
 
 async def _append_to_head(

@@ -27,6 +27,8 @@ class MemoryEventLog:
     Several engines of one process may share it, one event loop at a time.
     """
 
+    indexed = True  # read_saga asks an index
+
     def __init__(self, partitions: int = 4, name: str = "memory://") -> None:
         self.name = name
         now = _now()

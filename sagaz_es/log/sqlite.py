@@ -41,6 +41,8 @@ class SQLiteEventLog:
     neither the locks nor the shared memory that SQLite needs.
     """
 
+    indexed = True  # read_saga asks an index
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -55,7 +57,7 @@ class SQLiteEventLog:
             raise ConfigurationError(f"a log needs a file, not {path!r}; see memory:// for tests")
         self.name = f"sqlite:///{os.fspath(path)}"
         # Under one name whatever the way to it: who shares the file must share the owners' locks.
-        self._path = os.path.realpath(path)
+        self.path = self._path = os.path.realpath(path)
         self._codec, self._partitions = codec, partitions
         self._max_value_bytes = max_value_bytes
         self._lock_wait_s, self._deadline_s = lock_wait_s, deadline_s
