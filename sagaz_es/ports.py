@@ -326,7 +326,15 @@ class ProjectionStore(Protocol):
         limit: int = 100,
         offset: int = 0,
     ) -> tuple[StoredSnapshot, ...]:
-        """Newest first; with `before`, created at or before it; with `step`, of this step."""
+        """Newest first; with `before`, created at or before it; with `step`, of this step.
+
+        A damaged one leaves its place in the page empty.
+        """
+
+    async def latest_snapshot(
+        self, saga_id: str, *, before: int | None = None, step: str | None = None
+    ) -> StoredSnapshot | None:
+        """The newest of those that `snapshots` lists."""
 
     async def save_snapshot(self, snapshot: StoredSnapshot) -> None:
         """Keep one that no projector made; one of the same id is replaced."""

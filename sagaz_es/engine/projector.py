@@ -181,6 +181,10 @@ class Projector:
                 ends = {partition: bound.end for partition, bound in bounds.items()}
             await asyncio.gather(*(self._run_until(p, end) for p, end in ends.items()))
 
+    async def catch_up(self) -> None:
+        """Project what stands in the log now."""
+        await self.run_until()
+
     async def _run_until(self, partition: int, end: int) -> None:
         lane = self._lane(partition)
         if not lane.loaded:

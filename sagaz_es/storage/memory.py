@@ -10,6 +10,7 @@ from sagaz_es.errors import CheckpointMoved
 from sagaz_es.ports import (
     NOT_FOLDED,
     ArchivedEvent,
+    BlobStore,
     Checkpoint,
     Clock,
     ParkedRecord,
@@ -20,7 +21,9 @@ from sagaz_es.ports import (
     Summary,
     merge_replays,
 )
+from sagaz_es.snapshots import Opener
 from sagaz_es.storage.rows import Doubts, now_of, summary_of
+from sagaz_es.storage.seed import StoreSnapshotStorage
 
 
 class MemoryProjectionStore:
@@ -154,13 +157,23 @@ class MemoryProjectionStore:
         limit: int = 100,
         offset: int = 0,
     ) -> tuple[StoredSnapshot, ...]:
-        chosen = [
+        chosen = list(self._listed(saga_id, before, step))
+        return self.doubts.sound(chosen[offset : offset + limit])
+
+    async def latest_snapshot(
+        self, saga_id: str, *, before: int | None = None, step: str | None = None
+    ) -> StoredSnapshot | None:
+        return self.doubts.first_sound(self._listed(saga_id, before, step))
+
+    def _listed(
+        self, saga_id: str, before: int | None, step: str | None
+    ) -> Iterator[StoredSnapshot]:
+        return (
             snapshot
             for snapshot in self._live(saga_id)
             if (before is None or snapshot.created_at <= before)
             and (step is None or snapshot.step == step)
-        ]
-        return self.doubts.sound(chosen[offset : offset + limit])
+        )
 
     async def save_snapshot(self, snapshot: StoredSnapshot) -> None:
         self._snapshots.add(snapshot, replace=True)
@@ -283,3 +296,16 @@ class _Snapshots:
         captured = [s for s in self.newest_first(saga_id) if s.fold_version != NOT_FOLDED]
         for snapshot in captured[number:]:
             self.drop(snapshot.snapshot_id)
+
+
+class InMemorySnapshotStorage(StoreSnapshotStorage[MemoryProjectionStore]):
+    """SnapshotStorage in memory: what it holds ends with the process."""
+
+    def __init__(
+        self,
+        store: MemoryProjectionStore | None = None,
+        *,
+        blobs: BlobStore | None = None,
+        opener: Opener | None = None,
+    ) -> None:
+        super().__init__(store or MemoryProjectionStore(), blobs=blobs, opener=opener)

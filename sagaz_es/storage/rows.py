@@ -69,6 +69,10 @@ class Doubts:
         """Those that are as they were written."""
         return tuple(snapshot for snapshot in snapshots if self._is_sound(snapshot))
 
+    def first_sound(self, snapshots: Iterable[StoredSnapshot]) -> StoredSnapshot | None:
+        """The first that is as it was written."""
+        return next((snapshot for snapshot in snapshots if self._is_sound(snapshot)), None)
+
     def first_to_fold_from(self, snapshots: Iterable[StoredSnapshot]) -> StoredSnapshot | None:
         """The first that is as it was written and that this version's fold can go on from."""
         for snapshot in snapshots:
