@@ -136,6 +136,17 @@ class CorruptBlob(SagaError):
         return f"blob {self.key} in {self.where} is damaged: its bytes do not match its hash"
 
 
+class CorruptData(SagaError, ValueError):
+    """Packed bytes that were changed or cut off."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class BlobMissing(SagaError):
     """A value that was kept outside the event is gone."""
 

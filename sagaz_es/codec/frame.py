@@ -54,7 +54,7 @@ class Registry(Protocol):
         """The id of one of our schemas, registered if need be."""
 
     def schema_of(self, schema_id: int) -> str | None:
-        """The text of an Avro schema; None if there is none of this id."""
+        """The text of a schema, whatever its language; None if there is none of this id."""
 
 
 class Confluent:
@@ -83,5 +83,5 @@ class Confluent:
         try:
             # By fingerprint, not by id: the same schema with other docs has another id.
             return self.size, read_schema(text)[0]
-        except (LookupError, TypeError, ValueError, SchemaParseException) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, SchemaParseException) as error:
             raise UnknownRecordType(f"schema id {schema_id} is not usable: {error}") from None
