@@ -59,8 +59,11 @@ class MemoryProjectionStore:
         found = before.next_offset if before is not None else 0
         if found != expected:
             raise CheckpointMoved(checkpoint.partition, expected, found)
-        for head in projection.heads:
-            self._heads[head.saga_id] = head.copy()
+        heads = [head.copy() for head in projection.heads]
+        rejected = dict(projection.rejected)
+        # From here on nothing can fail.
+        for head in heads:
+            self._heads[head.saga_id] = head
         for archived in projection.archive:
             events = self._archive.setdefault(archived.event.saga_id, [])
             if not events or archived.sequence > events[-1].sequence:
@@ -75,7 +78,7 @@ class MemoryProjectionStore:
             self._unpark(saga_id, checkpoint.partition)
         for parked in projection.parked:
             self._parked.setdefault((parked.partition, parked.offset), parked)
-        for cause, count in projection.rejected.items():
+        for cause, count in rejected.items():
             self._rejected[cause] = self._rejected.get(cause, 0) + count
         self._checkpoints[checkpoint.partition] = checkpoint
 

@@ -93,7 +93,7 @@ class StoreSnapshotStorage(Generic[S]):
         *,
         before_step: str | None = None,
     ) -> SagaSnapshot | None:
-        """The one with the highest sequence; `before` is inclusive, `before_step` names its step."""
+        """The one with the highest sequence; `before` counts, too, `before_step` names its step."""
         if isinstance(before, str):  # sagaz's second argument
             before, before_step = None, before
         store = await self._ready()

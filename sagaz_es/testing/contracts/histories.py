@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.core.state import SagaState
-from sagaz_es.ports import ArchivedEvent, Checkpoint, Projection, ReplayEntry
+from sagaz_es.core.snapshot import state_hash
+from sagaz_es.core.state import FOLD_VERSION, SagaState, dump_state
+from sagaz_es.ports import ArchivedEvent, Checkpoint, Projection, ReplayEntry, StoredSnapshot
 
 WRITER = b"writer-of-tests."
 SECOND = 1_000_000
@@ -108,3 +109,79 @@ def replay_entry(
             **fields,
         }
     )
+
+
+class SetClock:
+    """A Clock that stands where it was set."""
+
+    def __init__(self, now: int = NOON) -> None:
+        self.at = now
+
+    def now(self) -> int:
+        return self.at
+
+    async def sleep_until(self, when: int) -> None:
+        self.at = max(self.at, when)
+
+
+def snapshot_row(
+    snapshot_id: str,
+    saga_id: str = "order-17",
+    sequence: int = 3,
+    *,
+    data: bytes | None = None,
+    fold_version: int = FOLD_VERSION,
+    **fields: object,
+) -> StoredSnapshot:
+    """A sound row of the order saga after `sequence` events, unless `fields` say otherwise."""
+    state = head_of(history(saga_id)[:sequence])
+    state.sequence = sequence
+    data = dump_state(state) if data is None else data
+    at = NOON + (sequence - 1) * SECOND
+    return StoredSnapshot(
+        **{  # type: ignore[arg-type]  # fields of any type, by name
+            "snapshot_id": snapshot_id,
+            "saga_id": saga_id,
+            "saga_name": "order",
+            "sequence": sequence,
+            "occurred_at": at,
+            "created_at": at,
+            "step": "charge",
+            "step_index": 1,
+            "status": state.status,
+            "completed_steps": tuple(state.completed_steps),
+            "state": data,
+            "fold_version": fold_version,
+            "state_hash": state_hash(saga_id, sequence, fold_version, data),
+            **fields,
+        }
+    )
+
+
+ODD_IDS = (
+    "order/2026-07 №5",
+    "order/2026-07 №5 ",
+    " order/2026-07 №5",
+    "ORDER/2026-07 №5",
+    "order%2F2026-07 №5",
+    "a\0b",
+    "a\\0b",
+    "a",
+    "a\0",
+    "a\\",
+    "a%",
+    "a_",
+    "a'b",
+    'a"b',
+    "\N{LATIN SMALL LETTER E WITH ACUTE}",
+    "e\N{COMBINING ACUTE ACCENT}",
+    "\N{SHOPPING TROLLEY}",
+    "x" * 5000,
+    "x" * 4999 + "y",
+    "x:1",
+    "x~1",
+    "1",
+    "01",
+    "NULL",
+)
+"""Saga ids that somebody might mix up."""
