@@ -364,7 +364,7 @@ class NamespaceCreated(Struct, frozen=True, gc=False):
     partition: int
     partitions: int
     created_at: int = 0
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
 
 Entry: TypeAlias = Event | Request | NamespaceCreated

@@ -19,14 +19,25 @@ def split_object(text: str) -> dict[str, str]:
     """`{"a":1,"b":[2]}` as `{"a": "1", "b": "[2]"}`; an empty text is an empty object."""
     if not text or text == "{}":
         return {}
+    if '"$' in text:
+        # A key that looks like a tag has one more `$` in the text, as inside of values.
+        return {_unescaped(key): bytes(raw).decode() for key, raw in _OBJECT.decode(text).items()}
     return {key: bytes(raw).decode() for key, raw in _OBJECT.decode(text).items()}
+
+
+def _unescaped(key: str) -> str:
+    return key[1:] if key.startswith("$") else key
 
 
 def join_object(texts: Mapping[str, str]) -> str:
     """The reverse of `split_object`."""
     if not texts:
         return "{}"
-    return "{" + ",".join([f"{_encode(key).decode()}:{text}" for key, text in texts.items()]) + "}"
+    members = [
+        f"{_encode('$' + key if key[:1] == '$' else key).decode()}:{text}"
+        for key, text in texts.items()
+    ]
+    return "{" + ",".join(members) + "}"
 
 
 def names(text: str) -> list[str]:

@@ -366,6 +366,9 @@ class SagaRunner:
         texts: Mapping[str, str] = state.context
         if attempt.undo and state.status == "executing":
             texts = inherited_context(state)
+        elif attempt.undo and state.step(step.name).owner:
+            # An override may stand where the step has kept what its undoing needs.
+            texts = {**texts, **split_object(state.step(step.name).keys_set)}
         results = {
             name: other.result
             for name, other in state.steps.items()
@@ -400,9 +403,13 @@ def inherited_context(state: SagaState) -> dict[str, str]:
 
 
 def _key(state: SagaState, step: StepDefinition, attempt: Attempt) -> str:
-    key = step.idempotency_key or f"{state.saga_id}/{step.name}"
-    if step.idempotency_key and state.replay_id:
-        key = f"{key}/{state.replay_id}"  # a redone effect is another one
+    """The key of the effect, and of its undoing, which says whose effect it is: an inherited one
+    has the key of the saga that made it, and one that was made again has another."""
+    owner = attempt.undo and state.step(step.name).owner or state.saga_id
+    key = f"{owner}/{step.name}"
+    if step.idempotency_key:
+        first = owner == (state.root_saga_id or state.saga_id)
+        key = step.idempotency_key if first else f"{step.idempotency_key}/{owner}"
     return f"{key}/compensation" if attempt.undo else key
 
 
@@ -419,12 +426,12 @@ def _message(error: BaseException) -> str:
         text = str(error) or type(error).__name__
     except Exception:
         text = type(error).__name__
-    return text.encode("utf-8", "replace").decode()[:MAX_ERROR_CHARS]
+    return text.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR_CHARS]
 
 
 def _traceback(error: BaseException) -> str:
     lines = traceback.format_exception(error)
-    return "".join(lines).encode("utf-8", "replace").decode()[-MAX_TRACEBACK_CHARS:]
+    return "".join(lines).encode("utf-8", "backslashreplace").decode()[-MAX_TRACEBACK_CHARS:]
 
 
 def _size(fact: e.Fact) -> int:

@@ -1,0 +1,80 @@
+"""`python -m benchmarks [NAME …] [--save]`: core, sagas, import, memory; all without a name.
+
+Kafka: SAGAZ_ES_LOG if that is a kafka:// URL, else a broker started for the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import subprocess
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import core, importing, memory, sagas
+
+NAMES = ("core", "sagas", "import", "memory")
+
+
+def machine() -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return (
+        f"{os.cpu_count()} × {model}, {platform.system()}, Python {platform.python_version()}, "
+        f"load {load}; commit {commit}; {datetime.now(UTC):%Y-%m-%d}. A shared machine with the "
+        "broker on it: compare within the run."
+    )
+
+
+def main() -> None:
+    arguments = [name for name in sys.argv[1:] if not name.startswith("-")] or list(NAMES)
+    unknown = sorted(set(arguments) - set(NAMES))
+    if unknown:
+        sys.exit(f"unknown benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
+    report = [f"# Benchmarks\n\n{machine()}\n"]
+    print(report[0])
+
+    def add(table: str) -> None:
+        report.append(table)
+        print(table, flush=True)
+
+    if "core" in arguments:
+        add(core.run())
+    if "sagas" in arguments:
+        with ExitStack() as servers:
+            for table in asyncio.run(sagas.run(_broker(servers))):
+                add(table)
+    if "import" in arguments:
+        add(asyncio.run(importing.run()))
+    if "memory" in arguments:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as directory:
+            add(asyncio.run(memory.run(f"sqlite:///{directory}/log.db")))
+    if "--save" in sys.argv:
+        path = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}.md"
+        path.write_text("\n".join(report))
+        print(f"written to {path.relative_to(Path.cwd())}")
+
+
+def _broker(servers: ExitStack) -> str:
+    url = os.environ.get("SAGAZ_ES_LOG", "")
+    if url.startswith("kafka://"):
+        return url.removeprefix("kafka://").partition("/")[0]
+    from tests.servers import KafkaServer
+
+    return servers.enter_context(KafkaServer()).bootstrap
+
+
+if __name__ == "__main__":
+    main()

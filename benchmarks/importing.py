@@ -1,0 +1,60 @@
+"""An event log of 100,000 rows into SQLite."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from benchmarks.table import markdown
+from sagaz_es.connect import open_log
+from sagaz_es.engine.importing import import_csv
+
+ROWS = 100_000
+
+
+def write(path: Path) -> None:
+    """20,000 cases of five steps, a few columns each."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["case", "step", "time", "amount", "clerk", "note"])
+        for number in range(ROWS):
+            when = at + timedelta(seconds=number)
+            rows.writerow(
+                [
+                    f"case-{number // 5}",
+                    f"step-{number % 5}",
+                    when.isoformat(),
+                    number % 997,
+                    f"clerk-{number % 31}",
+                    "",
+                ]
+            )
+
+
+async def run() -> str:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "cases.csv"
+        write(path)
+        log = open_log(f"sqlite:///{directory}/log.db")
+        await log.open()
+        began = time.perf_counter()
+        result = await import_csv(
+            log,
+            path,
+            saga_name="case",
+            saga_id_column="case",
+            step_column="step",
+            time_column="time",
+        )
+        seconds = time.perf_counter() - began
+        await log.close()
+    assert result.events == ROWS
+    return markdown(
+        "Import of a CSV into SQLite",
+        ("rows", "seconds", "rows/s"),
+        ((f"{ROWS:,}", f"{seconds:.1f}", f"{ROWS / seconds:.0f}"),),
+    )
