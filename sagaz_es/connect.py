@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from sagaz_es.engine import standalone
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.registry import Source
@@ -266,3 +267,6 @@ def _adapter(module: str) -> Any:
             raise
         extra, feature = _EXTRAS[missing]
         raise MissingDependencyError(missing, feature, extra) from error
+
+
+standalone.open_with(connect)

@@ -8,7 +8,7 @@ a compensation for an unknown step never reaches a run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -357,6 +357,18 @@ class Saga:
         """`await saga.add_step(…)`, as sagaz spells it, gives the saga."""
         return self
         yield
+
+    async def run(
+        self, initial_context: Mapping[str, Any] | None = None, saga_id: Any = None
+    ) -> dict[str, Any]:
+        """Run on the default log (SAGAZ_ES_LOG, else `sagaz-es.db`), as sagaz spells it.
+
+        Gives the final context with "saga_id" in it, and raises the step's error: `Engine.run`
+        gives a result instead. The same id twice is the same saga.
+        """
+        from sagaz_es.engine import standalone
+
+        return await standalone.run(self, initial_context, saga_id)
 
     def definition(self) -> Definition:
         """Its steps, checked and bound to this object. Raises DefinitionError."""

@@ -1,7 +1,8 @@
 """The whole fold of a saga now: what the store or the log's index has, and the tail behind it.
 
 Law (every fold is the whole fold): an engine begins to read at the low-water mark, so it has not
-seen what ended before. Whatever it accepts of a saga that may have begun there rests on these answers.
+seen what ended before. Whatever it accepts of a saga that may have begun there rests on these
+answers.
 """
 
 from __future__ import annotations

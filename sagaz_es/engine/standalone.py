@@ -1,0 +1,69 @@
+"""`Saga.run` without an engine at hand: one is opened for the runs that are under way, and closed
+after the last of them, so that nothing of it outlives them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sagaz_es.core.state import SagaStatus
+from sagaz_es.errors import SagaExecutionError
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.definition import Saga
+    from sagaz_es.engine.engine import Engine
+    from sagaz_es.engine.result import SagaResult
+
+_openers: list[Callable[[], Engine]] = []
+
+
+def open_with(opener: Callable[[], Engine]) -> None:
+    """Told by `sagaz_es.connect`, which alone knows URLs: how to make the default engine."""
+    _openers[:] = [opener]
+
+
+class _Shared:
+    """The engine of one event loop, while anything runs on it."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._users = 0
+        self._engine: Engine | None = None
+
+    async def __aenter__(self) -> Engine:
+        async with self._lock:
+            if self._engine is None:
+                (opener,) = _openers
+                engine = opener()
+                await engine.open()
+                self._engine = engine
+            self._users += 1
+            return self._engine
+
+    async def __aexit__(self, *exc: object) -> None:
+        async with self._lock:
+            self._users -= 1
+            if not self._users and self._engine is not None:
+                engine, self._engine = self._engine, None
+                await engine.close()
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
+
+
+async def execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> SagaResult:
+    """Run a saga to its end on the default log."""
+    async with _shared.setdefault(asyncio.get_running_loop(), _Shared()) as engine:
+        return await engine.run(saga, context, saga_id=saga_id)
+
+
+async def run(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> dict[str, Any]:
+    """See Saga.run."""
+    result = await execute(saga, context, saga_id)
+    if result.status is SagaStatus.COMPLETED:
+        return {**result.context, "saga_id": result.saga_id}
+    if result.error is not None:
+        raise result.error
+    raise SagaExecutionError(f"saga {result.saga_id!r} ended {result.status}")
