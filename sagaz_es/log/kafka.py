@@ -48,7 +48,7 @@ class KafkaEventLog:
         ssl_keyfile: str = "",
         partitions: int = 8,  # if the topic is made here
         session_timeout_ms: int = 6000,  # after this silence, others take an engine's partitions
-        heartbeat_ms: int = 1000,  # how often it says that it lives; how soon it hears of a change
+        heartbeat_ms: int | None = None,  # how soon it hears of a change; None: session / 6
         compression: str = "",
         allow_unsuitable: bool = False,  # for looking at a topic that an engine refuses
         deadlines: Deadlines | None = None,
@@ -70,6 +70,7 @@ class KafkaEventLog:
             )
         if partitions < 1:
             raise ConfigurationError(f"partitions must be at least 1, not {partitions}")
+        heartbeat_ms = heartbeat_ms or session_timeout_ms // 6
         if not 0 < heartbeat_ms * 2 <= session_timeout_ms:
             raise ConfigurationError(
                 f"heartbeat_ms={heartbeat_ms} must be at most half of session_timeout_ms="

@@ -7,6 +7,7 @@ docs/decisions/0010-kafka-log.md. It has no types, so what it gives is `Any` her
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -14,30 +15,28 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
-from sagaz_es.errors import ConfigurationError, MissingDependencyError, Unreachable
-from sagaz_es.log import kafka_quiet
+from aiokafka import errors as kafka_errors
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    OffsetOutOfRangeError,
+    RequestTimedOutError,
+    SaslAuthenticationFailed,
+    StaleMetadata,
+    TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.helpers import create_ssl_context
+from aiokafka.structs import TopicPartition
 
-try:
-    from aiokafka import errors as kafka_errors
-    from aiokafka.client import AIOKafkaClient, ConnectionGroup
-    from aiokafka.conn import collect_hosts, create_conn
-    from aiokafka.errors import (
-        AuthenticationFailedError,
-        ClusterAuthorizationFailedError,
-        GroupAuthorizationFailedError,
-        KafkaConnectionError,
-        KafkaError,
-        LeaderNotAvailableError,
-        OffsetOutOfRangeError,
-        RequestTimedOutError,
-        StaleMetadata,
-        TopicAuthorizationFailedError,
-        UnsupportedSaslMechanismError,
-    )
-    from aiokafka.helpers import create_ssl_context
-    from aiokafka.structs import TopicPartition
-except ImportError as error:
-    raise MissingDependencyError("aiokafka", "a log on Kafka", extra="kafka") from error
+from sagaz_es.errors import ConfigurationError, Unreachable
+from sagaz_es.log import kafka_quiet
 
 T = TypeVar("T")
 
@@ -51,7 +50,7 @@ FORBIDDEN = (
     GroupAuthorizationFailedError,
     ClusterAuthorizationFailedError,
 )
-REFUSED = (AuthenticationFailedError, UnsupportedSaslMechanismError)
+NOT_LET_IN = (IllegalSaslStateError, SaslAuthenticationFailed, UnsupportedSaslMechanismError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,10 @@ def check(code: int) -> None:
         raise kafka_errors.for_code(code)(f"error {code}")
 
 
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 class Brokers:
     """Requests to the cluster that has `topic`."""
 
@@ -177,13 +180,16 @@ class Brokers:
         for host, port, _ in collect_hosts(list(self.access.bootstrap)):
             try:
                 connection = await create_conn(host, port, **options)
-            except REFUSED as error:
+            except NOT_LET_IN as error:
                 raise ConfigurationError(
                     f"Kafka at {host}:{port} refuses user {self.access.username!r}: {error}; "
                     "check username, password and sasl_mechanism"
                 ) from None
-            except (OSError, KafkaError) as error:
-                return str(error) or type(error).__name__
+            except OSError as error:
+                known = error.errno is not None and error.errno > 0
+                return os.strerror(error.errno) if known else str(error)  # type: ignore[arg-type]
+            except KafkaError as error:
+                return _told(error)
             connection.close()
         return ""
 
@@ -278,7 +284,7 @@ class Brokers:
                             "see `sagaz-es doctor` for the rights that are needed"
                         ) from error
                     except KafkaError as error:
-                        why = f"{type(error).__name__}: {error}"
+                        why = _told(error)
                     await self.look_again()
         except TimeoutError:
             raise self._unreachable(f"{what}: {why}") from None
@@ -314,6 +320,9 @@ async def shut(client: Any, *, within_s: float, reset: bool = False) -> None:
     except TimeoutError:  # a frozen broker takes nothing, so nothing can be flushed to it
         _reset(client)
         await asyncio.sleep(0)  # an aborted connection is closed in the loop's next round
+    looking = client._md_update_fut
+    if looking is not None and not looking.done():
+        looking.set_result(False)  # nobody else will: it waits for the task that has just ended
 
 
 def _reset(client: Any) -> None:
