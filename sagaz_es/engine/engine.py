@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
-from sagaz_es.engine import replayer, requests
+from sagaz_es.engine import compensations, replayer, requests
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.host import Host
@@ -245,3 +245,26 @@ class Engine:
         """
         self._check_open()
         return await replayer.undo(self.host, str(replay_id), actor=actor, reason=reason)
+
+    # --- stuck compensations ---
+
+    async def retry_compensation(
+        self, saga_id: Any, step: str, *, reason: str, actor: str = ""
+    ) -> SagaResult:
+        """Try a compensation that failed for good once more; the saga as it ends then.
+
+        Raises SagaNotFound, StepNotFound (with those that are stuck), SagaStillRunning.
+        """
+        self._check_open()
+        handle = await compensations.retry(self.host, check_id(saga_id), step, reason, actor)
+        return await handle.result()
+
+    async def skip_compensation(
+        self, saga_id: Any, step: str, *, reason: str, actor: str = ""
+    ) -> None:
+        """Let the effect of a step stand although it should be undone; `reason` says why.
+
+        Raises as `retry_compensation`.
+        """
+        self._check_open()
+        await compensations.skip(self.host, check_id(saga_id), step, reason, actor)

@@ -295,7 +295,8 @@ class Host:
             error = failure
             # Its prediction is not the log's state any more: leave it for a take-over.
             partition.cells.pop(saga_id, None)
-            partition.held[f"stopped {saga_id}"] = max(cell.begin, 0)
+            if cell.begin >= 0:
+                partition.held[f"stopped {saga_id}"] = cell.begin
         finally:
             self._runners.pop(saga_id, None)
             self._tasks.pop(saga_id, None)

@@ -228,6 +228,12 @@ class Partition:
                 break
             except LogFull as error:
                 logger.error("%s; trying again", error)
+                starts = [item for item in batch if _begins(item)]
+                for item in starts:  # nothing of them stands: their callers are told at once
+                    _fail(item, error)
+                if starts:
+                    await self._send([item for item in batch if item not in starts])
+                    return
             except AppendRefused as error:
                 await self._split(batch, error)
                 return
@@ -438,6 +444,11 @@ class Partition:
             _fail(item, LostOwnership(item.cell.state.saga_id if item.cell else ""))
         self._sending = []
         self._queue.clear()
+
+
+def _begins(item: _Append) -> bool:
+    first = item.entries[0]
+    return isinstance(first, e.Event) and type(first.fact) is e.SagaStarted
 
 
 def _fail(item: _Append, error: Exception) -> None:
