@@ -336,7 +336,8 @@ class SagaRunner:
     def _failed(
         self, attempt: Attempt, step: StepDefinition, error: BaseException, unknown: bool
     ) -> e.Fact:
-        self.error = error
+        if not attempt.undo:
+            self.error = error
         plan = step.compensation if attempt.undo else step
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
