@@ -110,18 +110,19 @@ class SQLiteEventLog:
             raise ValueError("an append holds at least one entry")
         check_partition(partition, self._partitions)
         encode, limit = self._codec.encode, self._max_value_bytes
-        rows = []
+        rows, size = [], 0
         for entry in entries:
             key, value = key_of(entry), encode(entry)
             if len(value) > limit:
                 check_size(partition, key, value, limit)
+            size += len(value)
             rows.append((key, entry.replay_id if type(entry) is Event else "", value))
-        return await self._writer.append(partition, rows)
+        return await self._writer.append(partition, rows, size)
 
     async def append_raw(self, partition: int, key: str, value: bytes) -> int:
         check_partition(partition, self._partitions)
         check_size(partition, key, value, self._max_value_bytes)
-        return await self._writer.append(partition, [(key, "", value)])
+        return await self._writer.append(partition, [(key, "", value)], len(value))
 
     async def read(
         self, partition: int, offset: int, *, limit: int = 1000, wait_s: float = 0.0

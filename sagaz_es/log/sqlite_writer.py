@@ -8,8 +8,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from queue import SimpleQueue
 from random import uniform
 from typing import TypeVar
@@ -23,6 +24,9 @@ Row = tuple[str, str, bytes]
 BATCH_ROWS = 1024
 BATCH_BYTES = 8 * 2**20
 """A transaction takes no further append beyond these: it bounds how long the next one waits."""
+
+STATEMENT_ROWS = 512
+"""Rows that one statement takes; SQLite allows 32,766 arguments, six times as many as it needs."""
 
 WAITING_BYTES = 32 * 2**20
 """What may wait to be written; who would add to more waits itself."""
@@ -53,10 +57,15 @@ class Job:
     )
 
     def __init__(
-        self, partition: int, rows: Sequence[Row], future: asyncio.Future[int], mark: int = -1
+        self,
+        partition: int,
+        rows: Sequence[Row],
+        size: int,
+        loop: asyncio.AbstractEventLoop,
+        mark: int = -1,
     ) -> None:
-        self.partition, self.rows, self.future, self.mark = partition, rows, future, mark
-        self.size = sum(len(value) for _, _, value in rows) + _ROW_COST_BYTES * len(rows)
+        self.partition, self.rows, self.size, self.mark = partition, rows, size, mark
+        self.future: asyncio.Future[int] = loop.create_future()
         self.since = time.monotonic()
         self.taken = self.given_up = False
         self.answer: int | SagaError = -1
@@ -97,22 +106,21 @@ class GroupCommit:
 
     # --- in the event loop ------------------------------------------------------------------------
 
-    async def append(self, partition: int, rows: Sequence[Row]) -> int:
+    async def append(self, partition: int, rows: Sequence[Row], value_bytes: int) -> int:
         """The offset of the first row, once all of them are on disk."""
-        return await self._submit(Job(partition, rows, self._loop.create_future()))
+        job = Job(partition, rows, value_bytes + _ROW_COST_BYTES * len(rows), self._loop)
+        if self._waiting_bytes > WAITING_BYTES or self._room:
+            await self._get_room(job)
+        return await self._submit(job)
 
     async def raise_mark(self, partition: int, mark: int) -> None:
         """Keep a low-water mark, unless a higher one is kept."""
-        await self._submit(Job(partition, (), self._loop.create_future(), mark))
+        await self._submit(Job(partition, (), 0, self._loop, mark))
 
-    async def _submit(self, job: Job) -> int:
-        if self._waiting_bytes > WAITING_BYTES or self._room:
-            await self._get_room(job)
-        else:
-            self._waiting_bytes += job.size
+    def _submit(self, job: Job) -> asyncio.Future[int]:
         if self._closed:
-            self._give_room(job.size)
             raise AppendRefused(job.partition, f"{self._path}: the log is closed")
+        self._waiting_bytes += job.size
         if not self._gathered:
             # Who was woken together appends together: one transaction, not a first and the rest.
             self._loop.call_soon(self._hand_over)
@@ -120,7 +128,7 @@ class GroupCommit:
         self._pending.append(job)
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._deadline_s / 4, self._look_after)
-        return await job.future
+        return job.future
 
     def _hand_over(self) -> None:
         if self._gathered:
@@ -128,40 +136,40 @@ class GroupCommit:
             self._gathered = []
 
     def _answered(self, jobs: list[Job]) -> None:
+        ends: dict[int, int] = {}
         for job in jobs:
             self._waiting_bytes -= job.size
-            if not isinstance(job.answer, int):
-                if not job.future.done():
-                    job.future.set_exception(job.answer)
-                continue
-            if not job.future.done():
-                job.future.set_result(job.answer)
-            if job.rows:
-                self._on_commit(job.partition, job.answer + len(job.rows))
-        self._give_room(0)
+            answer, future = job.answer, job.future
+            if isinstance(answer, int):
+                ends[job.partition] = answer + len(job.rows)
+                if not future.done():
+                    future.set_result(answer)
+            elif not future.done():
+                future.set_exception(answer)
+        for partition, end in ends.items():
+            self._on_commit(partition, end)
+        if self._room:
+            self._give_room()
         while self._pending and self._pending[0].future.done():
             self._pending.popleft()
 
     async def _get_room(self, job: Job) -> None:
+        """Wait for one's turn, in the order of coming. Raises AppendRefused at the deadline."""
         turn = self._loop.create_future()
         self._room.append((turn, job.size))
         try:
             async with asyncio.timeout(self._deadline_s):
                 await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._give_room(job.size)
-            if isinstance(error, TimeoutError):
-                detail = f"{self._path}: {self._waiting_bytes} bytes wait to be written already"
-                raise AppendRefused(job.partition, detail) from None
-            raise
+        except TimeoutError:
+            detail = f"{self._path}: {self._waiting_bytes} bytes wait to be written already"
+            raise AppendRefused(job.partition, detail) from None
 
-    def _give_room(self, size: int) -> None:
-        self._waiting_bytes -= size
-        while self._room and self._waiting_bytes <= WAITING_BYTES:
+    def _give_room(self) -> None:
+        free = WAITING_BYTES - self._waiting_bytes
+        while self._room and free >= 0:
             turn, wanted = self._room.popleft()
             if not turn.done():
-                self._waiting_bytes += wanted
+                free -= wanted
                 turn.set_result(None)
 
     def _look_after(self) -> None:
@@ -183,7 +191,8 @@ class GroupCommit:
         detail = f"{self._path}: no answer in {self._deadline_s:g} s"
         if job.taken:
             return AppendUnknown(job.partition, detail)
-        self._give_room(job.size)
+        self._waiting_bytes -= job.size
+        self._give_room()
         return AppendRefused(job.partition, detail)
 
     async def close(self) -> None:
@@ -205,18 +214,15 @@ class GroupCommit:
     # --- in the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        waiting: deque[Job] = deque()
         going_on = True
-        while going_on:
-            jobs: list[Job] = []
-            more = self._queue.get()
-            while more is not None:
-                jobs += more
-                if self._queue.empty():
-                    break
+        while going_on or waiting:
+            while going_on and (not waiting or not self._queue.empty()):
                 more = self._queue.get()
-            going_on = more is not None
-            for batch in _batches(jobs):
-                self._commit(batch)
+                going_on = more is not None
+                waiting.extend(more or ())
+            if waiting:
+                self._commit(_batch(waiting))
         with suppress(sqlite3.Error):
             self._connection.close()
         self._call_soon(self._ended.set_result, None)
@@ -264,36 +270,71 @@ class GroupCommit:
             self._connection.rollback()
 
     def _write(self, jobs: list[Job]) -> None:
-        execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
-        ends: dict[int, int] = {}
-        rows: list[tuple[int, int, str, int, str, bytes]] = []
-        now = time.time_ns() // 1000
+        rows = sum(len(job.rows) for job in jobs)
+        known = all(job.mark < 0 and job.partition in self._ends for job in jobs)
+        if known and rows <= STATEMENT_ROWS:
+            # A statement is a transaction. If another process has appended since, our offsets are
+            # taken and it fails as a whole. Too high they cannot be: a log only grows.
+            with suppress(sqlite3.IntegrityError):
+                self._insert(self._numbered(jobs))
+                return
+        self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
-            partition = job.partition
             if job.mark >= 0:
-                execute(_MARK, (partition, job.mark))
-                continue
-            end = ends.get(partition)
-            if end is None:
-                end = execute(_END, (partition,)).fetchone()[0] or 0
-            job.answer = end
-            for offset, (key, replay_id, value) in enumerate(job.rows, end):
-                rows.append((partition, offset, key, now, replay_id, value))
-            ends[partition] = end + len(job.rows)
-        self._connection.executemany("INSERT INTO sagaz_log VALUES (?, ?, ?, ?, ?, ?)", rows)
-        execute("COMMIT")
+                self._connection.execute(_MARK, (job.partition, job.mark))
+            else:
+                found = self._connection.execute(_END, (job.partition,))
+                self._ends[job.partition] = found.fetchone()[0] or 0
+        arguments = self._numbered(jobs)
+        for start in range(0, len(arguments), 5 * STATEMENT_ROWS):
+            self._insert(arguments[start : start + 5 * STATEMENT_ROWS])
+        self._connection.execute("COMMIT")
+
+    def _numbered(self, jobs: list[Job]) -> list[object]:
+        """The rows with their offsets, one after the other; the offsets also answer the jobs."""
+        ends = self._ends
+        arguments: list[object] = []
+        for job in jobs:
+            if job.rows:
+                partition = job.partition
+                job.answer = offset = ends[partition]
+                for key, replay_id, value in job.rows:
+                    arguments += (partition, offset, key, replay_id, value)
+                    offset += 1
+                ends[partition] = offset
+        return arguments
+
+    def _insert(self, arguments: list[object]) -> None:
+        rows = len(arguments) // 5
+        size = 1 << (rows - 1).bit_length()
+        arguments += [None] * (5 * (size - rows))
+        arguments.append(time.time_ns() // 1000)
+        self._connection.execute(_insert_sql(size), arguments)
 
 
-def _batches(jobs: Iterable[Job]) -> Iterable[list[Job]]:
+@cache
+def _insert_sql(rows: int) -> str:
+    """One statement for so many rows; those without a partition are left out.
+
+    One, because between two statements the thread loses the interpreter to a busy event loop. And
+    of few sizes, because SQLite takes longer to compile one than to run it.
+    """
+    last = 5 * rows + 1
+    values = ", ".join(
+        f"(?{n}, ?{n + 1}, ?{n + 2}, ?{last}, ?{n + 3}, ?{n + 4})" for n in range(1, last, 5)
+    )
+    return f"INSERT INTO sagaz_log SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL"
+
+
+def _batch(waiting: deque[Job]) -> list[Job]:
+    """What the next transaction takes of those that wait: all, within its bounds."""
     batch: list[Job] = []
     rows = size = 0
-    for job in jobs:
+    while waiting:
+        job = waiting[0]
         if batch and (rows + len(job.rows) > BATCH_ROWS or size + job.size > BATCH_BYTES):
-            yield batch
-            batch, rows, size = [], 0, 0
-        batch.append(job)
+            break
+        batch.append(waiting.popleft())
         rows += len(job.rows)
         size += job.size
-    if batch:
-        yield batch
+    return batch
