@@ -22,7 +22,8 @@ from sagaz_es.ports import (
     merge_replays,
 )
 from sagaz_es.snapshots import Opener
-from sagaz_es.storage.rows import Doubts, now_of, summary_of
+from sagaz_es.storage.doubts import Doubts
+from sagaz_es.storage.rows import now_of, summary_of
 from sagaz_es.storage.seed import StoreSnapshotStorage
 
 

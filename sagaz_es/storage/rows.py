@@ -1,19 +1,29 @@
-"""What all stores do alike: summaries from heads, the check of a snapshot, telling of a bad one."""
+"""What stores keep in their columns: the bytes of heads, events and rows, and what a list shows."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable
+from typing import TypeVar
 
-from sagaz_es.core.snapshot import state_hash
-from sagaz_es.core.state import FOLD_VERSION, SagaState
-from sagaz_es.ports import NOT_FOLDED, Clock, SnapshotReport, StoredSnapshot, Summary
+import msgspec
+from msgspec import Struct
 
-logger = logging.getLogger("sagaz_es.storage")
+from sagaz_es.codec.avro import AvroCodec
+from sagaz_es.codec.compress import PLAIN, ZSTD, pack, unpack
+from sagaz_es.core.events import Event
+from sagaz_es.core.state import SagaState, dump_state, load_state
+from sagaz_es.errors import CorruptData, StorageFailed, UndecodableRecord
+from sagaz_es.ports import ArchivedEvent, Clock, Summary
 
-NEAREST_PAGE = 3
-"""Snapshots fetched at a time to fold from: the second and third are for when one is damaged."""
+R = TypeVar("R", bound=Struct)
+
+SINGLE_OBJECT = b"\xc3\x01"
+"""What a record of ours begins with, unless a schema registry framed it."""
+
+
+def now_of(clock: Clock | None) -> int:
+    """µs since 1970 UTC, by the clock that was given or the system's."""
+    return clock.now() if clock is not None else time.time_ns() // 1000
 
 
 def summary_of(state: SagaState) -> Summary:
@@ -35,62 +45,71 @@ def summary_of(state: SagaState) -> Summary:
     )
 
 
-def damage_of(snapshot: StoredSnapshot) -> str:
-    """Why a snapshot must not be used; empty: it is as it was written."""
-    found = state_hash(snapshot.saga_id, snapshot.sequence, snapshot.fold_version, snapshot.state)
-    return "" if found == snapshot.state_hash else "its bytes do not match its hash"
+PACK_FROM = 1024
+"""Bytes from which on packing is worth its time (some 20 µs): most heads and events are smaller."""
 
 
-def outdated(snapshot: StoredSnapshot) -> str:
-    """Why no fold of this version can go on from it; empty: it can."""
-    if snapshot.fold_version == FOLD_VERSION:
-        return ""
-    return f"it is of fold version {snapshot.fold_version}, this is {FOLD_VERSION}"
+def pressed(data: bytes) -> bytes:
+    """JSON or a record of ours, packed where it is large."""
+    return pack(data) if len(data) >= PACK_FROM else data
 
 
-class Doubts:
-    """Counts snapshots that were passed over, and tells about each."""
-
-    def __init__(self, report: SnapshotReport | None = None) -> None:
-        self.passed_over = 0
-        self._report = report
-
-    def tell(self, saga_id: str, snapshot_id: str, reason: str) -> None:
-        """A snapshot is not used, for this reason; the caller looks for an older one."""
-        self.passed_over += 1
-        if self._report is not None:
-            self._report(saga_id, snapshot_id, reason)
-        else:
-            logger.warning(
-                "snapshot %s of saga %r is passed over: %s", snapshot_id, saga_id, reason
-            )
-
-    def sound(self, snapshots: Iterable[StoredSnapshot]) -> tuple[StoredSnapshot, ...]:
-        """Those that are as they were written."""
-        return tuple(snapshot for snapshot in snapshots if self._is_sound(snapshot))
-
-    def first_sound(self, snapshots: Iterable[StoredSnapshot]) -> StoredSnapshot | None:
-        """The first that is as it was written."""
-        return next((snapshot for snapshot in snapshots if self._is_sound(snapshot)), None)
-
-    def first_to_fold_from(self, snapshots: Iterable[StoredSnapshot]) -> StoredSnapshot | None:
-        """The first that is as it was written and that this version's fold can go on from."""
-        for snapshot in snapshots:
-            if snapshot.fold_version == NOT_FOLDED:
-                continue
-            if reason := outdated(snapshot):
-                self.tell(snapshot.saga_id, snapshot.snapshot_id, reason)
-            elif self._is_sound(snapshot):
-                return snapshot
-        return None
-
-    def _is_sound(self, snapshot: StoredSnapshot) -> bool:
-        reason = damage_of(snapshot)
-        if reason:
-            self.tell(snapshot.saga_id, snapshot.snapshot_id, reason)
-        return not reason
+def opened(data: bytes) -> bytes:
+    """The reverse of `pressed`. Raises CorruptData."""
+    # Neither JSON nor single-object Avro begins with a byte that names a packed form.
+    return unpack(data) if data[:1] in (PLAIN, ZSTD) else data
 
 
-def now_of(clock: Clock | None) -> int:
-    """µs since 1970 UTC, by the clock that was given or the system's."""
-    return clock.now() if clock is not None else time.time_ns() // 1000
+def dump_head(state: SagaState) -> bytes:
+    """The bytes of a head."""
+    return pressed(dump_state(state))
+
+
+def load_head(data: bytes, where: str) -> SagaState:
+    """The reverse of `dump_head`. Raises StorageFailed: a head has no older one to go back to."""
+    try:
+        return load_state(opened(data))
+    except (CorruptData, msgspec.MsgspecError) as error:
+        detail = f"a saga's head is damaged ({error}); see `sagaz-es projector rebuild`"
+        raise StorageFailed(where, detail) from error
+
+
+def dump_row(row: Struct) -> bytes:
+    """The bytes of a whole row, whatever its texts hold."""
+    return pack(msgspec.msgpack.encode(row))
+
+
+def load_row(data: bytes, kind: type[R], where: str) -> R:
+    """The reverse of `dump_row`. Raises StorageFailed."""
+    try:
+        return msgspec.msgpack.decode(unpack(data), type=kind)
+    except (CorruptData, msgspec.MsgspecError) as error:
+        raise StorageFailed(where, f"a row is damaged ({error})") from error
+
+
+class EventBytes:
+    """Accepted events <-> bytes, as they stand in the log wherever that can be."""
+
+    def __init__(self, codec: AvroCodec | None = None) -> None:
+        self._codec = codec or AvroCodec()
+
+    def dump(self, archived: ArchivedEvent) -> bytes:
+        """A record of ours, packed where it is large."""
+        value = archived.value
+        # A registry's framing needs the registry to be read: it is not kept.
+        if not value.startswith(SINGLE_OBJECT):
+            value = self._codec.encode(archived.event)
+        return pressed(value)
+
+    def load(
+        self, sequence: int, offset: int, data: bytes, replay_id: str, where: str
+    ) -> ArchivedEvent:
+        """The reverse. Raises StorageFailed."""
+        try:
+            event = self._codec.decode(opened(data), replay_id=replay_id)
+        except (CorruptData, UndecodableRecord) as error:
+            detail = f"the archived event at offset {offset} cannot be read ({error})"
+            raise StorageFailed(where, detail) from error
+        if not isinstance(event, Event):
+            raise StorageFailed(where, f"what is archived at offset {offset} is no event")
+        return ArchivedEvent(sequence, offset, event)

@@ -1,0 +1,1 @@
+"""Connections to databases, for the adapters that keep something in one."""

@@ -1,0 +1,193 @@
+"""One SQLite file on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from sagaz_es.errors import SagaError, StorageFailed, Unreachable
+
+T = TypeVar("T")
+
+IN_MEMORY = ":memory:"
+
+
+class SQLiteDatabase:
+    """Runs work on one connection, in one thread.
+
+    What it commits survives the process; a crash of the machine takes at most the newest commits
+    (`synchronous=NORMAL`). `tables` are made where they are missing; `component` names them in the
+    table of versions.
+
+    Law (in order): works run one after another, in the order of the calls.
+    Law (whole): what a `write` does stands whole or not at all, also if it raises or is cancelled.
+    Raises Unreachable if the file cannot be opened, or stays locked; StorageFailed for other errors
+    of SQLite. What `work` itself raises goes through.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        component: str,
+        tables: tuple[str, ...],
+        *,
+        version: int = 1,
+        wait_s: float = 5.0,
+    ) -> None:
+        self.path = path
+        self._component, self._tables, self._version = component, tables, version
+        self._wait_s = wait_s
+        self._thread: ThreadPoolExecutor | None = None
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Open the file, and make what is missing in it; again, if it was closed."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sagaz-es-store")
+        try:
+            await self.read(lambda _: None)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """After the works that were called before."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            try:
+                await asyncio.get_running_loop().run_in_executor(thread, self._disconnect)
+            finally:
+                thread.shutdown(wait=False)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` makes of the connection, which is in no transaction."""
+        return await self._call(lambda: work(self._connected()))
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` makes of the connection, in a transaction of its own."""
+        return await self._call(lambda: self._transaction(work))
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sagaz-es-store")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    # --- in the thread
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connected()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()  # does nothing if SQLite has done it
+            raise
+        return result
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        directory = Path(self.path).parent
+        if self.path != IN_MEMORY and not directory.is_dir():
+            raise Unreachable("SQLite", self.path, f"there is no directory {str(directory)!r}")
+        connection = sqlite3.connect(
+            self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._in_wal_mode(connection)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            self._make_tables(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _in_wal_mode(self, connection: sqlite3.Connection) -> None:
+        if self.path == IN_MEMORY:
+            return
+        end = time.monotonic() + self._wait_s  # SQLite's own wait does not cover the change
+        while True:
+            try:
+                if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(0.002)
+
+    def _make_tables(self, connection: sqlite3.Connection) -> None:
+        if self._version_found(connection) == self._version:
+            return
+        connection.execute("BEGIN IMMEDIATE")  # of two processes one makes them, the other waits
+        try:
+            found = self._version_found(connection)
+            if found is None:
+                for table in (VERSIONS, *self._tables):
+                    connection.execute(table)
+                row = (self._component, self._version)
+                connection.execute("INSERT INTO sagaz_versions VALUES (?, ?)", row)
+            elif found != self._version:
+                raise other_version(self.path, self._component, found, self._version)
+            connection.execute("COMMIT")
+        finally:
+            connection.rollback()  # does nothing after a commit
+
+    def _version_found(self, connection: sqlite3.Connection) -> int | None:
+        known = "SELECT count(*) FROM sqlite_master WHERE name = 'sagaz_versions'"
+        if not connection.execute(known).fetchone()[0]:
+            return None
+        version = "SELECT version FROM sagaz_versions WHERE component = ?"
+        row = connection.execute(version, (self._component,)).fetchone()
+        return row[0] if row is not None else None
+
+    def _explained(self, error: sqlite3.Error) -> SagaError:
+        code = _code(error)
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return Unreachable("SQLite", self.path, "another process holds its lock")
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return Unreachable("SQLite", self.path, "it cannot be opened; check the permissions")
+        known = {
+            sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
+            sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy",
+            sqlite3.SQLITE_READONLY: "it is read-only",
+            sqlite3.SQLITE_FULL: "the disk is full",
+        }
+        return StorageFailed(self.path, known.get(code, str(error)))
+
+
+VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (
+    component TEXT PRIMARY KEY, version INTEGER NOT NULL
+)"""
+
+
+def other_version(where: str, component: str, found: int, known: int) -> StorageFailed:
+    """The error for tables of another version of this library."""
+    return StorageFailed(
+        where,
+        f"the tables of its {component} are of version {found}, this library knows {known}; use "
+        "the library that made them, or another place",
+    )
+
+
+def _code(error: sqlite3.Error) -> int:
+    # The low byte is the kind, the rest the detail. Errors of the Python module itself have none.
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
