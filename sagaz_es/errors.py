@@ -489,6 +489,10 @@ class LostOwnership(SagaError):
         return f"saga {self.saga_id!r} was taken over by another engine"
 
 
+class HandingOver(LostOwnership):
+    """The saga's partition is being handed over; nothing happened, it can be asked for again."""
+
+
 # --- running -----------------------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ class StepContext(dict[str, Any]):
         results: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__((key, from_text(text)) for key, text in texts.items())
-        self._before = texts
+        self._before = dict(texts)  # `texts` goes on while steps run side by side
         self._reads: set[str] = set()
         self._written: set[str] = set()
         self._results = results or {}

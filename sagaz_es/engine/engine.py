@@ -17,6 +17,7 @@ from sagaz_es.core.texts import join_object
 from sagaz_es.engine import compensations, replayer, requests
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import EngineConfig, SystemClock
+from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import check_id, context_texts, new_id
 from sagaz_es.engine.lookup import current_state
@@ -24,7 +25,13 @@ from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.engine.result import SagaHandle, SagaResult
 from sagaz_es.engine.runner import MAX_FACT_BYTES
-from sagaz_es.errors import EngineClosed, MemoryFootprintError, SagaError, SagaNotFound
+from sagaz_es.errors import (
+    EngineClosed,
+    HandingOver,
+    MemoryFootprintError,
+    SagaError,
+    SagaNotFound,
+)
 from sagaz_es.ports import BlobStore, Clock, EventLog, ProjectionStore
 
 if TYPE_CHECKING:
@@ -154,12 +161,24 @@ class Engine:
         text = join_object(texts)
         if len(text) > MAX_FACT_BYTES:
             raise MemoryFootprintError("the context", len(text), MAX_FACT_BYTES)
-        if saga_id is None and host.partitions:
+        given = None if saga_id is None else check_id(saga_id)
+        while True:
+            try:
+                return await self._start(definition, given, text, actor)
+            except HandingOver:
+                continue  # its partition was being handed over: begin again where it is now
+
+    async def _start(
+        self, definition: Definition, given: str | None, text: str, actor: str
+    ) -> SagaHandle:
+        host = self.host
+        self._check_open()
+        if given is None and host.partitions:
             partition = host.choose_partition()
             await partition.room()
             saga_id = host.new_id_in(partition.index)
             return await host.begin(partition, definition, saga_id, text, actor=actor)
-        saga_id = new_id() if saga_id is None else check_id(saga_id)
+        saga_id = given or new_id()
         served = host.partition_for(saga_id)
         if served is None:
             return await requests.start_elsewhere(host, definition, saga_id, text, actor)

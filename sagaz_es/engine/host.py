@@ -34,6 +34,7 @@ from sagaz_es.engine.tail import Tail
 from sagaz_es.errors import (
     DefinitionChanged,
     EngineClosed,
+    HandingOver,
     LostOwnership,
     RequestRefusedError,
     SagaError,
@@ -214,7 +215,12 @@ class Host:
     async def _launch(
         self, partition: Partition, definition: Definition, state: SagaState, fact: e.Fact
     ) -> SagaHandle:
-        """Make the first event of a new saga; returns once it is accepted."""
+        """Make the first event of a new saga; returns once it is accepted.
+
+        Raises HandingOver; nothing happened then.
+        """
+        if partition.leaving:
+            raise HandingOver(state.saga_id)
         cell = Cell(state, Accepted(), ours=True)
         partition.cells[state.saga_id] = cell
         runner = self._run(partition, cell, definition, (fact,))
@@ -244,6 +250,8 @@ class Host:
         first: Sequence[e.Fact],
     ) -> SagaHandle:
         """Take an ended saga up again (an undo); `first` begins with the claim."""
+        if partition.leaving:
+            raise HandingOver(state.saga_id)
         cell = Cell(state, Accepted.of(state), ours=True, begin=partition.position)
         partition.cells[state.saga_id] = cell
         partition.seen.pop(state.saga_id, None)
@@ -498,7 +506,7 @@ class Host:
                 and await membership.predecessor_is_alive(partition.index)
             ):
                 await asyncio.sleep(0.05)
-        if state.ended or cell.ours or partition.closed or state.saga_id not in partition.cells:
+        if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
             return
         definition = self.registry.by_name(state.saga_name)
         cell.ours = True
@@ -529,6 +537,7 @@ class Host:
     async def _let_go(self, index: int) -> None:
         """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
         partition = self.partitions.pop(index)
+        partition.leaving = True
         runners = [
             (saga_id, self._runners[saga_id], self._tasks[saga_id])
             for saga_id, cell in partition.cells.items()
@@ -563,8 +572,10 @@ class Host:
         request = record.entry
         assert isinstance(request, e.Request)
         if request.request_id not in partition.answered:
+            # It holds the mark also where it is left to the next owner.
             partition.held[request.request_id] = record.offset
-            self.answer(partition, record)
+            if not partition.leaving:
+                self.answer(partition, record)
 
     def on_lost(self, partition: Partition, cell: Cell) -> None:
         """Another engine's claim was accepted: stop at once, whatever runs here."""
@@ -599,7 +610,8 @@ class Host:
         if fact.branch_saga_id in partition.cells or fact.branch_saga_id in partition.seen:
             return
         partition.held[fact.branch_saga_id] = offset
-        self.spawn(self._begin_branch(partition, event), f"branch {fact.branch_saga_id}")
+        if not partition.leaving:
+            self.spawn(self._begin_branch(partition, event), f"branch {fact.branch_saga_id}")
 
     async def _begin_branch(self, partition: Partition, event: e.Event) -> None:
         fact = event.fact

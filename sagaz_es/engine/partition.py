@@ -155,6 +155,7 @@ class Partition:
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
         self._appends = 0
+        self.leaving = False  # being handed over: what runs may end, nothing new begins
         self.closed = False
 
     # --- appending ---

@@ -270,7 +270,7 @@ def identity_of(record: Record) -> str:
     return f"{record.offset}/{what}"
 
 
-# --- replays --------------------------------------------------------------------------------------
+# --- replays ------------------------------------------------------------------------------------
 
 
 def _branched(event: e.Event, fact: e.ReplayBranched) -> ReplayEntry:

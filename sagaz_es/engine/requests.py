@@ -14,7 +14,7 @@ from sagaz_es.engine.inputs import new_id
 from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.result import SagaHandle
-from sagaz_es.errors import RequestRefusedError, SagaEnded, SagaError, SagaNotFound
+from sagaz_es.errors import HandingOver, RequestRefusedError, SagaEnded, SagaError, SagaNotFound
 from sagaz_es.ports import Record
 
 
@@ -67,6 +67,8 @@ class Answers:
     async def _answer(self, partition: Partition, request: e.Request) -> None:
         try:
             await self._do(partition, request)
+        except HandingOver:
+            return  # the next owner answers; until then the request holds the mark
         except (SagaError, TypeError, ValueError) as error:
             refused = e.RequestRefused(
                 request.request_id,

@@ -406,7 +406,7 @@ def inherited_context(state: SagaState) -> dict[str, str]:
 def _key(state: SagaState, step: StepDefinition, attempt: Attempt) -> str:
     """The key of the effect, and of its undoing, which says whose effect it is: an inherited one
     has the key of the saga that made it, and one that was made again has another."""
-    owner = attempt.undo and state.step(step.name).owner or state.saga_id
+    owner = (attempt.undo and state.step(step.name).owner) or state.saga_id
     key = f"{owner}/{step.name}"
     if step.idempotency_key:
         first = owner == (state.root_saga_id or state.saga_id)

@@ -1,7 +1,8 @@
 """A process that runs orders, for the tests to kill: `python -m tests.services.takeover_worker`.
 
 Arguments: log URL, number of orders. LEDGER is the independent record of what happened in the
-world: one line an attempt, appended by the steps. CHARGE_SECONDS: how long `charge` takes.
+world: one line an attempt, appended by the steps. CHARGE_SECONDS: how long `charge` takes;
+START_PAUSE_SECONDS: the pause between two starts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sagaz_es import Saga, action, compensate, connect
 from sagaz_es.connect import open_log
 
 LEDGER = os.environ.get("LEDGER", "")
+PAUSE = float(os.environ.get("START_PAUSE_SECONDS", "0"))
 SECONDS = float(os.environ.get("CHARGE_SECONDS", "0"))
 
 
@@ -57,10 +59,10 @@ async def main() -> None:
     async with connect(open_log(sys.argv[1]), sagas=[Order]) as engine:
         print("ready", time.monotonic(), flush=True)
         if count:
-            handles = [
-                await engine.start(Order, {"order": f"o-{n}"}, saga_id=f"o-{n}")
-                for n in range(count)
-            ]
+            handles = []
+            for n in range(count):
+                handles.append(await engine.start(Order, {"order": f"o-{n}"}, saga_id=f"o-{n}"))
+                await asyncio.sleep(PAUSE)
             print("started", flush=True)
             for handle in handles:
                 await handle.result()

@@ -63,14 +63,24 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def worker(
-    processes: list[subprocess.Popen[str]], url: str, ledger: Ledger, orders: int, seconds: float
+    processes: list[subprocess.Popen[str]],
+    url: str,
+    ledger: Ledger,
+    orders: int,
+    seconds: float,
+    pause: float = 0.0,
 ) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.services.takeover_worker", url, str(orders)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "LEDGER": str(ledger.path), "CHARGE_SECONDS": str(seconds)},
+        env={
+            **os.environ,
+            "LEDGER": str(ledger.path),
+            "CHARGE_SECONDS": str(seconds),
+            "START_PAUSE_SECONDS": str(pause),
+        },
     )
     processes.append(process)
     return process
@@ -137,3 +147,22 @@ async def test_starting_again_after_a_kill_is_the_same_saga(
     assert ledger.count("reserve") == once
     assert ledger.count("charge") == once
     assert ledger.count("ship") == once
+
+
+async def test_scaling_out_and_a_clean_stop_run_no_step_twice(
+    log_url: str, ledger: Ledger, processes: list[subprocess.Popen[str]]
+) -> None:
+    orders = 150
+    first = worker(processes, log_url, ledger, orders, 0.2, pause=0.02)
+    await until(ledger, "charge-begins", 20)
+    second = worker(processes, log_url, ledger, 0, 0.2)
+    await said(second, "ready")
+    await until(ledger, "charge-begins", 80)
+    second.send_signal(signal.SIGINT)
+    await until(ledger, "ship", orders)
+    await said(first, "done")
+
+    once = Counter({f"o-{number}": 1 for number in range(orders)})
+    for what in ("reserve", "charge-begins", "charge", "ship"):
+        assert ledger.count(what) == once
+    assert len({row[4] for row in ledger.rows("charge")}) == 2  # both did their share
