@@ -128,3 +128,9 @@ def test_the_steps_that_were_reached() -> None:
         Reached("charge", 1, "failed", 110, 3),
     ]
     assert reached([]) == []
+
+
+def test_a_recorded_start_that_comes_late_tells_what_it_added() -> None:
+    facts = [e.StepCompleted("x", keys_set='{"a":1}'), e.SagaStarted(context='{"a":0,"b":2}')]
+    events = [e.Event("s", "s", WRITER, -1, n, 0, fact) for n, fact in enumerate(facts, 1)]
+    assert list(changes(events))[1].set == {"b": "2"}

@@ -1,0 +1,278 @@
+"""One saga's accepted events from wherever they are kept: snapshots, archive, log.
+
+What the store has comes first, then the tail of the log that the projector has not reached yet. A
+saga that was set aside is read from the log from its first parked record on. Where the store lacks
+something (it was forgotten, or never kept), the whole log answers; where that is gone too, the
+answer is HistoryGone, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from sagaz_es.core import events as e
+from sagaz_es.core.fold import Verdict, advance, judge
+from sagaz_es.core.state import FOLD_VERSION, SagaState, load_state
+from sagaz_es.errors import HistoryGone
+from sagaz_es.ports import ArchivedEvent, EventLog, ProjectionStore, Record, StoredSnapshot
+
+Opener = Callable[[str, bytes], bytes]
+"""Decrypts bytes with the key of this id."""
+
+PAGE = 1000
+
+
+class Placed(Struct, frozen=True, gc=False):
+    """An accepted event and where it stands; `in_tail`: the store does not have it yet."""
+
+    event: e.Event
+    offset: int
+    in_tail: bool
+
+
+class Base(Struct, frozen=True):
+    """A state to go on from, and the snapshots that were passed over: id and reason."""
+
+    state: SagaState
+    snapshot: StoredSnapshot | None = None
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+class Past:
+    """See the module. `log` or `store` may be missing, not both."""
+
+    def __init__(
+        self,
+        saga_id: str,
+        log: EventLog | None,
+        store: ProjectionStore | None,
+        *,
+        opener: Opener | None = None,
+        page: int = PAGE,
+    ) -> None:
+        self.saga_id, self.log, self.store = saga_id, log, store
+        self.page = page
+        self._opener = opener
+
+    @property
+    def partition(self) -> int | None:
+        """Where the saga stands; None without a log."""
+        return None if self.log is None else self.log.partition_of(self.saga_id)
+
+    # --- where to begin
+
+    async def base(self, *, sequence: int | None = None, at: int | None = None) -> Base:
+        """The nearest good snapshot at or before the sequence or the time; else the empty state."""
+        passed_over: list[tuple[str, str]] = []
+        while self.store is not None and (sequence is None or sequence > 0):
+            snapshot = await self.store.nearest_snapshot(self.saga_id, sequence=sequence, at=at)
+            if snapshot is None:
+                break
+            state, reason = self._opened(snapshot)
+            if state is not None and (at is None or state.updated_at <= at):
+                return Base(state, snapshot, tuple(passed_over))
+            if reason:
+                passed_over.append((snapshot.snapshot_id, reason))
+            sequence = snapshot.sequence - 1
+        return Base(SagaState(), None, tuple(passed_over))
+
+    def _opened(self, snapshot: StoredSnapshot) -> tuple[SagaState | None, str]:
+        """The snapshot's state, or why it is of no use."""
+        if snapshot.fold_version != FOLD_VERSION:
+            return None, f"it is of fold version {snapshot.fold_version}"
+        data = snapshot.state
+        if snapshot.key_id:
+            if self._opener is None:
+                return None, f"it is sealed with key {snapshot.key_id!r}"
+            try:
+                data = self._opener(snapshot.key_id, data)
+            except Exception as error:  # whatever a key provider raises: events are there, too
+                return None, f"it cannot be opened: {type(error).__name__}"
+        try:
+            state = load_state(data)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            return None, f"it cannot be read: {error}"
+        if (state.saga_id, state.sequence) != (self.saga_id, snapshot.sequence):
+            return None, "it holds the state of something else"
+        return state, ""
+
+    # --- going on
+
+    async def following(
+        self, state: SagaState, asked: str, *, whole: bool = False
+    ) -> AsyncGenerator[Placed, None]:
+        """The accepted events after `state`, in order.
+
+        The caller carries `state` forward by each before it takes the next: the fold decides what
+        is accepted, and it needs the state for that. In a log without its beginning, an empty state
+        becomes the one that the rest begins with, unless the `whole` past is wanted.
+
+        Raises HistoryGone, naming what was `asked`.
+        """
+        if self.store is None:
+            async for placed in self._in_log(state, asked, whole):
+                yield placed
+            return
+        # The checkpoint first: what is committed meanwhile only makes events come twice.
+        tail_from = await self._tail_from(self.store)
+        head = (await self.store.heads([self.saga_id])).get(self.saga_id)
+        kept = 0 if head is None else head.sequence
+        async for archived in self.archive(state.sequence):
+            if archived.sequence != state.sequence + 1:
+                break
+            yield Placed(archived.event, archived.offset, False)
+        if state.sequence < kept:  # the archive does not reach as far as the head
+            async for placed in self._in_log(state, asked, whole):
+                yield placed
+            return
+        async for placed in self._tail(state, tail_from, asked, whole, unknown=head is None):
+            yield placed
+
+    async def _tail_from(self, store: ProjectionStore) -> int:
+        partition = self.partition
+        if partition is None:
+            return 0
+        checkpoint = await store.checkpoint(partition)
+        if checkpoint is None:
+            return 0
+        parked = await store.parked_of(partition, self.saga_id)
+        # A saga that was set aside is folded up to its first parked record, and no further.
+        return min([checkpoint.next_offset, *(record.offset for record in parked)])
+
+    async def archive(self, after: int = 0) -> AsyncIterator[ArchivedEvent]:
+        """What the store keeps of the events after a sequence, page by page."""
+        while self.store is not None:
+            page = await self.store.archived(self.saga_id, after=after, limit=self.page)
+            for archived in page:
+                yield archived
+            if len(page) < self.page:
+                return
+            after = page[-1].sequence
+
+    async def now(self) -> SagaState | None:
+        """The state after the last event, from the store's head; None: there is no such saga."""
+        heads = {} if self.store is None else await self.store.heads([self.saga_id])
+        state = heads.get(self.saga_id) or SagaState()
+        async for placed in self.following(state, "its end"):
+            advance(state, placed.event)
+        return state if state.sequence else None
+
+    async def _tail(
+        self, state: SagaState, tail_from: int, asked: str, whole: bool, *, unknown: bool
+    ) -> AsyncIterator[Placed]:
+        log = self.log
+        if log is None:
+            return
+        partition = log.partition_of(self.saga_id)
+        start = (await log.bounds(partition)).start
+        if tail_from < start and tail_from:
+            gone = f"offset {start} of partition {partition}, but the store ends at {tail_from}"
+            raise HistoryGone(f"saga {self.saga_id!r}", asked, gone)
+        records = await log.read_saga(self.saga_id, max(tail_from, start))
+        if unknown and tail_from > start and self._may_stand_before(records):
+            records = ()
+            async for placed in self._in_log(state, asked, whole):
+                yield placed
+        for record in records:
+            if self._accepts(state, record):
+                yield Placed(record.entry, record.offset, True)  # type: ignore[arg-type]
+
+    def _may_stand_before(self, tail: tuple[Record, ...]) -> bool:
+        """Whether a saga that the store does not know may have a past before the tail: the store
+        may have forgotten it. Without an index that is a scan, made only on a sign of it."""
+        if getattr(self.log, "indexed", False):
+            return True
+        first = next((r.entry for r in tail if isinstance(r.entry, e.Event)), None)
+        return first is not None and judge(SagaState(), first) is Verdict.GAP
+
+    async def _in_log(self, state: SagaState, asked: str, whole: bool) -> AsyncIterator[Placed]:
+        """From the log alone: fold it anew up to where `state` stands, then go on."""
+        if self.log is None:
+            gone = f"sequence {state.sequence + 1} is missing in {self.store and self.store.name}"
+            raise HistoryGone(f"saga {self.saga_id!r}", asked, gone)
+        partition = self.log.partition_of(self.saga_id)
+        start = (await self.log.bounds(partition)).start
+        records = await self.log.read_saga(self.saga_id, start)
+        base = self._beginning(records) if start else SagaState()
+        if base is None or (base.sequence > state.sequence and (state.sequence or whole)):
+            begins = "" if base is None else f"sequence {base.sequence + 1}, "
+            gone = f"{begins}offset {start} of partition {partition}"
+            raise HistoryGone(f"saga {self.saga_id!r}", asked, gone)
+        # Where nothing is known yet the caller folds; else a shadow of it comes up to its place.
+        shadow = base if state.sequence else _become(state, base)
+        for record in records:
+            if not self._accepts(shadow, record):
+                continue
+            event: Any = record.entry
+            if shadow is not state:
+                advance(shadow, event)
+                if shadow.sequence <= state.sequence:
+                    continue
+            yield Placed(event, record.offset, True)
+        if shadow.sequence < state.sequence:
+            gone = f"a store that knows more than the log: {state.sequence} events"
+            raise HistoryGone(f"saga {self.saga_id!r}", asked, gone)
+
+    def _beginning(self, records: tuple[Record, ...]) -> SagaState | None:
+        """What the fold begins with in a log that lost its own beginning; None: it cannot begin.
+
+        That is nothing where the saga's first fact is still there, or the whole state that a
+        SagaCheckpointed carries.
+        """
+        events = [
+            record.entry
+            for record in records
+            if isinstance(record.entry, e.Event) and record.entry.saga_id == self.saga_id
+        ]
+        if not events:
+            return SagaState()
+        counts: dict[bytes, int] = {}
+        for event in events:
+            if event.epoch == e.RECORDED_EPOCH:
+                counts.setdefault(event.writer, event.sequence)
+        for event in events:
+            if judge(SagaState(), event) is Verdict.ACCEPTED:
+                recorded = event.epoch == e.RECORDED_EPOCH
+                # Of several recorders each one's first fact must be there.
+                whole = not recorded or all(count == 1 for count in counts.values())
+                return SagaState() if whole else None
+            base = self._checkpointed(event)
+            if base is not None:
+                return base
+        return None
+
+    def _checkpointed(self, event: e.Event) -> SagaState | None:
+        if type(event.fact) is not e.SagaCheckpointed:
+            return None
+        try:
+            base = load_state(event.fact.state)
+        except (msgspec.MsgspecError, UnicodeError):
+            return None
+        sound = base.saga_id == self.saga_id and judge(base, event) is Verdict.ACCEPTED
+        return base if sound else None
+
+    def _accepts(self, state: SagaState, record: Record) -> bool:
+        event = record.entry
+        return (
+            isinstance(event, e.Event)
+            and event.saga_id == self.saga_id
+            and judge(state, event) is Verdict.ACCEPTED
+        )
+
+    async def offset_of(self, sequence: int) -> int | None:
+        """Where the event with this sequence stands, if the archive knows it."""
+        if self.store is None or sequence < 1:
+            return None
+        found = await self.store.archived(self.saga_id, after=sequence - 1, upto=sequence, limit=1)
+        return found[0].offset if found else None
+
+
+def _become(state: SagaState, other: SagaState) -> SagaState:
+    """Make the caller's state equal to another one, in place."""
+    for name in SagaState.__struct_fields__:
+        setattr(state, name, getattr(other, name))
+    return state
