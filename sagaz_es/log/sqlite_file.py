@@ -47,7 +47,9 @@ class LogFileUnusable(Unreachable):
 
     def __init__(self, path: str, detail: str) -> None:
         super().__init__("the log", path, detail)
-        self.args = (path, detail)
+
+    def __reduce__(self) -> tuple[type[LogFileUnusable], tuple[str, str]]:
+        return LogFileUnusable, (self.address, self.detail)
 
     def __str__(self) -> str:
         return f"the log file {self.address!r} cannot be used: {self.detail}"

@@ -1,0 +1,139 @@
+"""Opening the file of a SQLite log: what is there decides, and what cannot be is said."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sagaz_es.codec.avro import AvroCodec
+from sagaz_es.core.events import NamespaceCreated
+from sagaz_es.errors import ConfigurationError, Unreachable, UnsuitableTopic
+from sagaz_es.log.sqlite import SQLiteEventLog
+from sagaz_es.log.sqlite_file import LogFileUnusable
+from sagaz_es.testing.contracts.entries import steps
+
+CODEC = AvroCodec()
+
+
+async def test_the_recorded_number_of_partitions_rules(tmp_path: Path) -> None:
+    path = tmp_path / "sagas.db"
+    for asked in (3, 8):
+        log = SQLiteEventLog(path, CODEC, partitions=asked)
+        await log.open()
+        assert log.partitions == 3
+        await log.close()
+
+
+async def test_it_begins_with_its_name_and_shape(tmp_path: Path) -> None:
+    log = SQLiteEventLog(tmp_path / "orders.db", CODEC, partitions=2)
+    await log.open()
+    (record,) = (await log.read(1, 0)).records
+    entry = record.entry
+    assert isinstance(entry, NamespaceCreated)
+    assert (entry.namespace, entry.partition, entry.partitions) == ("orders", 1, 2)
+    await log.close()
+
+
+async def test_other_tables_of_the_file_stay(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+        connection.execute("INSERT INTO theirs VALUES (42)")
+    connection.close()
+    log = SQLiteEventLog(path, CODEC)
+    await log.open()
+    await log.append(0, steps("order-17", 1))
+    await log.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT x FROM theirs").fetchall() == [(42,)]
+    connection.close()
+
+
+async def test_a_file_that_is_no_database_is_refused_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are notes, not a database\n" * 100)
+    await _unusable(path, "not a SQLite database")
+    assert path.read_text().startswith("these are notes"), "left alone"
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    await _unusable(tmp_path / "nowhere" / "sagas.db", f"{tmp_path / 'nowhere'}' does not exist")
+
+
+async def test_a_directory_is_no_log(tmp_path: Path) -> None:
+    await _unusable(tmp_path, "is a directory")
+
+
+async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sagas.db"
+    log = SQLiteEventLog(path, CODEC)
+    await log.open()
+    await log.close()
+    os.chmod(path, 0o444)
+    with _as_nobody(tmp_path):
+        await _unusable(path, "read-only")
+
+
+async def test_a_directory_that_takes_no_file_is_refused(tmp_path: Path) -> None:
+    with _as_nobody(tmp_path, mode=0o555):
+        await _unusable(tmp_path / "sagas.db", "cannot be opened")
+
+
+async def test_a_damaged_first_record_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sagas.db"
+    log = SQLiteEventLog(path, CODEC)
+    await log.open()
+    await log.close()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE sagaz_log SET value = x'00'")
+    connection.close()
+    with pytest.raises(UnsuitableTopic, match="first record is damaged"):
+        await SQLiteEventLog(path, CODEC).open()
+
+
+def test_a_log_needs_a_file() -> None:
+    with pytest.raises(ConfigurationError, match="memory://"):
+        SQLiteEventLog(":memory:", CODEC)
+
+
+def test_the_error_can_be_pickled() -> None:
+    error = LogFileUnusable("/x/sagas.db", "it is read-only")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+async def test_a_log_that_is_not_open_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not open"):
+        await SQLiteEventLog(tmp_path / "sagas.db", CODEC).read(0, 0)
+
+
+async def _unusable(path: Path, why: str) -> None:
+    with pytest.raises(LogFileUnusable) as caught:
+        await SQLiteEventLog(path, CODEC).open()
+    assert isinstance(caught.value, Unreachable)
+    assert str(path) in str(caught.value)
+    assert why in str(caught.value)
+
+
+@contextmanager
+def _as_nobody(directory: Path, mode: int = 0o755) -> Iterator[None]:
+    """In a directory of this mode, without root's power over permissions."""
+    directory.chmod(mode)
+    if os.geteuid() != 0:
+        yield
+    else:
+        for parent in directory.parents:  # pytest's own are for root alone
+            if parent.name.startswith("pytest-"):
+                parent.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    directory.chmod(0o755)
