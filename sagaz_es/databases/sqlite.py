@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from sagaz_es.databases.versions import other_version
 from sagaz_es.errors import SagaError, StorageFailed, Unreachable
 
 T = TypeVar("T")
@@ -176,15 +177,6 @@ class SQLiteDatabase:
 VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (
     component TEXT PRIMARY KEY, version INTEGER NOT NULL
 )"""
-
-
-def other_version(where: str, component: str, found: int, known: int) -> StorageFailed:
-    """The error for tables of another version of this library."""
-    return StorageFailed(
-        where,
-        f"the tables of its {component} are of version {found}, this library knows {known}; use "
-        "the library that made them, or another place",
-    )
 
 
 def _code(error: sqlite3.Error) -> int:

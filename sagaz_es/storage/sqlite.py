@@ -27,6 +27,7 @@ from sagaz_es.ports import (
     merge_replays,
 )
 from sagaz_es.snapshots import Opener
+from sagaz_es.storage import sqlite_sql as sql
 from sagaz_es.storage.doubts import Doubts, SnapshotRow
 from sagaz_es.storage.rows import (
     EventBytes,
@@ -38,85 +39,6 @@ from sagaz_es.storage.rows import (
     summary_of,
 )
 from sagaz_es.storage.seed import StoreSnapshotStorage
-
-VERSION = 1
-"""Of the tables."""
-
-TABLES = (
-    """CREATE TABLE sagaz_checkpoints (
-        partition INTEGER PRIMARY KEY, next_offset INTEGER NOT NULL, last_identity TEXT NOT NULL
-    )""",
-    # The columns are a Summary; `head` is the state from which the fold goes on.
-    """CREATE TABLE sagaz_sagas (
-        saga_id TEXT PRIMARY KEY, saga_name TEXT NOT NULL, status TEXT NOT NULL,
-        sequence INTEGER NOT NULL, started_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
-        ended_at INTEGER NOT NULL, error TEXT NOT NULL, definition TEXT NOT NULL,
-        parent_saga_id TEXT NOT NULL, root_saga_id TEXT NOT NULL, replay_id TEXT NOT NULL,
-        recorded INTEGER NOT NULL, head BLOB NOT NULL
-    )""",
-    "CREATE INDEX sagaz_sagas_started ON sagaz_sagas (started_at)",
-    "CREATE INDEX sagaz_sagas_status ON sagaz_sagas (status, started_at)",
-    "CREATE INDEX sagaz_sagas_name ON sagaz_sagas (saga_name, started_at)",
-    """CREATE TABLE sagaz_archive (
-        saga_id TEXT NOT NULL, sequence INTEGER NOT NULL, occurred_at INTEGER NOT NULL,
-        log_offset INTEGER NOT NULL, replay_id TEXT NOT NULL, event BLOB NOT NULL,
-        PRIMARY KEY (saga_id, sequence)
-    ) WITHOUT ROWID""",
-    # `number`: the order of saving. `row` is the whole snapshot, the columns are what is asked for.
-    """CREATE TABLE sagaz_snapshots (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, snapshot_id TEXT NOT NULL UNIQUE,
-        saga_id TEXT NOT NULL, sequence INTEGER NOT NULL, occurred_at INTEGER NOT NULL,
-        created_at INTEGER NOT NULL, step TEXT NOT NULL, fold_version INTEGER NOT NULL,
-        retention_until INTEGER NOT NULL, row BLOB NOT NULL
-    )""",
-    """CREATE INDEX sagaz_snapshots_saga
-        ON sagaz_snapshots (saga_id, sequence, created_at, number)""",
-    """CREATE INDEX sagaz_snapshots_expiry ON sagaz_snapshots (retention_until)
-        WHERE retention_until > 0""",
-    """CREATE TABLE sagaz_replays (
-        replay_id TEXT PRIMARY KEY, original_saga_id TEXT NOT NULL, created_at INTEGER NOT NULL,
-        row BLOB NOT NULL
-    )""",
-    "CREATE INDEX sagaz_replays_original ON sagaz_replays (original_saga_id, created_at)",
-    """CREATE TABLE sagaz_parked (
-        partition INTEGER NOT NULL, log_offset INTEGER NOT NULL, saga_id TEXT NOT NULL,
-        row BLOB NOT NULL, PRIMARY KEY (partition, log_offset)
-    )""",
-    "CREATE INDEX sagaz_parked_saga ON sagaz_parked (partition, saga_id)",
-    "CREATE TABLE sagaz_rejected (cause TEXT PRIMARY KEY, count INTEGER NOT NULL)",
-)
-
-CHECKPOINT = "SELECT partition, next_offset, last_identity FROM sagaz_checkpoints WHERE partition=?"
-PUT_CHECKPOINT = "INSERT OR REPLACE INTO sagaz_checkpoints VALUES (?, ?, ?)"
-PUT_SAGA = """INSERT INTO sagaz_sagas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (saga_id) DO UPDATE SET saga_name = excluded.saga_name, status = excluded.status,
-    sequence = excluded.sequence, started_at = excluded.started_at,
-    updated_at = excluded.updated_at, ended_at = excluded.ended_at, error = excluded.error,
-    definition = excluded.definition, parent_saga_id = excluded.parent_saga_id,
-    root_saga_id = excluded.root_saga_id, replay_id = excluded.replay_id,
-    recorded = excluded.recorded, head = excluded.head"""
-SUMMARY = """SELECT saga_id, saga_name, status, sequence, started_at, updated_at, ended_at, error,
-    definition, parent_saga_id, root_saga_id, replay_id, recorded FROM sagaz_sagas"""
-ARCHIVE = "INSERT OR IGNORE INTO sagaz_archive VALUES (?, ?, ?, ?, ?, ?)"
-ARCHIVED = """SELECT sequence, log_offset, event, replay_id FROM sagaz_archive
-    WHERE saga_id = ? AND sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?"""
-PUT_SNAPSHOT = """INSERT OR {conflict} INTO sagaz_snapshots (snapshot_id, saga_id, sequence,
-    occurred_at, created_at, step, fold_version, retention_until, row)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-CAPTURE, SAVE = PUT_SNAPSHOT.format(conflict="IGNORE"), PUT_SNAPSHOT.format(conflict="REPLACE")
-LIVE = "(retention_until = 0 OR retention_until > ?)"
-NEWEST = "ORDER BY sequence DESC, created_at DESC, number DESC"
-SNAPSHOT = f"SELECT saga_id, snapshot_id, row FROM sagaz_snapshots WHERE snapshot_id = ? AND {LIVE}"
-NEAREST = f"""SELECT snapshot_id, row FROM sagaz_snapshots WHERE saga_id = ? AND {LIVE}
-    AND fold_version <> {NOT_FOLDED} AND sequence <= ? AND occurred_at <= ?
-    {NEWEST} LIMIT ? OFFSET ?"""
-LISTED = f"""SELECT snapshot_id, row FROM sagaz_snapshots WHERE saga_id = ? AND {LIVE}
-    AND created_at <= ? AND (? OR step = ?) {NEWEST} LIMIT ? OFFSET ?"""
-KEEP = f"""DELETE FROM sagaz_snapshots WHERE saga_id = ?1 AND fold_version <> {NOT_FOLDED}
-    AND number NOT IN (SELECT number FROM sagaz_snapshots
-    WHERE saga_id = ?1 AND fold_version <> {NOT_FOLDED} {NEWEST} LIMIT ?2)"""
-REJECT = """INSERT INTO sagaz_rejected VALUES (?, ?)
-    ON CONFLICT (cause) DO UPDATE SET count = count + excluded.count"""
 
 MAX = 2**63 - 1
 HEADS_AT_ONCE = 4096
@@ -140,7 +62,9 @@ class SQLiteProjectionStore:
         self.doubts = Doubts(report)
         self._clock = clock
         self._events = EventBytes(codec)
-        self._database = SQLiteDatabase(path, "store", TABLES, version=VERSION, wait_s=wait_s)
+        self._database = SQLiteDatabase(
+            path, "store", sql.TABLES, version=sql.VERSION, wait_s=wait_s
+        )
 
     async def open(self) -> None:
         await self._database.open()
@@ -168,10 +92,10 @@ class SQLiteProjectionStore:
         if found != expected:
             raise CheckpointMoved(checkpoint.partition, expected, found)
         many, put = connection.executemany, connection.execute
-        many(PUT_SAGA, map(_saga_row, projection.heads))
-        many(ARCHIVE, map(self._archive_row, projection.archive))
-        many(CAPTURE, map(_snapshot_row, projection.snapshots))
-        many(KEEP, projection.keep_snapshots.items())
+        many(sql.PUT_SAGA, map(_saga_row, projection.heads))
+        many(sql.ARCHIVE, map(self._archive_row, projection.archive))
+        many(sql.CAPTURE, map(_snapshot_row, projection.snapshots))
+        many(sql.KEEP, projection.keep_snapshots.items())
         for entry in projection.replays:
             _merge(connection, entry, self.name)
         for saga_id in projection.unparked:
@@ -181,8 +105,8 @@ class SQLiteProjectionStore:
             "INSERT OR IGNORE INTO sagaz_parked VALUES (?, ?, ?, ?)",
             map(_parked, projection.parked),
         )
-        many(REJECT, projection.rejected.items())
-        put(PUT_CHECKPOINT, msgspec.structs.astuple(checkpoint))
+        many(sql.REJECT, projection.rejected.items())
+        put(sql.PUT_CHECKPOINT, msgspec.structs.astuple(checkpoint))
 
     def _archive_row(self, archived: ArchivedEvent) -> tuple[object, ...]:
         event = archived.event
@@ -216,7 +140,7 @@ class SQLiteProjectionStore:
     async def archived(
         self, saga_id: str, *, after: int = 0, upto: int | None = None, limit: int = 1000
     ) -> tuple[ArchivedEvent, ...]:
-        rows = await self._rows(ARCHIVED, saga_id, after, MAX if upto is None else upto, limit)
+        rows = await self._rows(sql.ARCHIVED, saga_id, after, MAX if upto is None else upto, limit)
         return tuple(
             self._events.load(sequence, offset, data, replay_id, self.name)
             for sequence, offset, data, replay_id in rows
@@ -233,7 +157,7 @@ class SQLiteProjectionStore:
         chosen = {"status": status, "saga_name": saga_name}
         given = {column: value for column, value in chosen.items() if value is not None}
         where = " AND ".join(f"{column} = ?" for column in given) or "1"
-        query = f"{SUMMARY} WHERE {where} ORDER BY started_at DESC, saga_id LIMIT ? OFFSET ?"
+        query = f"{sql.SUMMARY} WHERE {where} ORDER BY started_at DESC, saga_id LIMIT ? OFFSET ?"
         rows = await self._rows(query, *given.values(), limit, offset)
         return tuple(Summary(*(*row[:-1], bool(row[-1]))) for row in rows)
 
@@ -274,13 +198,13 @@ class SQLiteProjectionStore:
 
         async def page(limit: int, offset: int) -> list[SnapshotRow]:
             now = now_of(self._clock)
-            found = await self._rows(NEAREST, saga_id, now, upto, until, limit, offset)
+            found = await self._rows(sql.NEAREST, saga_id, now, upto, until, limit, offset)
             return [(snapshot_id, row) for snapshot_id, row in found]
 
         return await self.doubts.first_of(saga_id, page, self.doubts.first_to_fold_from)
 
     async def snapshot(self, snapshot_id: str) -> StoredSnapshot | None:
-        rows = await self._rows(SNAPSHOT, snapshot_id, now_of(self._clock))
+        rows = await self._rows(sql.SNAPSHOT, snapshot_id, now_of(self._clock))
         for saga_id, *row in rows:
             return self.doubts.first_sound(self.doubts.loaded(saga_id, [(row[0], row[1])]))
         return None
@@ -310,13 +234,13 @@ class SQLiteProjectionStore:
     ) -> list[SnapshotRow]:
         until = MAX if before is None else before
         values = (saga_id, now_of(self._clock), until, step is None, step, limit, offset)
-        return [(snapshot_id, row) for snapshot_id, row in await self._rows(LISTED, *values)]
+        return [(snapshot_id, row) for snapshot_id, row in await self._rows(sql.LISTED, *values)]
 
     async def save_snapshot(self, snapshot: StoredSnapshot) -> None:
-        await self._changed(SAVE, *_snapshot_row(snapshot))
+        await self._changed(sql.SAVE, *_snapshot_row(snapshot))
 
     async def delete_snapshot(self, snapshot_id: str) -> bool:
-        statement = f"DELETE FROM sagaz_snapshots WHERE snapshot_id = ? AND {LIVE}"
+        statement = f"DELETE FROM sagaz_snapshots WHERE snapshot_id = ? AND {sql.LIVE}"
         return bool(await self._changed(statement, snapshot_id, now_of(self._clock)))
 
     async def delete_expired_snapshots(self) -> int:
@@ -366,7 +290,7 @@ class SQLiteProjectionStore:
 
 
 def _checkpoint(connection: sqlite3.Connection, partition: int) -> Checkpoint | None:
-    row = connection.execute(CHECKPOINT, (partition,)).fetchone()
+    row = connection.execute(sql.CHECKPOINT, (partition,)).fetchone()
     return Checkpoint(*row) if row is not None else None
 
 

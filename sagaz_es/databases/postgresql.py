@@ -1,0 +1,247 @@
+"""A PostgreSQL database: a pool, deadlines that hold, errors that name the server."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from sagaz_es.databases.versions import other_version
+from sagaz_es.errors import (
+    ConfigurationError,
+    MissingDependencyError,
+    SagaError,
+    StorageFailed,
+    Unreachable,
+)
+
+if TYPE_CHECKING:
+    from asyncpg import Connection, Pool, Record
+
+# The class of an error's code -> whether the server cannot be used now, and may be later.
+_UNREACHABLE = ("08", "53", "57")
+_WRONG_CREDENTIALS = ("28", "3D")
+
+
+class PostgreSQLDatabase:
+    """Statements on a pool. It connects at the first call, and again after a lost connection.
+
+    Every call ends by `deadline_s`, the wait for a free connection included. `tables` are made
+    where they are missing, in `schema` if one is given; `component` names them in the table of
+    versions.
+
+    Law (whole): what a `transaction` does stands whole or not at all; after Unreachable it may.
+    Raises Unreachable if the server does not answer in time, or the connection is lost;
+    StorageFailed if it answers with an error. Neither shows a password.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        component: str,
+        tables: tuple[str, ...],
+        *,
+        version: int = 1,
+        schema: str = "",
+        pool_min_size: int = 0,
+        pool_max_size: int = 10,
+        deadline_s: float = 8.0,
+    ) -> None:
+        self._asyncpg = _driver()
+        self.address = address_of(url)
+        self._url = url
+        self._component, self._tables, self._version = component, tables, version
+        self._schema = schema
+        self._sizes = (min(pool_min_size, pool_max_size), pool_max_size)
+        self._deadline_s = deadline_s
+        self._opening = asyncio.Lock()
+        self._pool: Pool[Record] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose the pool is
+
+    async def open(self) -> None:
+        """Connect, and make what is missing; again, if it was closed."""
+        async with self._answered():
+            await self._ready()
+
+    async def close(self) -> None:
+        """Close the connections; twice is harmless. What they do is broken off after a moment."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                async with asyncio.timeout(2):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+    async def rows(self, query: str, *values: object) -> list[Record]:
+        """What a query gives."""
+        async with self.connection() as connection:
+            return await connection.fetch(query, *values)
+
+    async def execute(self, statement: str, *values: object) -> int:
+        """How many rows a statement changed."""
+        async with self.connection() as connection:
+            status: str = await connection.execute(statement, *values)
+            return int(status.rpartition(" ")[2])
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection[Record]]:
+        """A connection in a transaction, which is committed unless the block raises."""
+        async with self.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except (asyncio.CancelledError, TimeoutError):
+                raise  # the connection ends, and with it the transaction
+            except BaseException:
+                with suppress(Exception):  # the first error counts
+                    await transaction.rollback()
+                raise
+            await transaction.commit()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection[Record]]:
+        """A connection; the deadline holds for the whole block."""
+        async with self._answered():
+            pool = await self._ready()
+            connection: Any = await pool.acquire()
+            try:
+                yield connection
+            except (asyncio.CancelledError, TimeoutError):
+                # Given back as it is, it would first wait for the server to confirm.
+                connection.terminate()
+                raise
+            finally:
+                await pool.release(connection, timeout=1)
+
+    async def _ready(self) -> Pool[Record]:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # the first call, or the first one of another loop
+            self._loop, self._pool, self._opening = loop, None, asyncio.Lock()
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    self._pool = await self._connect()
+        return self._pool
+
+    async def _connect(self) -> Pool[Record]:
+        settings = {"application_name": "sagaz-es"}
+        if self._schema:
+            settings["search_path"] = f'"{self._schema}"'
+        pool = self._asyncpg.create_pool(
+            self._url,
+            min_size=self._sizes[0],
+            max_size=self._sizes[1],
+            timeout=self._deadline_s,
+            server_settings=settings,
+        )
+        try:
+            await pool
+            async with pool.acquire() as connection:
+                await self._make_tables(connection)
+        except BaseException:
+            pool.terminate()
+            raise
+        return pool  # type: ignore[no-any-return]  # asyncpg is imported as Any
+
+    async def _make_tables(self, connection: Connection[Record]) -> None:
+        # Where all is there already, no right to create anything is needed.
+        if await self._version_found(connection) == self._version:
+            return
+        async with connection.transaction():
+            # Of two processes one makes them: IF NOT EXISTS alone fails when both try at once.
+            lock = zlib.crc32(f"sagaz-es tables {self._schema}".encode())
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", lock)
+            if self._schema:
+                await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
+            found = await self._version_found(connection)
+            if found is None:
+                for table in (VERSIONS, *self._tables):
+                    await connection.execute(table)
+                statement = "INSERT INTO sagaz_versions VALUES ($1, $2)"
+                await connection.execute(statement, self._component, self._version)
+            elif found != self._version:
+                raise other_version(self.address, self._component, found, self._version)
+
+    async def _version_found(self, connection: Connection[Record]) -> int | None:
+        if await connection.fetchval("SELECT to_regclass('sagaz_versions')") is None:
+            return None
+        query = "SELECT version FROM sagaz_versions WHERE component = $1"
+        version: int | None = await connection.fetchval(query, self._component)
+        return version
+
+    # --- deadline and errors
+
+    @asynccontextmanager
+    async def _answered(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._deadline_s) as deadline:
+                yield
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise self._unreachable(str(error)) from error
+            raise self._unreachable(f"no answer within {self._deadline_s:g} s") from error
+        except self._asyncpg.PostgresError as error:
+            raise self._explained(error) from error
+        except self._asyncpg.DataError as error:  # it never left this process
+            raise StorageFailed(f"PostgreSQL at {self.address}", self._short(error)) from error
+        except (OSError, self._asyncpg.InterfaceError) as error:
+            if isinstance(error, SagaError):
+                raise
+            raise self._unreachable(self._short(error)) from error
+
+    def _explained(self, error: Any) -> SagaError:
+        code = error.sqlstate or ""
+        # The message alone: what else PostgreSQL says may quote the row.
+        message = str(error.args[0]) if error.args else type(error).__name__
+        message = self._without_password(message)
+        if code.startswith(_UNREACHABLE + _WRONG_CREDENTIALS):
+            return self._unreachable(message)
+        return StorageFailed(f"PostgreSQL at {self.address}", message)
+
+    def _short(self, error: Exception) -> str:
+        text = self._without_password(str(error)) or type(error).__name__
+        return text.splitlines()[0]
+
+    def _without_password(self, text: str) -> str:
+        password = unquote(urlsplit(self._url).password or "")
+        return text.replace(password, "***") if password else text
+
+    def _unreachable(self, detail: str) -> Unreachable:
+        return Unreachable("PostgreSQL", self.address, detail)
+
+
+VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (
+    component text PRIMARY KEY, version integer NOT NULL
+)"""
+
+
+def address_of(url: str) -> str:
+    """host:port/database of a URL, for people. Raises ConfigurationError."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"the PostgreSQL URL cannot be read: {error}") from None
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            "a PostgreSQL URL is written postgresql://user:password@host:port/database"
+        )
+    hosts = parts.netloc.rpartition("@")[2] or "localhost"
+    named = ",".join(host if _has_port(host) else f"{host}:5432" for host in hosts.split(","))
+    return f"{named}/{parts.path.lstrip('/')}"
+
+
+def _has_port(host: str) -> bool:
+    return host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host.rpartition("]")[2]
+
+
+def _driver() -> Any:
+    try:
+        import asyncpg
+    except ImportError as error:
+        raise MissingDependencyError("asyncpg", "the PostgreSQL store", "postgresql") from error
+    return asyncpg

@@ -1,0 +1,91 @@
+"""The PostgreSQL store keeps the laws of a projection store, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from sagaz_es.errors import StorageFailed
+from sagaz_es.ports import ProjectionStore
+from sagaz_es.storage.postgresql import PostgreSQLProjectionStore
+from sagaz_es.testing.contracts.histories import SetClock, history, projected
+from sagaz_es.testing.contracts.projection_store import ProjectionStoreContract
+from sagaz_es.testing.contracts.stored_snapshots import Reports
+
+
+class TestPostgreSQLProjectionStore(ProjectionStoreContract):
+    @pytest.fixture
+    async def store(
+        self, postgresql_url: str, clock: SetClock, reports: Reports
+    ) -> AsyncIterator[ProjectionStore]:
+        self.url = postgresql_url
+        store = PostgreSQLProjectionStore(
+            postgresql_url, clock=clock, report=lambda *told: reports.append(told)
+        )
+        await store.open()
+        yield store
+        await store.close()
+
+    async def another(self, store: ProjectionStore) -> ProjectionStore:
+        other = PostgreSQLProjectionStore(self.url)
+        await other.open()
+        return other
+
+    async def damage(self, store: ProjectionStore, snapshot_id: str) -> None:
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(
+                """UPDATE sagaz_snapshots SET row = set_byte(row, length(row) - 20,
+                get_byte(row, length(row) - 20) # 1) WHERE snapshot_id = $1""",
+                snapshot_id,
+            )
+        finally:
+            await connection.close()
+
+
+async def test_many_may_make_the_tables_at_once(postgresql_url: str) -> None:
+    stores = [PostgreSQLProjectionStore(postgresql_url, schema="orders") for _ in range(8)]
+    await asyncio.gather(*(store.open() for store in stores))
+    await stores[0].commit(projected(history("order-17")), expected=0)
+    assert len(await stores[7].summaries()) == 1
+    for store in stores:
+        await store.close()
+
+
+async def test_schemas_keep_namespaces_apart(postgresql_url: str) -> None:
+    orders = PostgreSQLProjectionStore(postgresql_url, schema="orders")
+    trips = PostgreSQLProjectionStore(postgresql_url, schema="trips")
+    await orders.commit(projected(history("order-17")), expected=0)
+    await trips.commit(projected(history("trip-1")), expected=0)
+    assert [s.saga_id for s in await orders.summaries()] == ["order-17"]
+    assert [s.saga_id for s in await trips.summaries()] == ["trip-1"]
+    await orders.close()
+    await trips.close()
+
+
+async def test_tables_of_another_version_are_refused(postgresql_url: str) -> None:
+    store = PostgreSQLProjectionStore(postgresql_url)
+    await store.open()
+    await store.database.execute("UPDATE sagaz_versions SET version = 99")
+    await store.close()
+    with pytest.raises(StorageFailed, match="version 99"):
+        await store.open()
+
+
+async def test_who_may_only_read_and_write_needs_no_right_to_create(postgresql_url: str) -> None:
+    owner = PostgreSQLProjectionStore(postgresql_url)
+    await owner.open()
+    await owner.database.rows("CREATE ROLE clerk LOGIN")
+    try:
+        await owner.database.rows("REVOKE CREATE ON SCHEMA public FROM PUBLIC, clerk")
+        await owner.database.rows("GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk")
+        clerk = PostgreSQLProjectionStore(postgresql_url.replace("postgres@", "clerk@"))
+        await clerk.commit(projected(history("order-17")), expected=0)
+        await clerk.close()
+    finally:
+        await owner.database.rows("DROP OWNED BY clerk")
+        await owner.database.rows("DROP ROLE clerk")
+        await owner.close()

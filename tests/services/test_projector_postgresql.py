@@ -1,0 +1,149 @@
+"""The projector and the PostgreSQL store when the server dies, freezes, or was never there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sagaz_es.core.fold import fold_all
+from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
+from sagaz_es.engine.projector import Projector
+from sagaz_es.errors import MissingDependencyError, Unreachable
+from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.storage.postgresql import PostgreSQLProjectionStore, PostgreSQLSnapshotStorage
+from sagaz_es.testing.contracts.histories import history, order_facts, projected
+from tests.servers import PostgreSQLServer
+
+NOWHERE = "postgresql://ada:s3cret%40x@127.0.0.1:1/orders"
+BEFORE = dump_policy(SnapshotPolicy(SnapshotStrategy.BEFORE_EACH_STEP))
+
+
+@pytest.fixture
+async def store(postgresql_url: str) -> AsyncIterator[PostgreSQLProjectionStore]:
+    store = PostgreSQLProjectionStore(postgresql_url, deadline_s=1.0)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
+    store = PostgreSQLProjectionStore(NOWHERE)
+    with pytest.raises(Unreachable) as refusal:
+        await store.open()
+    assert "PostgreSQL at 127.0.0.1:1/orders" in str(refusal.value)
+    for told in (str(refusal.value), repr(refusal.value), store.name):
+        assert "s3cret" not in told
+    await store.close()
+
+
+async def test_a_wrong_password_or_database_is_told_without_the_password(
+    postgresql_url: str,
+) -> None:
+    url = postgresql_url.replace("postgres@", "nobody:s3cret@")
+    with pytest.raises(Unreachable, match="nobody") as refusal:
+        await PostgreSQLProjectionStore(url).open()
+    assert "s3cret" not in str(refusal.value)
+    with pytest.raises(Unreachable, match="does not exist"):
+        await PostgreSQLProjectionStore(f"{postgresql_url}-not").open()
+
+
+def test_a_missing_driver_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(MissingDependencyError) as refusal:
+        PostgreSQLSnapshotStorage(NOWHERE)
+    assert "asyncpg" in str(refusal.value)
+    assert "sagaz-es[postgresql]" in str(refusal.value)
+
+
+async def test_a_frozen_server_is_given_up_within_the_deadline(
+    store: PostgreSQLProjectionStore, postgresql_server: PostgreSQLServer
+) -> None:
+    await store.commit(projected(history("order-17")), expected=0)
+    postgresql_server.pause()
+    try:
+        began = time.monotonic()
+        calls = (
+            store.commit(projected(history("order-18"), first_offset=8), expected=8),
+            store.heads(["order-17"]),
+            *(store.archived("order-17") for _ in range(20)),  # more than there are connections
+        )
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {Unreachable}
+        assert "no answer within 1 s" in str(outcomes[0])
+        await store.close()
+        assert time.monotonic() - began < 5
+    finally:
+        postgresql_server.resume()
+    assert len(await store.archived("order-17")) == 8
+
+
+async def test_a_lost_connection_is_unreachable_and_the_next_call_works(
+    store: PostgreSQLProjectionStore, postgresql_server: PostgreSQLServer
+) -> None:
+    await store.commit(projected(history("order-17")), expected=0)
+    postgresql_server.kill()
+    with pytest.raises(Unreachable):
+        await store.commit(projected(history("order-18"), first_offset=8), expected=8)
+    postgresql_server.restart()
+    await store.commit(projected(history("order-18"), first_offset=8), expected=8)
+    assert len(await store.summaries()) == 2
+
+
+async def test_a_connection_cut_by_the_server_is_replaced(
+    store: PostgreSQLProjectionStore,
+) -> None:
+    await store.commit(projected(history("order-17")), expected=0)
+    with contextlib.suppress(Unreachable):
+        await store.database.rows("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert len(await store.summaries()) == 1
+
+
+async def test_nothing_is_lost_while_the_server_is_down(
+    store: PostgreSQLProjectionStore, postgresql_server: PostgreSQLServer
+) -> None:
+    log = MemoryEventLog(4)
+    sagas = {f"order-{n}": history(f"order-{n}", order_facts(policy=BEFORE)) for n in range(200)}
+    projector = Projector(log, store, batch=50)
+    running = asyncio.create_task(projector.run())
+    try:
+        for number, (saga_id, events) in enumerate(sagas.items()):
+            await log.append(log.partition_of(saga_id), events)
+            if number == 100:
+                postgresql_server.kill()
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(1)
+        postgresql_server.restart()
+        await projector.run_until(timeout_s=60)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    assert projector.counters["store_failures"] > 0
+    heads = await store.heads(sagas)
+    assert heads == {saga_id: fold_all(events) for saga_id, events in sagas.items()}
+    for saga_id, events in sagas.items():
+        assert tuple(a.event for a in await store.archived(saga_id)) == events
+        assert len(await store.snapshots(saga_id)) == 3
+
+
+async def test_two_projectors_that_race_keep_what_one_would(postgresql_url: str) -> None:
+    log = MemoryEventLog(2)
+    sagas = {f"order-{n}": history(f"order-{n}") for n in range(60)}
+    for place in range(8):
+        for saga_id, events in sagas.items():
+            await log.append(log.partition_of(saga_id), [events[place]])
+    stores = [PostgreSQLProjectionStore(postgresql_url) for _ in range(3)]
+    projectors = [Projector(log, store, batch=20 + n) for n, store in enumerate(stores)]
+    await asyncio.gather(*(projector.run_until(timeout_s=60) for projector in projectors))
+    assert sum(projector.counters["stepped_back"] for projector in projectors) > 0
+    assert await stores[0].heads(sagas) == {sid: fold_all(evs) for sid, evs in sagas.items()}
+    for saga_id, events in sagas.items():
+        assert tuple(a.event for a in await stores[1].archived(saga_id)) == events
+    assert await stores[2].rejected() == {}
+    for store in stores:
+        await store.close()
