@@ -127,8 +127,7 @@ class KafkaEventLog:
         try:
             for member in tuple(self._members):
                 await member.end()
-            await parts.appender.close()
-            await parts.brokers.close()
+            await asyncio.gather(parts.appender.close(), parts.brokers.close())
         finally:
             kafka_quiet.end()
 

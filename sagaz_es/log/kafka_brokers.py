@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -139,10 +140,6 @@ def check(code: int) -> None:
         raise kafka_errors.for_code(code)(f"error {code}")
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
 class Brokers:
     """Requests to the cluster that has `topic`."""
 
@@ -185,13 +182,24 @@ class Brokers:
                     f"Kafka at {host}:{port} refuses user {self.access.username!r}: {error}; "
                     "check username, password and sasl_mechanism"
                 ) from None
+            except ssl.SSLCertVerificationError as error:
+                raise ConfigurationError(
+                    f"the certificate of Kafka at {host}:{port} is not trusted: "
+                    f"{error.verify_message}; name its authority's file as ssl_cafile"
+                ) from None
+            except ssl.SSLError as error:
+                return f"TLS: {error.reason}"
             except OSError as error:
                 known = error.errno is not None and error.errno > 0
                 return os.strerror(error.errno) if known else str(error)  # type: ignore[arg-type]
             except KafkaError as error:
-                return _told(error)
+                return str(error)
             connection.close()
         return ""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._unreachable("the log was closed")
 
     def _unreachable(self, detail: str) -> Unreachable:
         return Unreachable("Kafka", self.access.address, detail)
@@ -231,8 +239,7 @@ class Brokers:
 
         Raises aiokafka's errors.
         """
-        if self._closed:
-            raise self._unreachable("the log was closed")
+        self._check_open()
         self._asking += 1
         try:
             async with asyncio.timeout(within_s):
@@ -284,7 +291,7 @@ class Brokers:
                             "see `sagaz-es doctor` for the rights that are needed"
                         ) from error
                     except KafkaError as error:
-                        why = _told(error)
+                        why = str(error)
                     await self.look_again()
         except TimeoutError:
             raise self._unreachable(f"{what}: {why}") from None
@@ -292,6 +299,7 @@ class Brokers:
     async def look_again(self) -> None:
         """After a pause, ask who leads what now."""
         await asyncio.sleep(self.deadlines.retry_s)
+        self._check_open()
         await self._client.force_metadata_update()
 
     async def close(self) -> None:
@@ -312,25 +320,24 @@ async def shut(client: Any, *, within_s: float, reset: bool = False) -> None:
 
     Without it a kernel goes on sending for minutes after its program has ended.
     """
+    # Taken now: a connection that is being closed no longer tells.
+    transports = [each._writer.transport for each in client._conns.values() if each._writer]
     if reset:
-        _reset(client)
+        _reset(transports)
     try:
         async with asyncio.timeout(within_s):
             await client.close()
-    except TimeoutError:  # a frozen broker takes nothing, so nothing can be flushed to it
-        _reset(client)
+    except TimeoutError:  # a frozen broker takes nothing and says nothing, not even good-bye
+        _reset(transports)
         await asyncio.sleep(0)  # an aborted connection is closed in the loop's next round
     looking = client._md_update_fut
     if looking is not None and not looking.done():
         looking.set_result(False)  # nobody else will: it waits for the task that has just ended
 
 
-def _reset(client: Any) -> None:
-    for connection in client._conns.values():
-        writer = connection._writer
-        if writer is None:
-            continue
-        raw = writer.transport.get_extra_info("socket")
+def _reset(transports: list[Any]) -> None:
+    for transport in transports:
+        raw = transport.get_extra_info("socket")
         if raw is not None and raw.fileno() >= 0:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+        transport.abort()

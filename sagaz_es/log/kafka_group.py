@@ -52,6 +52,10 @@ OTHER_PROTOCOL, SESSION_TIMEOUT = 23, 26
 OUTDATED = (ILLEGAL_GENERATION, UNKNOWN_MEMBER, REBALANCE)
 
 
+TOLD_AGAIN_S = 1.0
+"""After this pause an engine that failed to follow its share is told again."""
+
+
 class Claim(msgspec.Struct, frozen=True):
     """What a member says of itself: the partitions that it has, by which generation's word."""
 
@@ -156,7 +160,7 @@ class KafkaMembership:
         self._heard_at = 0.0  # loop time of the last good answer
         self._has: frozenset[int] = frozenset()  # given to us and not handed over yet
         self._share: frozenset[int] = frozenset()  # what the group wants us to serve
-        self._told: frozenset[int] = frozenset()  # what the engine knows of
+        self._told: frozenset[int] | None = frozenset()  # what the engine knows; None: who knows
         self._marks: dict[int, int] = {}  # committed, as far as known in this generation
         self._committing = asyncio.Lock()  # or the lower one of two commits could come last
         self._rejoin = asyncio.Event()  # there is something that the group must know
@@ -354,7 +358,9 @@ class KafkaMembership:
                 try:
                     await self._on_change(share)
                 except Exception:  # the others must get their partitions all the same
-                    _log.exception("an engine failed to follow the change of its partitions")
+                    _log.exception("an engine failed to follow its partitions; it is told again")
+                    self._told = None
+                    asyncio.get_running_loop().call_later(TOLD_AGAIN_S, self._changed.set)
             keeps = share | self._share  # it may have changed again meanwhile
             if self._has - keeps:
                 self._has &= keeps

@@ -183,16 +183,18 @@ class Appender:
             raise AppendUnknown(partition, f"Kafka did not confirm it within {seconds}") from None
         except REFUSED as error:
             await self._throw_away(producer)
-            raise AppendRefused(partition, _told(error)) from error
+            raise AppendRefused(partition, str(error)) from error
         except Exception as error:  # whatever it was: the records may have landed
             await self._throw_away(producer)
-            raise AppendUnknown(partition, _told(error)) from error
+            raise AppendUnknown(partition, f"{type(error).__name__}: {error}") from error
         if offset < 0:
             # The batch landed at an earlier attempt, but the broker no longer knows where.
             raise AppendUnknown(partition, "Kafka has it, and does not know at which offset")
         return offset
 
     async def _started(self) -> _Producer:
+        if self._producer is not None:
+            return self._producer
         async with self._starting:
             while self._producer is None:
                 producer = _Producer(self._options)
@@ -231,10 +233,6 @@ class Appender:
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.abandon()
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 class _Producer:
@@ -282,6 +280,19 @@ class _Producer:
         for task in tasks:
             task.cancel()
         await shut(producer.client, within_s=1.0, reset=True)
-        producer._message_accumulator.fail_all(_Abandoned("the producer was thrown away"))
+        self._fail_all(_Abandoned("the producer was thrown away"))
         # Their errors are of no interest: they stumble over the batches that were just taken away.
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _fail_all(self, error: Exception) -> None:
+        """As aiokafka's `fail_all`, which leaves errors behind that nobody can look at."""
+        accumulator = self._producer._message_accumulator
+        accumulator._exception = error
+        waiting = [batch for batches in accumulator._batches.values() for batch in batches]
+        # A batch that waits to be sent again is in neither set; it removes itself from this one.
+        accumulator._pending_batches.update(waiting)
+        for batch in accumulator._pending_batches:
+            batch._drain_waiter.cancel()
+            if not batch.future.done():
+                batch.future.set_exception(error)
+                batch.future.exception()

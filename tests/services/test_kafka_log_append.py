@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
@@ -31,6 +32,14 @@ async def log(kafka_server: KafkaServer, kafka_namespace: str) -> AsyncIterator[
     await log.open()
     yield log
     await log.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """asyncio logs errors that nobody looked at, some only when they are collected."""
+    yield
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def entries(log: KafkaEventLog, partition: int) -> list[Event]:
@@ -77,6 +86,18 @@ async def test_an_abandoned_append_does_not_land_later(
     landed = await entries(log, 0)
     assert len(landed) in (2, 5), "at most what was on the wire"
     assert len(landed) == 2 or landed[1:4] == sent or landed[2:5] == sent
+
+
+async def test_an_append_that_found_no_broker_never_lands(
+    kafka_server: KafkaServer, log: KafkaEventLog
+) -> None:
+    end = await log.append(0, steps(new_id(), 1)) + 1
+    kafka_server.kill()
+    with pytest.raises(AppendUnknown):
+        await log.append(0, steps(new_id(), 1))
+    await asyncio.to_thread(kafka_server.restart)
+    await asyncio.sleep(2)
+    assert (await log.bounds(0)).end == end
 
 
 async def test_a_time_out_in_one_partition_leaves_the_others_usable(

@@ -235,6 +235,24 @@ async def test_an_engine_that_fails_to_follow_still_lets_go(
     assert "failed to follow" in caplog.text
 
 
+async def test_an_engine_that_could_not_follow_is_told_again(
+    log: KafkaEventLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine()
+    failures = [OSError("no route"), OSError("no route")]
+
+    async def on_change(share: frozenset[int]) -> None:
+        if failures:
+            raise failures.pop()
+        await engine.on_change(share)
+
+    membership = await log.join(on_change)
+    await engine.until(lambda share: share == ALL)
+    await membership.leave()
+    assert engine.told == [ALL, frozenset()]
+    assert caplog.text.count("it is told again") == 2
+
+
 async def test_a_mark_is_the_affair_of_who_has_the_partition(log: KafkaEventLog) -> None:
     one, two = Engine(), Engine()
     async with joined(log, one) as first, joined(log, two) as second:
