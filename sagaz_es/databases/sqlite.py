@@ -21,9 +21,9 @@ IN_MEMORY = ":memory:"
 class SQLiteDatabase:
     """Runs work on one connection, in one thread.
 
-    What it commits survives the process; a crash of the machine takes at most the newest commits
-    (`synchronous=NORMAL`). `tables` are made where they are missing; `component` names them in the
-    table of versions.
+    What it commits survives the process; a crash of the machine takes at most the newest commits,
+    and none if it is `durable`. `tables` are made where they are missing; `component` names them in
+    the table of versions.
 
     Law (in order): works run one after another, in the order of the calls.
     Law (whole): what a `write` does stands whole or not at all, also if it raises or is cancelled.
@@ -39,10 +39,12 @@ class SQLiteDatabase:
         *,
         version: int = 1,
         wait_s: float = 5.0,
+        durable: bool = False,
     ) -> None:
         self.path = path
         self._component, self._tables, self._version = component, tables, version
         self._wait_s = wait_s
+        self._synchronous = "FULL" if durable else "NORMAL"
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
 
@@ -113,7 +115,7 @@ class SQLiteDatabase:
         )
         try:
             self._in_wal_mode(connection)
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             self._make_tables(connection)
         except BaseException:
             connection.close()
