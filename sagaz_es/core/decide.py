@@ -13,7 +13,7 @@ compensation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -111,7 +111,9 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
                 continue
         elif status != "pending":
             continue
-        if not _done(node.depends_on, steps):
+        # In a branch what stands may rest on something that runs again: wait for that, too.
+        needs = graph.ancestors[node.name] if state.replay_id else node.depends_on
+        if not _done(needs, steps):
             continue
         if step is not None and step.retry_at > now:
             wake_at = min(wake_at or step.retry_at, step.retry_at)
@@ -136,7 +138,7 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
     return Decision(tuple(facts), tuple(run), wake_at)
 
 
-def _done(needs: tuple[str, ...], steps: dict[str, StepState]) -> bool:
+def _done(needs: Iterable[str], steps: dict[str, StepState]) -> bool:
     for need in needs:
         step = steps.get(need)
         if step is None or step.status not in ("completed", "skipped"):

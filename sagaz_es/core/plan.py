@@ -30,7 +30,7 @@ from msgspec import Struct
 from sagaz_es.core.effects import Effect, dump_effects, standing
 from sagaz_es.core.events import SagaStarted
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.core.state import SagaState
+from sagaz_es.core.state import SagaState, StepState
 from sagaz_es.core.texts import join_object, names, split_object
 from sagaz_es.errors import SnapshotNotFoundError
 
@@ -71,7 +71,7 @@ class ReplayPlan(Struct, frozen=True):
     head_saga_id: str
     head_sequence: int
     head_status: str = ""
-    overrides: str = ""  # JSON object
+    overrides: str = ""  # JSON object: as they were given for this replay
     allow: tuple[str, ...] = ()
     force_failure: bool = False
     start: str = ""  # JSON of the branch's first fact, without its ids
@@ -116,7 +116,9 @@ def make_plan(
         if name not in graph.by_name:
             raise SnapshotNotFoundError(named.saga_id, name, "allowed, but there is no such step")
     effects = {effect.step: effect for effect in standing(head)}
-    steps = _verdicts(named, head, graph, point, overrides, frozenset(allowed), effects)
+    # Replayed again, a branch still has the overrides that it went on with.
+    applied = {**_kept_overrides(named), **overrides}
+    steps = _verdicts(named, head, graph, point, applied, frozenset(allowed), effects)
     start = SagaStarted(
         definition=graph.fingerprint,
         graph=graph.text,
@@ -127,7 +129,7 @@ def make_plan(
         root_saga_id=head.root_saga_id or head.saga_id,
         point=point,
         plan=msgspec.json.encode([(s.step, str(s.verdict), s.reason) for s in steps]).decode(),
-        overrides=join_object(overrides) if overrides else "",
+        overrides=join_object(applied) if applied else "",
         standing=dump_effects(tuple(effects.values())),
         force_failure=force_failure,
     )
@@ -147,7 +149,7 @@ def make_plan(
         head_saga_id=head.saga_id,
         head_sequence=head.sequence,
         head_status=head.status,
-        overrides=start.overrides,
+        overrides=join_object(overrides) if overrides else "",
         allow=allowed,
         force_failure=force_failure,
         start=text.decode(),
@@ -159,20 +161,43 @@ def _start_context(state: SagaState) -> dict[str, str]:
     return {**state.start, **state.overrides}
 
 
+def _kept_overrides(state: SagaState) -> dict[str, str]:
+    """A branch's overrides whose keys no step of its own has written since."""
+    own = [step for step in state.steps.values() if not step.owner]
+    written = set().union(*(_keys_of(step) for step in own))
+    return {key: text for key, text in state.overrides.items() if key not in written}
+
+
+def _keys_of(step: StepState | Effect) -> set[str]:
+    """Context keys that a step set or deleted."""
+    return {*split_object(step.keys_set), *names(step.keys_deleted)}
+
+
 def _changed_keys(named: SagaState, head: SagaState, overrides: Mapping[str, str]) -> set[str]:
     """Keys whose value the branch will see otherwise than the standing effects saw them.
 
     The standing effects belong to the head and agree with its start and overrides: its own plan has
-    redone whatever did not.
+    redone whatever did not, but for what is `_left_stale`.
     """
     before = {**head.start, **head.overrides}
     after = {**_start_context(named), **overrides}
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    for key, text in overrides.items():
-        # A key that steps wrote: the standing effects may have seen the written value.
-        if head.context.get(key) != text:
-            changed.add(key)
+    kept = _kept_overrides(head)
+    written = set().union(*(_keys_of(step) for step in head.steps.values()))
+    # A key that steps wrote: the standing effects may have seen any of the values.
+    changed |= {key for key, text in overrides.items() if key in written and kept.get(key) != text}
     return changed
+
+
+_PLAN = msgspec.json.Decoder(list[tuple[str, str, str]])
+
+
+def _left_stale(head: SagaState) -> frozenset[str]:
+    """Inherited effects that the head was to undo before going forward, and that still stand."""
+    if not head.plan:
+        return frozenset()
+    stale = {step for step, verdict, _ in _PLAN.decode(head.plan) if verdict == Verdict.UNDO_FIRST}
+    return frozenset(name for name in stale if head.step(name).owner)
 
 
 def _verdicts(
@@ -185,12 +210,13 @@ def _verdicts(
     effects: Mapping[str, Effect],
 ) -> tuple[PlannedStep, ...]:
     changed = _changed_keys(named, head, overrides)
+    left = _left_stale(head)
     again: set[str] = set()  # steps whose standing effect is stale
     planned: list[PlannedStep] = []
     for name in graph.order:
         node = graph.by_name[name]
         effect = effects.get(name)
-        verdict, reason = _verdict(node, effect, graph, point, changed, again, head)
+        verdict, reason = _verdict(node, effect, graph, point, changed, left, again, head)
         if verdict is Verdict.BLOCKED and name in allowed:
             verdict = Verdict.REDO
             reason = f"allowed by name, although {reason}"
@@ -205,11 +231,9 @@ def _verdicts(
 
 def _written(effect: Effect | None, name: str, head: SagaState) -> set[str]:
     """Keys that a step wrote the last time it ran: run again, it may write other values."""
-    keys_set = effect.keys_set if effect is not None else head.step(name).keys_set
-    deleted = effect.keys_deleted if effect is not None else head.step(name).keys_deleted
     if effect is None and not head.step(name).attempt:
         return set()
-    return {*split_object(keys_set), *names(deleted), result_key(name)}
+    return _keys_of(effect or head.step(name)) | {result_key(name)}
 
 
 def _verdict(
@@ -218,6 +242,7 @@ def _verdict(
     graph: Graph,
     point: str,
     changed: set[str],
+    left: frozenset[str],
     again: set[str],
     head: SagaState,
 ) -> tuple[Verdict, str]:
@@ -225,6 +250,8 @@ def _verdict(
         stale = "it is the point of the replay"
     elif node.name in graph.dependents[point]:
         stale = f"it depends on the point, {point!r}"
+    elif node.name in left:
+        stale = "the last replay was to undo it and did not get there"
     else:
         stale = _stale_because(node, effect, changed, again)
     if not node.effects:
