@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from sagaz_es.log.checks import (
     key_of,
 )
 from sagaz_es.log.partitioning import partition_of
-from sagaz_es.log.sqlite_file import prepare
+from sagaz_es.log.sqlite_file import LogFileUnusable, connect, prepare
 from sagaz_es.log.sqlite_reader import Reader, Row
 from sagaz_es.log.sqlite_writer import GroupCommit
 from sagaz_es.log.waiting import Waiters
@@ -72,17 +73,21 @@ class SQLiteEventLog:
         """Raises LogFileUnusable (an Unreachable), UnsuitableTopic."""
         if self._open_reader is not None:
             return
-        self._partitions = await asyncio.to_thread(
-            prepare, self._path, self._codec, self._partitions, self._lock_wait_s
-        )
+        self._partitions, (writing, reading, looking_out) = await asyncio.to_thread(self._connect)
         self._waiters = [Waiters() for _ in range(self._partitions)]
-        self._open_reader = Reader(self._path, deadline_s=self._deadline_s)
+        self._open_reader = Reader(self._path, reading, looking_out, deadline_s=self._deadline_s)
         self._open_writer = GroupCommit(
             self._path,
+            writing,
             self._committed,
             lock_wait_s=self._lock_wait_s,
             deadline_s=self._deadline_s,
         )
+
+    def _connect(self) -> tuple[int, list[sqlite3.Connection]]:
+        partitions = prepare(self._path, self._codec, self._partitions, self._lock_wait_s)
+        # For the writing thread, the reading one, and a look-out of the event loop.
+        return partitions, [connect(self._path, self._lock_wait_s) for _ in range(3)]
 
     async def close(self) -> None:
         reader, self._open_reader = self._open_reader, None
@@ -167,7 +172,10 @@ class SQLiteEventLog:
 
         owners = Owners(Path(f"{self._path}-owners"), self._partitions)
         member = FileMembership(owners, on_change, self._writer.raise_mark)
-        await member.start()
+        try:
+            await member.start()
+        except OSError as error:
+            raise LogFileUnusable(self._path, f"no locks beside it: {error}") from error
         self._members.append(member)
         return member
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import NamespaceCreated
@@ -38,6 +41,7 @@ TABLES = (
         low_water_mark INTEGER NOT NULL
     )""",
 )
+_T = TypeVar("_T")
 _FIRST = "SELECT value FROM sagaz_log WHERE partition = 0 ORDER BY offset LIMIT 1"
 _INSERT = "INSERT INTO sagaz_log VALUES (?, 0, '', ?, '', ?)"
 
@@ -55,21 +59,33 @@ class LogFileUnusable(Unreachable):
         return f"the log file {self.address!r} cannot be used: {self.detail}"
 
 
-def connect(path: str, wait_s: float = 0.0) -> sqlite3.Connection:
+def connect(path: str, wait_s: float) -> sqlite3.Connection:
     """A connection for one thread at a time, in which a statement is its own transaction.
 
-    It waits `wait_s` seconds for a lock. In WAL mode a reader rarely meets one.
+    It never waits for a lock, unless told so: `wait_s` seconds are for the connecting. Raises
+    LogFileUnusable.
     """
-    connection = sqlite3.connect(
-        path, timeout=wait_s, isolation_level=None, check_same_thread=False
-    )
+    connection: sqlite3.Connection | None = None
     try:
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         # FULL: in WAL mode less would lose acknowledged appends when the machine dies.
-        connection.execute("PRAGMA synchronous = FULL")
-    except BaseException:
-        connection.close()
+        _patiently(partial(connection.execute, "PRAGMA synchronous = FULL"), wait_s)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise LogFileUnusable(path, explain(error)) from error
         raise
     return connection
+
+
+def identity(path: str) -> tuple[int, int]:
+    """Which file stands under the path now; (0, 0) if none does."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def prepare(path: str, codec: AvroCodec, partitions: int, wait_s: float) -> int:
@@ -83,8 +99,8 @@ def prepare(path: str, codec: AvroCodec, partitions: int, wait_s: float) -> int:
     if Path(path).is_dir():
         raise LogFileUnusable(path, "it is a directory")
     try:
-        with closing(connect(path)) as connection:
-            first = _patiently(lambda: _first_value(connection, path, codec, partitions), wait_s)
+        with closing(connect(path, wait_s)) as connection:
+            first = _patiently(partial(_first_value, connection, path, codec, partitions), wait_s)
             _check_writable(connection)
     except sqlite3.Error as error:
         raise LogFileUnusable(path, explain(error)) from error
@@ -97,7 +113,7 @@ def prepare(path: str, codec: AvroCodec, partitions: int, wait_s: float) -> int:
     return created.partitions
 
 
-def _patiently(call: Callable[[], bytes], wait_s: float) -> bytes:
+def _patiently(call: Callable[[], _T], wait_s: float) -> _T:
     # SQLite's own wait does not cover the change to WAL mode.
     end = time.monotonic() + wait_s
     while True:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from sagaz_es.errors import StorageFailed, Unreachable
-from sagaz_es.log.sqlite_file import connect, explain
+from sagaz_es.log.sqlite_file import explain
 from sagaz_es.ports import Bounds
 
 Row = tuple[int, str, int, str, bytes]
@@ -33,18 +33,26 @@ _A = TypeVar("_A")
 class Reader:
     """Questions to the file, answered outside the event loop, one after the other."""
 
-    def __init__(self, path: str, *, deadline_s: float) -> None:
+    def __init__(
+        self,
+        path: str,
+        connection: sqlite3.Connection,
+        look_out: sqlite3.Connection,
+        *,
+        deadline_s: float,
+    ) -> None:
         self._path, self._deadline_s = path, deadline_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"sagaz-log-reader {path}")
-        self._connection = connect(path, wait_s=deadline_s / 2)
-        # A number of its own connection: it changes whenever another connection has committed.
-        self._look_out = connect(path)
+        self._connection, self._look_out = connection, look_out
+        # In WAL mode a reader meets a lock only where the file is being repaired or closed.
+        connection.execute(f"PRAGMA busy_timeout = {int(deadline_s * 500)}")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sagaz-log-reader")
         self._seen = -1
 
     def others_wrote(self) -> bool:
         """Whether anybody (this process' own writer too) has committed since the last time.
 
-        For the event loop: it takes some µs and waits for nothing.
+        For the event loop: it takes some µs and waits for nothing. The number is the connection's
+        own, so it has one to itself.
         """
         try:
             seen: int = self._look_out.execute("PRAGMA data_version").fetchone()[0]

@@ -16,7 +16,7 @@ from random import uniform
 from typing import TypeVar
 
 from sagaz_es.errors import AppendRefused, AppendUnknown, SagaError
-from sagaz_es.log.sqlite_file import append_error, connect, is_busy
+from sagaz_es.log.sqlite_file import append_error, identity, is_busy
 
 Row = tuple[str, str, bytes]
 """Key, replay id, value."""
@@ -81,6 +81,7 @@ class GroupCommit:
     def __init__(
         self,
         path: str,
+        connection: sqlite3.Connection,
         on_commit: Callable[[int, int], None],
         *,
         lock_wait_s: float,
@@ -98,7 +99,8 @@ class GroupCommit:
         self._claim = threading.Lock()  # over `taken` and `given_up`
         self._closed = False
         self._ended = self._loop.create_future()
-        self._connection = connect(path)
+        self._connection = connection
+        self._identity = identity(path)
         self._ends: dict[int, int] = {}  # as far as this thread knows: others may write too
         # A daemon: a log that nobody closed does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"sagaz-log {path}", daemon=True)
@@ -270,6 +272,9 @@ class GroupCommit:
             self._connection.rollback()
 
     def _write(self, jobs: list[Job]) -> None:
+        # SQLite would go on in a file that has no name any more, and all of it would be lost.
+        if identity(self._path) != self._identity:
+            raise FileNotFoundError("the file was deleted or replaced; open the log again")
         rows = sum(len(job.rows) for job in jobs)
         known = all(job.mark < 0 and job.partition in self._ends for job in jobs)
         if known and rows <= STATEMENT_ROWS:

@@ -1,4 +1,5 @@
-"""A process that uses a SQLite log, for tests: `process.py FILE append NAME COUNT` or `member`.
+"""A process that uses a SQLite log, for tests: `process.py FILE append NAME COUNT`, `member` or
+`parent`, a member with a child made by fork.
 
 It says on its standard output what happened, a line each.
 """
@@ -6,6 +7,8 @@ It says on its standard output what happened, a line each.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 
 from sagaz_es.codec.avro import AvroCodec
@@ -32,11 +35,16 @@ async def append(log: SQLiteEventLog, name: str, count: int) -> None:
         await asyncio.gather(*(saga(first + n) for n in range(10)))
 
 
-async def member(log: SQLiteEventLog) -> None:
+async def member(log: SQLiteEventLog, *, with_child: bool) -> None:
     async def on_change(share: frozenset[int]) -> None:
         say(*sorted(share))
 
     membership = await log.join(on_change)
+    if with_child:
+        child = os.fork()
+        if not child:  # as a step does that uses multiprocessing
+            signal.pause()
+        say(child)
     await asyncio.to_thread(sys.stdin.readline)
     await membership.leave()
 
@@ -47,7 +55,7 @@ async def main(path: str, what: str, *arguments: str) -> None:
     if what == "append":
         await append(log, arguments[0], int(arguments[1]))
     else:
-        await member(log)
+        await member(log, with_child=what == "parent")
     await log.close()
 
 

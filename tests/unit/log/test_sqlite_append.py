@@ -118,6 +118,17 @@ async def test_appends_of_another_connection_are_followed_by_ours(tmp_path: Path
         assert bases == [1, 3, 5, 7, 9, 11]
 
 
+async def test_a_file_that_was_deleted_takes_no_more_appends(tmp_path: Path) -> None:
+    path = tmp_path / "sagas.db"
+    async with opened(path) as log:
+        await log.append(0, steps("a", 1))
+        os.rename(path, tmp_path / "moved.db")
+        with pytest.raises(AppendRefused, match="deleted or replaced"):
+            await log.append(0, steps("b", 1))
+        os.rename(tmp_path / "moved.db", path)
+        assert await log.append(0, steps("c", 1)) == 2
+
+
 # --- a disk that is full --------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import time
@@ -128,6 +129,46 @@ async def test_a_killed_process_frees_its_partitions_at_once(tmp_path: Path) -> 
         await _until(us, 4)
         assert time.monotonic() - killed < 5, "found out, not timed out"
     await membership.leave()
+    await log.close()
+
+
+async def test_a_child_does_not_keep_the_partitions_of_a_killed_parent(tmp_path: Path) -> None:
+    path = tmp_path / "sagas.db"
+    async with process(path, "parent") as parent:
+        assert await line(parent) == "0 1 2 3"
+        child = int(await line(parent))
+        parent.send_signal(signal.SIGKILL)
+        log = SQLiteEventLog(path, AvroCodec())
+        await log.open()
+        us = Member()
+        membership = await log.join(us.on_change)
+        try:
+            await _until(us, 4)
+            os.kill(child, 0)  # it is still there
+        finally:
+            os.kill(child, signal.SIGKILL)
+            await membership.leave()
+            await log.close()
+
+
+async def test_owners_find_each_other_again_after_their_files_were_deleted(tmp_path: Path) -> None:
+    log = SQLiteEventLog(tmp_path / "sagas.db", AvroCodec(), partitions=4)
+    await log.open()
+    one, two = Member(), Member()
+    first = await log.join(one.on_change)
+    second = await log.join(two.on_change)
+    await _until(two, 2)
+    shutil.rmtree(tmp_path / "sagas.db-owners")
+    async with asyncio.timeout(PATIENCE_S):
+        for member in (one, two):
+            while len(member.told) < 3 or len(member.share) != 2:
+                member.changed.clear()
+                await member.changed.wait()
+    assert one.share | two.share == set(range(4))
+    assert len(os.listdir(tmp_path / "sagas.db-owners")) == 6, "four partitions, two members"
+    await first.leave()
+    await _until(two, 4)
+    await second.leave()
     await log.close()
 
 
