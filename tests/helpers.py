@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -251,6 +251,15 @@ def engine_on(
         clock=clock or SetClock(jumps=True),
         config=config,
     )
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Give way to other tasks until it holds; an error if it still does not after many turns."""
+    for _ in range(10_000):
+        if holds():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it does not come to hold")
 
 
 async def facts(log: EventLog, saga_id: str) -> list[e.Fact]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core.plan import ALL_KEYS, result_key
-from sagaz_es.errors import StepNotFound
+from sagaz_es.errors import StepNotFound, UnstorableValue
 
 _SCALARS = (str, int, float, bool, type(None))
 _MISSING = object()
@@ -121,6 +121,14 @@ class StepContext(dict[str, Any]):
         self._whole()
         return dict(dict.items(self))
 
+    def __reversed__(self) -> Iterator[str]:
+        self._whole()
+        return dict.__reversed__(self)
+
+    def __repr__(self) -> str:
+        self._whole()
+        return dict.__repr__(self)
+
     def __len__(self) -> int:
         # Not a read of the whole: truth tests are common, and say nothing about the values.
         return dict.__len__(self)
@@ -128,6 +136,9 @@ class StepContext(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         self._whole()
         return dict.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     __hash__ = None
 
@@ -186,7 +197,9 @@ class StepContext(dict[str, Any]):
 
     def reads(self) -> list[str]:
         """Keys read, sorted; `["*"]` if the whole was taken."""
-        return [ALL_KEYS] if ALL_KEYS in self._reads else sorted(self._reads)
+        if ALL_KEYS in self._reads:
+            return [ALL_KEYS]
+        return sorted(key for key in self._reads if isinstance(key, str))
 
     def delta(self) -> tuple[dict[str, str], list[str]]:
         """Keys set or changed (key -> JSON text), and keys deleted. Raises UnstorableValue."""
@@ -202,6 +215,9 @@ class StepContext(dict[str, Any]):
                 if key in before:
                     deleted.append(key)
                 continue
+            if not isinstance(key, str):
+                hint = "the keys of a context are texts"
+                raise UnstorableValue(repr(key), type(key).__name__, hint)
             if key not in self._written and type(value) in _SCALARS:
                 continue  # cannot have been changed in place
             text = to_text(value, key)
