@@ -1,0 +1,79 @@
+"""The projector as a program: all partitions, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from sagaz_es.engine.projector import PartitionStatus, Projector
+from sagaz_es.ports import EventLog, ProjectionStore
+
+Progress = Callable[[tuple[PartitionStatus, ...]], None]
+"""Told now and then how far each partition is."""
+
+
+async def run(
+    log: EventLog,
+    store: ProjectionStore,
+    *,
+    stop: asyncio.Event | None = None,
+    partitions: Iterable[int] | None = None,
+    projector: Projector | None = None,
+    on_progress: Progress | None = None,
+    every_s: float = 5.0,
+) -> tuple[PartitionStatus, ...]:
+    """Project until `stop` is set; how far it came. Log and store are opened, and left open.
+
+    While the store is down it waits and loses nothing. Killing it at any moment is safe, too.
+    Raises Unreachable if log or store cannot be opened, else what `Projector.run` raises.
+    """
+    await log.open()
+    await store.open()
+    projector = projector or Projector(log, store)
+    work = asyncio.create_task(projector.run(partitions))
+    stopped = asyncio.create_task(_until(stop))
+    try:
+        while True:
+            done, _ = await asyncio.wait(
+                {work, stopped}, timeout=every_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if work in done:
+                _raise_first(work)
+            if done:
+                break
+            if on_progress is not None:
+                on_progress(await projector.status())
+    finally:
+        for task in (work, stopped):
+            task.cancel()
+        await asyncio.gather(work, stopped, return_exceptions=True)
+    return await projector.status()
+
+
+async def _until(stop: asyncio.Event | None) -> None:
+    await (stop or asyncio.Event()).wait()
+
+
+def _raise_first(work: asyncio.Task[None]) -> None:
+    """What made the projector end, and not the group that it happened in."""
+    error = work.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def stop_at_signals(*signals: signal.Signals) -> Iterator[asyncio.Event]:
+    """An event that SIGINT or SIGTERM sets, for `run(stop=…)`; in a running event loop."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    chosen = signals or (signal.SIGINT, signal.SIGTERM)
+    for number in chosen:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in chosen:
+            loop.remove_signal_handler(number)
