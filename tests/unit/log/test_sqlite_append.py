@@ -16,7 +16,7 @@ import pytest
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import Entry, StepCompleted
 from sagaz_es.errors import AppendRefused, AppendUnknown, LogFull
-from sagaz_es.log import sqlite_writer
+from sagaz_es.log import sqlite_reader, sqlite_writer
 from sagaz_es.log.sqlite import SQLiteEventLog
 from sagaz_es.testing.contracts.entries import event, new_id, steps
 
@@ -211,6 +211,21 @@ async def test_appends_are_written_whole_whatever_their_size(tmp_path: Path) -> 
         for n, size in enumerate(sizes):
             chunk = await log.read(n % 2, bases[n], limit=size)
             assert [record.entry for record in chunk.records] == steps(f"saga-{n}", size)
+
+
+async def test_a_chunk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_reader, "CHUNK_BYTES", 250_000)
+    async with opened(tmp_path / "sagas.db") as log:
+        entries = large(1.0)
+        await log.append(0, entries)
+        sizes, found, offset = [], [], 1
+        while len(found) < len(entries):
+            chunk = await log.read(0, offset)
+            sizes.append(len(chunk.records))
+            found += [record.entry for record in chunk.records]
+            offset = chunk.next_offset
+        assert found == entries
+        assert sizes == [3, 3, 3, 1]
 
 
 async def test_what_waits_to_be_written_is_bounded(

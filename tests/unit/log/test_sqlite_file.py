@@ -40,6 +40,17 @@ async def test_it_begins_with_its_name_and_shape(tmp_path: Path) -> None:
     await log.close()
 
 
+async def test_every_commit_is_synced(tmp_path: Path) -> None:
+    log = SQLiteEventLog(tmp_path / "sagas.db", CODEC)
+    await log.open()
+    settings = [
+        log._writer._connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous")
+    ]
+    assert settings == ["wal", 2], "2 is FULL"
+    await log.close()
+
+
 async def test_other_tables_of_the_file_stay(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     with sqlite3.connect(path) as connection:
@@ -70,13 +81,14 @@ async def test_a_directory_is_no_log(tmp_path: Path) -> None:
     await _unusable(tmp_path, "is a directory")
 
 
-async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("directory_mode", [0o755, 0o777])
+async def test_a_read_only_file_is_refused(tmp_path: Path, directory_mode: int) -> None:
     path = tmp_path / "sagas.db"
     log = SQLiteEventLog(path, CODEC)
     await log.open()
     await log.close()
     os.chmod(path, 0o444)
-    with _as_nobody(tmp_path):
+    with _as_nobody(tmp_path, directory_mode):
         await _unusable(path, "read-only")
 
 
