@@ -218,7 +218,9 @@ async def test_a_chunk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.M
     async with opened(tmp_path / "sagas.db") as log:
         entries = large(1.0)
         await log.append(0, entries)
-        sizes, found, offset = [], [], 1
+        sizes: list[int] = []
+        found: list[object] = []
+        offset = 1
         while len(found) < len(entries):
             chunk = await log.read(0, offset)
             sizes.append(len(chunk.records))
