@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiokafka.errors import LeaderNotAvailableError
+from aiokafka.errors import KafkaError, LeaderNotAvailableError
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from msgspec import Struct
@@ -24,7 +24,7 @@ from sagaz_es.log.kafka_brokers import Brokers, Deadlines, KafkaAccess, check
 TOPIC, BROKER = 2, 4
 TOPIC_EXISTS, UNKNOWN_TOPIC = 36, 3
 FORBIDDEN_CODES = (29, 31)
-RETRIABLE = (7, 41)  # the request timed out; it was not the controller
+RETRIABLE = (7, 38, 41)  # it timed out; too few brokers are up; it was not the controller
 
 WANTED = {
     "cleanup.policy": "delete",
@@ -126,7 +126,7 @@ async def make_topic(brokers: Brokers, partitions: int, until: float) -> TopicFa
     """The topic, created, each partition with a leader; fine if another process was first."""
 
     async def attempt() -> None:
-        replication = min(REPLICAS, (await facts_of(brokers, until)).brokers)
+        replication = await _replication(brokers, (await facts_of(brokers, until)).brokers)
         config = WANTED | {
             "min.insync.replicas": str(IN_SYNC if replication >= REPLICAS else 1),
             "max.message.bytes": str(MAX_MESSAGE_BYTES),
@@ -135,10 +135,10 @@ async def make_topic(brokers: Brokers, partitions: int, until: float) -> TopicFa
         request = CreateTopicsRequest([new], round(brokers.deadlines.request_s * 1000), False)
         answer = await brokers.ask(brokers.controller(), request)
         ((_, code, *message),) = answer.topic_errors
+        reason = (message and message[0]) or f"error {code}"
         if code in RETRIABLE:
-            check(code)
+            raise KafkaError(reason)
         if code not in (0, TOPIC_EXISTS):
-            reason = (message and message[0]) or f"error {code}"
             raise UnsuitableTopic(brokers.topic, (f"it cannot be created: {reason}",))
 
     async def led() -> TopicFacts:
@@ -149,6 +149,17 @@ async def make_topic(brokers: Brokers, partitions: int, until: float) -> TopicFa
 
     await brokers.retry(attempt, until, f"making topic {brokers.topic!r}")
     return await brokers.retry(led, until, f"topic {brokers.topic!r}: its leaders")
+
+
+async def _replication(brokers: Brokers, up: int) -> int:
+    """How many replicas the topic gets: three, or as many as the cluster has brokers.
+
+    While a cluster starts, not all of them are up yet. How many there will be shows in how it keeps
+    the offsets of groups; with fewer brokers no group works.
+    """
+    config = await _broker_config(brokers)
+    made_for = int((config or {}).get("offsets.topic.replication.factor") or 1)
+    return min(REPLICAS, max(up, made_for))
 
 
 async def facts_of(brokers: Brokers, until: float) -> TopicFacts:
@@ -176,11 +187,15 @@ async def facts_of(brokers: Brokers, until: float) -> TopicFacts:
 
 async def session_timeouts(brokers: Brokers) -> tuple[int, int] | None:
     """The shortest and the longest session that the brokers let a group's member have, in ms."""
-    node = brokers.any_node()
-    config = await _config(brokers, node, BROKER, str(node))
+    config = await _broker_config(brokers)
     names = ("group.min.session.timeout.ms", "group.max.session.timeout.ms")
     shortest, longest = ((config or {}).get(name) for name in names)
     return (int(shortest), int(longest)) if shortest and longest else None
+
+
+async def _broker_config(brokers: Brokers) -> Mapping[str, str | None] | None:
+    node = brokers.any_node()
+    return await _config(brokers, node, BROKER, str(node))
 
 
 async def _config(

@@ -62,9 +62,9 @@ class Deadlines:
     append_s: float = 10.0  # then the outcome is unknown
     read_s: float = 10.0  # every other call; `read` after its own `wait_s`
     close_s: float = 5.0  # `close` and `leave`, each
-    # One request to one broker. A frozen one holds its partitions up for so long, although the
-    # others have chosen a new leader after two seconds.
-    request_s: float = 5.0
+    # One request to one broker. A frozen one holds its partitions up for once or twice as long,
+    # although the others may have chosen new leaders before.
+    request_s: float = 3.0
     retry_s: float = 0.05  # the pause before a request is tried again
 
 

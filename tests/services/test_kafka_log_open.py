@@ -160,6 +160,18 @@ async def test_a_broker_that_comes_up_meanwhile_is_waited_for(
     await log.close()
 
 
+async def test_a_cluster_that_is_not_complete_yet_gets_no_topic_with_too_few_replicas() -> None:
+    server = KafkaServer({"offsets.topic.replication.factor": "3"})
+    await asyncio.to_thread(server.start)
+    try:
+        log = a_log(server.bootstrap, "orders", deadlines=Deadlines(open_s=1))
+        with pytest.raises(Unreachable, match=r"making topic .*replica"):
+            await log.open()
+        assert (await inspect_topic(log.access, log.topic))[0] == ("it does not exist",)
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
 async def test_a_password_is_asked_for_and_checked() -> None:
     settings = {
         "listener.security.protocol.map": "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
