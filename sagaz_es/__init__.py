@@ -5,7 +5,13 @@ from sagaz_es.core.decide import ParallelFailureStrategy
 from sagaz_es.core.plan import PlannedStep, ReplayPlan, Verdict
 from sagaz_es.core.state import SagaStatus, SagaStepStatus
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.definition import Saga, action, compensate
+from sagaz_es.engine.definition import (
+    RecoveryAction,
+    Saga,
+    action,
+    compensate,
+    forward_recovery,
+)
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayResult, ReplayStatus
 from sagaz_es.engine.result import SagaHandle, SagaResult
@@ -19,6 +25,7 @@ __all__ = [
     "EngineConfig",
     "ParallelFailureStrategy",
     "PlannedStep",
+    "RecoveryAction",
     "ReplayPlan",
     "ReplayResult",
     "ReplayStatus",
@@ -32,5 +39,6 @@ __all__ = [
     "action",
     "compensate",
     "connect",
+    "forward_recovery",
     "step",
 ]

@@ -41,6 +41,7 @@ class Attempt(Struct, frozen=True, gc=False):
     step: str
     attempt: int
     undo: bool = False  # the compensation, not the action
+    ask: str = ""  # "recover" or "resolve": a handler that decides, instead of the action
 
 
 class Rules(Struct, frozen=True, gc=False):
@@ -48,6 +49,8 @@ class Rules(Struct, frozen=True, gc=False):
 
     failure_strategy: ParallelFailureStrategy = ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
     grace_us: int = 5_000_000
+    recoverable: frozenset[str] = frozenset()  # steps with a forward recovery handler
+    resolvable: frozenset[str] = frozenset()  # at-most-once steps that can find out what happened
 
 
 DEFAULT_RULES = Rules()
@@ -109,6 +112,9 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
                     )
                 )
                 continue
+        elif status == "outcome_unknown" and node.name in rules.resolvable and step is not None:
+            run.append(Attempt(node.name, step.attempt, ask="resolve"))
+            continue
         elif status != "pending":
             continue
         # In a branch what stands may rest on something that runs again: wait for that, too.
@@ -180,11 +186,29 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
     ]
     if lost:
         return Decision(tuple(lost))
+    recover = _behind_pivots(state, graph) & rules.recoverable
+    if recover:
+        asked = [Attempt(n, state.step(n).attempt, ask="recover") for n in sorted(recover)]
+        return Decision(run=tuple(asked))
     return Decision((go_back(state, graph, reason=state.error_message),))
+
+
+def _behind_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
+    """Failed steps from which there is no way back, only forward."""
+    if state.pivots_released:
+        return frozenset()
+    pivots = frozenset(completed_pivots(state, graph))
+    return frozenset(
+        name
+        for name, step in state.steps.items()
+        if step.status == "failed" and not pivots.isdisjoint(graph.ancestors.get(name, ()))
+    )
 
 
 def locked_by_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
     """Completed pivots and all that they depend on: there is no way back to before them."""
+    if state.pivots_released:
+        return frozenset()
     locked: set[str] = set()
     for name, step in state.steps.items():
         node = graph.by_name.get(name)
@@ -301,8 +325,8 @@ class Retry(Struct, frozen=True, gc=False):
         """When to try again after the `failures`-th failure; 0: not again."""
         if failures > self.max_retries:
             return 0
-        delay = min(self.base_us << min(failures - 1, 40), self.cap_us)
-        return now + max(1, int(delay * jitter))
+        delay = int((self.base_us << min(failures - 1, 40)) * jitter)
+        return now + max(1, min(delay, self.cap_us))
 
 
 def failed_attempt(

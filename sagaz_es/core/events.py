@@ -338,6 +338,22 @@ class CompensationSkipRequested(Request, frozen=True, gc=False):
     step: str = ""
 
 
+class RecoveryRequested(Request, frozen=True, gc=False):
+    """A person decides how a saga goes forward that waits for one."""
+
+    step: str = ""
+    action: str = ""  # as in RecoveryDecided
+    keys_set: str = ""  # JSON object: what the person changes in the context
+
+
+class OutcomeReported(Request, frozen=True, gc=False):
+    """A person says what became of an at-most-once step of unknown outcome."""
+
+    step: str = ""
+    happened: bool = False
+    result: str = ""  # JSON; of a step that happened
+
+
 class RequestRefused(Request, frozen=True, gc=False):
     """The answer to a request that led to no fact. `request_id` is that of the request."""
 
@@ -406,6 +422,8 @@ REQUESTS: tuple[type[Request], ...] = (
     UndoRequested,
     CompensationRetryRequested,
     CompensationSkipRequested,
+    RecoveryRequested,
+    OutcomeReported,
     RequestRefused,
     ReplayLogged,
 )

@@ -130,7 +130,7 @@ def advance(state: SagaState, event: e.Event) -> None:
     fact = event.fact
     if not state.sequence:
         state.saga_id, state.saga_name = event.saga_id, event.saga_name
-        state.started_at = event.occurred_at
+        state.started_at = state.updated_at = event.occurred_at  # it may be before 1970
         state.status = "executing"
         state.recorded = event.epoch == e.RECORDED_EPOCH
         state.epoch, state.writer = event.epoch, event.writer
@@ -230,7 +230,10 @@ def _saga_checkpointed(state: SagaState, fact: e.SagaCheckpointed) -> None:
 def _step_started(state: SagaState, fact: e.StepStarted) -> None:
     step = state.steps.get(fact.step, PENDING)
     state.steps[fact.step] = StepState(
-        status="executing", attempt=fact.attempt, failures=step.failures
+        status="executing",
+        attempt=fact.attempt,
+        failures=step.failures,
+        recoveries=step.recoveries,
     )
     state.current = fact.step
     if state.failed_step == fact.step:
@@ -276,6 +279,7 @@ def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
         status="failed" if final else "pending",
         attempt=fact.attempt,
         failures=step.failures + 1,
+        recoveries=step.recoveries,
         retry_at=fact.retry_at,
         unknown=fact.unknown,
         error_type=fact.error_type,
@@ -373,6 +377,33 @@ def _step_compensation_failed(state: SagaState, fact: e.StepCompensationFailed) 
 
 def _recovery_decided(state: SagaState, fact: e.RecoveryDecided) -> None:
     _merge(state.context, fact.keys_set, "")
+    step = state.steps.get(fact.step, PENDING)
+    decided = step.recoveries + 1
+    state.current = fact.step
+    if fact.action == "manual_intervention":
+        state.status = "forward_recovery"
+        state.steps[fact.step] = _replace(step, recoveries=decided)
+        return
+    state.status = "executing"
+    if fact.action == "compensate_pivot":
+        state.pivots_released = True
+        return
+    if fact.action == "skip":
+        state.steps[fact.step] = _replace(step, status="skipped", recoveries=decided)
+        state.current = ""
+    else:
+        state.steps[fact.step] = StepState(attempt=step.attempt, recoveries=decided)
+    _next_failure(state)
+
+
+def _next_failure(state: SagaState) -> None:
+    """A failed step was dealt with: the saga's error is the next one's, or none."""
+    state.failed_step = state.error_type = state.error_message = ""
+    for name, step in state.steps.items():
+        if step.status == "failed":
+            state.failed_step = name
+            state.error_type, state.error_message = step.error_type, step.error_message
+            return
 
 
 def _end(status: str) -> Callable[[SagaState, Any], None]:

@@ -64,6 +64,7 @@ class StepState(Struct, frozen=True, gc=False, omit_defaults=True):
     unknown: bool = False  # failed, but its effect may have happened
     error_type: str = ""
     error_message: str = ""
+    recoveries: int = 0  # how often its recovery handler has decided
     undo_attempt: int = 0
     undo_failures: int = 0
     undo_result: str = ""
@@ -108,6 +109,7 @@ class SagaState(Struct, omit_defaults=True):
     error_message: str = ""
     failed_at: int = 0  # µs
 
+    pivots_released: bool = False  # somebody decided to compensate the pivots, too
     goal: str = ""  # of the compensation under way or done
     undo: tuple[str, ...] = ()
     undo_reason: str = ""

@@ -8,6 +8,7 @@ Nested mutation is found, too, because the texts before and after are compared.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sagaz_es.codec.values import from_text, to_text
@@ -194,6 +195,15 @@ class StepContext(dict[str, Any]):
         return self
 
     # --- what came of it ---
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """What hooks and listeners look at is not read by the step."""
+        reads = set(self._reads)
+        try:
+            yield
+        finally:
+            self._reads = reads
 
     def reads(self) -> list[str]:
         """Keys read, sorted; `["*"]` if the whole was taken."""

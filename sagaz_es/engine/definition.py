@@ -10,7 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
+
+from msgspec import Struct, structs
 
 from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules
 from sagaz_es.core.graph import Graph, StepNode
@@ -23,6 +26,20 @@ _US = 1_000_000
 _DEFAULT_RETRY = Retry()
 
 
+class Hooks(Struct, frozen=True):
+    """Functions told of one step: `(ctx, step)`, with a result or an error as third. What they
+    raise is logged, and changes nothing."""
+
+    on_enter: Callable[..., Any] | None = None  # before each attempt
+    on_success: Callable[..., Any] | None = None  # (ctx, step, result)
+    on_failure: Callable[..., Any] | None = None  # (ctx, step, error), when it failed for good
+    on_exit: Callable[..., Any] | None = None  # last, after either
+    on_compensate: Callable[..., Any] | None = None  # before its compensation
+
+
+_NO_HOOKS = Hooks()
+
+
 @dataclass(frozen=True, slots=True)
 class Compensation:
     """How one step is undone. `passes_result`: the function takes (result, ctx) instead of
@@ -33,6 +50,25 @@ class Compensation:
     retry: Retry
     timeout_seconds: float
     on_unknown: bool = False
+
+
+class RecoveryAction(StrEnum):
+    """What a forward recovery handler, or a person, decides about a step behind a pivot."""
+
+    RETRY = "retry"
+    RETRY_WITH_ALTERNATE = "retry_with_alternate"  # with what the handler changed in the context
+    SKIP = "skip"  # it counts as done; what depends on it runs
+    MANUAL_INTERVENTION = "manual_intervention"  # the saga waits for a person
+    COMPENSATE_PIVOT = "compensate_pivot"  # everything is undone, the pivots too
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The handler of a step's failure behind a pivot: `(ctx, error) -> RecoveryAction`."""
+
+    function: Callable[..., Any]
+    max_retries: int = 3  # how often it may decide
+    timeout_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +84,9 @@ class StepDefinition:
     at_most_once: bool = False
     effects: bool = True
     compensation: Compensation | None = None
+    recovery: Recovery | None = None
+    resolve: Callable[..., Any] | None = None  # (ctx) -> did an at-most-once step happen?
+    hooks: Hooks = _NO_HOOKS
     idempotency_key: str | None = None
     description: str | None = None
     retry_on: tuple[type[BaseException], ...] = (Exception,)
@@ -67,18 +106,34 @@ class StepDefinition:
         )
 
 
+def _hooks(options: Mapping[str, Any]) -> Hooks:
+    return Hooks(*(options.get(name) for name in Hooks.__struct_fields__))
+
+
 class Definition:
     """A saga's steps, checked. Raises DefinitionError and its kin when they do not fit together."""
 
     def __init__(
-        self, name: str, steps: Iterable[StepDefinition], *, rules: Rules, snapshot_policy: str = ""
+        self,
+        name: str,
+        steps: Iterable[StepDefinition],
+        *,
+        rules: Rules,
+        snapshot_policy: str = "",
+        listeners: Iterable[Any] = (),
     ) -> None:
         self.name = name
-        self.rules = rules
+        self.listeners = tuple(listeners)
         self.snapshot_policy = snapshot_policy
         listed = tuple(steps)
         self.graph = Graph(_nodes(listed))
         self.steps = {step.name: step for step in listed}
+        self.rules = structs.replace(
+            rules,
+            recoverable=frozenset(step.name for step in listed if step.recovery is not None),
+            resolvable=frozenset(step.name for step in listed if step.resolve is not None),
+        )
+        self.observed = bool(self.listeners) or any(s.hooks != _NO_HOOKS for s in listed)
         keys: dict[str, str] = {}
         for step in listed:
             key = step.idempotency_key
@@ -106,6 +161,13 @@ def _nodes(steps: Sequence[StepDefinition]) -> Iterable[StepNode]:
 class _CompensationMark:
     step: str
     compensation: Compensation
+    on_compensate: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _RecoveryMark:
+    step: str
+    recovery: Recovery
 
 
 def _seconds(name: str, what: str, value: float, *, zero: bool = False) -> float:
@@ -148,6 +210,8 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         description=options["description"],
         retry_on=options["retry_on"],
         no_retry=options["no_retry"],
+        resolve=options.get("resolve"),
+        hooks=_hooks(options),
     )
 
 
@@ -166,6 +230,11 @@ def action(
     description: str | None = None,
     retry_on: tuple[type[BaseException], ...] = (Exception,),
     no_retry: tuple[type[BaseException], ...] = (),
+    resolve: Callable[..., Any] | None = None,
+    on_enter: Callable[..., Any] | None = None,
+    on_success: Callable[..., Any] | None = None,
+    on_failure: Callable[..., Any] | None = None,
+    on_exit: Callable[..., Any] | None = None,
     aggregate_type: str | None = None,
     event_type: str | None = None,
 ) -> Callable[[F], F]:
@@ -173,8 +242,10 @@ def action(
 
     `max_retries=n` means n + 1 attempts, with waits of base, 2·base, 4·base … seconds, capped.
     `timeout_seconds` is for each attempt. `depends_on=[]` makes a root. `pivot`: no way back after
-    it. `at_most_once`: never run again after an attempt of unknown outcome. `effects=False`: it
-    only computes. `aggregate_type` and `event_type` are accepted for sagaz and unused.
+    it. `at_most_once`: never run again after an attempt of unknown outcome; then `resolve(ctx)` is
+    asked whether it happened (its result, or True; False; None: a person has to say).
+    `effects=False`: it only computes. `on_…`: told of the step, see Hooks. `aggregate_type` and
+    `event_type` are accepted for sagaz and unused.
     """
     options = dict(locals())
 
@@ -194,6 +265,7 @@ def compensate(
     timeout_seconds: float = 30,
     on_unknown: bool = False,
     description: str | None = None,
+    on_compensate: Callable[..., Any] | None = None,
 ) -> Callable[[F], F]:
     """Declare a method `(self, ctx)` or `(self, result, ctx)` as the undoing of a step.
 
@@ -211,7 +283,25 @@ def compensate(
             delay=retry_delay_seconds,
             cap=max_retry_delay_seconds,
         )
-        setattr(function, _MARK, _CompensationMark(for_step, undo))
+        setattr(function, _MARK, _CompensationMark(for_step, undo, on_compensate))
+        return function
+
+    return mark
+
+
+def forward_recovery(
+    for_step: str, *, max_retries: int = 3, timeout_seconds: float = 30
+) -> Callable[[F], F]:
+    """Declare a method `(self, ctx, error) -> RecoveryAction` for a step's failure behind a pivot.
+
+    Its decision is recorded. If it raises, hangs, or has decided `max_retries` times already, the
+    saga waits for a person (`Engine.decide_recovery`).
+    """
+
+    def mark(function: F) -> F:
+        seconds = _seconds(for_step, "timeout_seconds of its recovery", timeout_seconds)
+        recovery = Recovery(function, max_retries, seconds)
+        setattr(function, _MARK, _RecoveryMark(for_step, recovery))
         return function
 
     return mark
@@ -262,6 +352,7 @@ class Saga:
         ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
     )
     grace_seconds: ClassVar[float] = 5.0
+    listeners: ClassVar[Sequence[Any]] = ()
     replay_config: Any = None
     _collected: ClassVar[tuple[StepDefinition, ...]] = ()
 
@@ -313,6 +404,12 @@ class Saga:
         max_retry_delay_seconds: float = 30.0,
         retry_on: tuple[type[BaseException], ...] = (Exception,),
         no_retry: tuple[type[BaseException], ...] = (),
+        resolve: Callable[..., Any] | None = None,
+        on_enter: Callable[..., Any] | None = None,
+        on_success: Callable[..., Any] | None = None,
+        on_failure: Callable[..., Any] | None = None,
+        on_exit: Callable[..., Any] | None = None,
+        on_compensate: Callable[..., Any] | None = None,
     ) -> Self:
         """Add a step `action(ctx)`; the result can be chained, and awaited.
 
@@ -339,6 +436,12 @@ class Saga:
             "description": description,
             "retry_on": retry_on,
             "no_retry": no_retry,
+            "resolve": resolve,
+            "on_enter": on_enter,
+            "on_success": on_success,
+            "on_failure": on_failure,
+            "on_exit": on_exit,
+            "on_compensate": on_compensate,
         }
         step = _step(name, action, options)
         if compensation is not None:
@@ -379,7 +482,13 @@ class Saga:
             else tuple(self.__dict__.get("_added", ()))
         )
         rules = Rules(ParallelFailureStrategy(self.failure_strategy), int(self.grace_seconds * _US))
-        return Definition(self.name, bound, rules=rules, snapshot_policy=self._snapshot_policy())
+        return Definition(
+            self.name,
+            bound,
+            rules=rules,
+            snapshot_policy=self._snapshot_policy(),
+            listeners=self.listeners,
+        )
 
     def _snapshot_policy(self) -> str:
         config = self.replay_config
@@ -396,7 +505,10 @@ def _bind(step: StepDefinition, saga: Saga) -> StepDefinition:
     undo = step.compensation
     if undo is not None:
         undo = replace(undo, function=undo.function.__get__(saga))
-    return replace(step, function=step.function.__get__(saga), compensation=undo)
+    recovery = step.recovery
+    if recovery is not None:
+        recovery = replace(recovery, function=recovery.function.__get__(saga))
+    return replace(step, function=step.function.__get__(saga), compensation=undo, recovery=recovery)
 
 
 def _collect(cls: type) -> tuple[StepDefinition, ...]:
@@ -409,25 +521,33 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
             else:
                 methods.pop(attribute, None)
     steps: dict[str, StepDefinition] = {}
-    marks: list[_CompensationMark] = []
+    marks: list[_CompensationMark | _RecoveryMark] = []
     for value in methods.values():
         mark = getattr(value, _MARK)
-        if isinstance(mark, _CompensationMark):
+        if not isinstance(mark, StepDefinition):
             marks.append(mark)
         elif mark.name in steps:
             raise DefinitionError(f"{cls.__name__}: step {mark.name!r} is declared twice")
         else:
             steps[mark.name] = mark
     for mark in marks:
-        if mark.step not in steps:
+        what = "compensation" if isinstance(mark, _CompensationMark) else "recovery handler"
+        step = steps.get(mark.step)
+        if step is None:
             known = ", ".join(repr(name) for name in steps) or "none"
             raise DefinitionError(
-                f"{cls.__name__}: there is a compensation for {mark.step!r}, which is no step; "
+                f"{cls.__name__}: there is a {what} for {mark.step!r}, which is no step; "
                 f"steps: {known}"
             )
-        if steps[mark.step].compensation is not None:
-            raise DefinitionError(f"{cls.__name__}: step {mark.step!r} has two compensations")
-        steps[mark.step] = replace(steps[mark.step], compensation=mark.compensation)
+        if isinstance(mark, _CompensationMark):
+            twice = step.compensation is not None
+            hooks = structs.replace(step.hooks, on_compensate=mark.on_compensate)
+            steps[mark.step] = replace(step, compensation=mark.compensation, hooks=hooks)
+        else:
+            twice = step.recovery is not None
+            steps[mark.step] = replace(step, recovery=mark.recovery)
+        if twice:
+            raise DefinitionError(f"{cls.__name__}: step {mark.step!r} has two {what}s")
     return tuple(steps.values())
 
 

@@ -11,10 +11,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sagaz_es.codec.values import to_text
+from sagaz_es.core import events as e
 from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
-from sagaz_es.engine import compensations, replayer, requests
+from sagaz_es.engine import compensations, decisions, replayer, requests
+from sagaz_es.engine.attempts import MAX_FACT_BYTES
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.definition import Definition
@@ -24,7 +27,6 @@ from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.engine.result import SagaHandle, SagaResult
-from sagaz_es.engine.runner import MAX_FACT_BYTES
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -287,3 +289,61 @@ class Engine:
         """
         self._check_open()
         await compensations.skip(self.host, check_id(saga_id), step, reason, actor)
+
+    # --- what a person decides ---
+
+    async def decide_recovery(
+        self,
+        saga_id: Any,
+        step: str,
+        action: str,
+        *,
+        actor: str,
+        reason: str = "",
+        context_override: Mapping[str, Any] | None = None,
+    ) -> None:
+        """How a saga in `forward_recovery` goes on: retry, retry_with_alternate (with the
+        overrides), skip, or compensate_pivot. Returns once the decision is recorded.
+
+        Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError.
+        """
+        self._check_open()
+        overrides = context_texts(context_override)
+        request = e.RecoveryRequested(
+            new_id(),
+            check_id(saga_id),
+            self.host.clock.now(),
+            actor,
+            reason,
+            step=step,
+            action=str(action),
+            keys_set=join_object(overrides) if overrides else "",
+        )
+        await decisions.decide(self.host, request)
+
+    async def resolve_outcome(
+        self,
+        saga_id: Any,
+        step: str,
+        *,
+        happened: bool,
+        result: Any = None,
+        actor: str,
+        reason: str = "",
+    ) -> None:
+        """What became of an at-most-once step of unknown outcome; the saga goes on from there.
+
+        Raises SagaNotFound, StepNotFound (with the steps whose outcome is unknown).
+        """
+        self._check_open()
+        request = e.OutcomeReported(
+            new_id(),
+            check_id(saga_id),
+            self.host.clock.now(),
+            actor,
+            reason,
+            step=step,
+            happened=happened,
+            result=to_text(result, "result") if result is not None else "",
+        )
+        await decisions.decide(self.host, request)

@@ -44,6 +44,9 @@ from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 
 logger = logging.getLogger("sagaz_es.engine")
 
+TOLD = ENDINGS | {e.RecoveryDecided, e.StepOutcomeUnknown}
+"""Facts after which who waits for a saga may be told how it stands."""
+
 
 class Host:
     """Serves partitions: starts, takes over, hands over, forgets. `writer` is this incarnation."""
@@ -277,6 +280,7 @@ class Host:
             blobs=self.large_values,
         )
         saga_id = cell.state.saga_id
+        runner.on_parked = lambda: self._parked(runner)
         self._runners[saga_id] = runner
         self._tasks[saga_id] = asyncio.create_task(
             self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
@@ -326,6 +330,23 @@ class Host:
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
 
+    def _parked(self, runner: SagaRunner) -> None:
+        """Only a person can carry it on: who waits for the saga is told how it stands."""
+        outcome = self._outcomes.pop(runner.state.saga_id, None)
+        if outcome is not None and not outcome.done():
+            self.spawn(self._tell(outcome, runner.state.copy(), runner.error), "parked")
+
+    async def _tell(
+        self,
+        outcome: asyncio.Future[SagaResult],
+        state: SagaState,
+        error: BaseException | None,
+    ) -> None:
+        try:
+            outcome.set_result(await self.result(state, error))
+        except Exception as failure:  # a large value that cannot be read back
+            outcome.set_exception(failure)
+
     async def result(self, state: SagaState, error: BaseException | None = None) -> SagaResult:
         texts: Mapping[str, str] = state.context
         if self.large_values is not None:
@@ -355,7 +376,7 @@ class Host:
         ended = asyncio.Event()
 
         def hear(record: Record) -> None:
-            if isinstance(record.entry, e.Event) and type(record.entry.fact) in ENDINGS:
+            if isinstance(record.entry, e.Event) and type(record.entry.fact) in TOLD:
                 ended.set()
 
         offset = (await self.log.bounds(partition)).end
@@ -364,7 +385,7 @@ class Host:
         try:
             while True:
                 state = await current_state(self.log, self.store, saga_id)
-                if state is not None and state.ended:
+                if state is not None and needs_nobody_else(state):
                     return await self.result(state)
                 ended.clear()
                 await ended.wait()
@@ -678,6 +699,16 @@ class Host:
                 )
             except (SagaError, OSError) as error:
                 logger.warning("the low-water mark was not committed: %s", error)
+
+
+def needs_nobody_else(state: SagaState) -> bool:
+    """It has ended, or only a person can carry it on."""
+    if state.ended or state.status == "forward_recovery":
+        return True
+    steps = state.steps.values()
+    return any(step.status == "outcome_unknown" for step in steps) and not any(
+        step.status in ("executing", "compensating") for step in steps
+    )
 
 
 def refusal(answer: e.RequestRefused) -> SagaError:

@@ -7,7 +7,7 @@ once. It is answered by the fact that it leads to, or by a RequestRefused.
 from __future__ import annotations
 
 from sagaz_es.core import events as e
-from sagaz_es.engine import compensations, replayer
+from sagaz_es.engine import compensations, decisions, replayer
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import new_id
@@ -104,5 +104,7 @@ class Answers:
             await replayer.answer_undo(host, request)
         elif isinstance(request, e.CompensationRetryRequested | e.CompensationSkipRequested):
             await compensations.answer(host, partition, request)
+        elif isinstance(request, e.RecoveryRequested | e.OutcomeReported):
+            await decisions.answer(host, request)
         else:
             raise RequestRefusedError(f"{type(request).__name__} is not served by this version")

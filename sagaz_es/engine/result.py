@@ -51,9 +51,16 @@ class SagaResult:
         return self.status is SagaStatus.PARTIALLY_COMMITTED
 
     @property
+    def forward_recovery_needed(self) -> bool:
+        """It waits for a person's decision (`Engine.decide_recovery`)."""
+        return self.status is SagaStatus.FORWARD_RECOVERY
+
+    @property
     def needs_intervention(self) -> bool:
         """A person has to look at it."""
-        return self.status in (SagaStatus.FAILED, SagaStatus.FORWARD_RECOVERY)
+        unfinished = self.status is SagaStatus.EXECUTING  # parked by a step of unknown outcome
+        waits = self.status in (SagaStatus.FAILED, SagaStatus.FORWARD_RECOVERY)
+        return unfinished or waits
 
 
 def result_of(
@@ -83,7 +90,7 @@ def result_of(
             if step.status in ("completed", "compensating", "compensated", "compensation_failed")
         ),
         total_steps=len(steps),
-        execution_time=(state.ended_at - state.started_at) / 1e6,
+        execution_time=((state.ended_at or state.updated_at) - state.started_at) / 1e6,
         compensation_errors=[
             f"{name}: {step.error_type}: {step.error_message}"
             for name, step in state.steps.items()

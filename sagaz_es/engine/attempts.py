@@ -1,0 +1,370 @@
+"""One attempt: a step's action, its compensation, or a handler that decides about it.
+
+Whatever the code does becomes one fact: completed with what it changed, failed with its error and
+the time of the next try, or of unknown outcome. Nothing of it is in the log before the runner
+appends that fact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import traceback
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from sagaz_es.codec.values import from_text, to_text
+from sagaz_es.core import events as e
+from sagaz_es.core.decide import Attempt, failed_attempt
+from sagaz_es.core.state import SagaState
+from sagaz_es.core.texts import join_names, join_object, names, split_object
+from sagaz_es.engine.context import StepContext
+from sagaz_es.engine.definition import (
+    Compensation,
+    Definition,
+    RecoveryAction,
+    StepDefinition,
+)
+from sagaz_es.engine.observers import Observers
+from sagaz_es.errors import (
+    MemoryFootprintError,
+    SagaStepError,
+    SagaTimeoutError,
+    UnstorableValue,
+)
+from sagaz_es.ports import Clock
+
+MAX_FACT_BYTES = 900_000
+MAX_ERROR_CHARS = 4_000
+MAX_TRACEBACK_CHARS = 16_000
+
+
+class Blobs(Protocol):
+    """Moves large values out of events and back; see `engine.blobs`."""
+
+    async def off_load(self, texts: Mapping[str, str]) -> dict[str, str]: ...
+    async def off_load_one(self, text: str, key: str = "result") -> str: ...
+    async def load(self, texts: Mapping[str, str]) -> Mapping[str, str]: ...
+
+
+class Attempts:
+    """Performs the attempts of one saga. `error` is the last failing step's own exception."""
+
+    def __init__(
+        self,
+        state: SagaState,
+        definition: Definition,
+        *,
+        clock: Clock,
+        resources: Mapping[str, Any],
+        blobs: Blobs | None,
+    ) -> None:
+        self.error: BaseException | None = None
+        self.stopped: set[str] = set()  # steps whose attempt is cancelled on purpose
+        self._state = state
+        self._definition = definition
+        self._clock = clock
+        self._resources = resources
+        self._blobs = blobs
+        self._observers = Observers(definition) if definition.observed else None
+        self._untold: list[tuple[Any, ...]] = []  # accepted once the next append is
+
+    def now(self) -> int:
+        """µs; never before the saga's last event: a clock that steps back must not lower it."""
+        return max(self._clock.now(), self._state.updated_at)
+
+    async def perform(self, attempt: Attempt) -> e.Fact | None:
+        """Run it to its outcome. None: the handler that was asked does not know."""
+        if attempt.ask == "recover":
+            return await self._recover(attempt)
+        if attempt.ask == "resolve":
+            return await self._resolve(attempt)
+        step = self._definition.steps[attempt.step]
+        plan: StepDefinition | Compensation
+        if attempt.undo:
+            assert step.compensation is not None, attempt.step
+            plan = step.compensation
+        else:
+            plan = step
+        context: StepContext | None = None
+        try:
+            context = await self._context(step, attempt)
+            if self._observers is not None:
+                await self._tell_entered(attempt, context)
+            timeout = asyncio.timeout(plan.timeout_seconds)
+            try:
+                async with timeout:
+                    if attempt.undo and isinstance(plan, Compensation) and plan.passes_result:
+                        result = context.result_of(attempt.step)
+                        value = await _call(plan.function, result, context)
+                    else:
+                        value = await _call(plan.function, context)
+            except TimeoutError as error:
+                if not timeout.expired():
+                    raise  # the step's own
+                what = "compensation" if attempt.undo else "step"
+                late = SagaTimeoutError(attempt.step, plan.timeout_seconds, what)
+                late = late.with_traceback(error.__traceback__)
+                return self._failed(attempt, step, context, late, True)
+            return await self._completed(attempt, context, value)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            assert task is not None
+            if attempt.step in self.stopped:
+                self.stopped.discard(attempt.step)
+                task.uncancel()
+            elif task.cancelling():
+                raise  # this process stops: the saga stays unfinished, and is taken over
+            # Otherwise something inside the step was cancelled, not the step.
+            return self._failed(attempt, step, context, error, True)
+        except Exception as error:
+            return self._failed(attempt, step, context, error, False)
+
+    async def _completed(self, attempt: Attempt, context: StepContext, value: Any) -> e.Fact:
+        if attempt.undo:
+            result = to_text(value, "result") if value is not None else ""
+            self._later(attempt, "on_compensation_complete", "", context)
+            return e.StepCompensated(attempt.step, attempt.attempt, result)
+        keys_set, deleted = context.delta()
+        result = ""
+        if value is not None and value is not context:
+            result = to_text(value, "result")
+            if isinstance(value, Mapping):
+                keys_set.update({key: to_text(item, key) for key, item in value.items()})
+                deleted = [key for key in deleted if key not in value]
+        if self._blobs is not None:
+            keys_set = await self._blobs.off_load(keys_set)
+            result = await self._blobs.off_load_one(result)
+        fact = e.StepCompleted(
+            attempt.step,
+            attempt.attempt,
+            result,
+            join_object(keys_set) if keys_set else "",
+            join_names(deleted),
+            join_names(context.reads()),
+        )
+        size = fact_size(fact)
+        if size > MAX_FACT_BYTES:
+            raise MemoryFootprintError(f"what step {attempt.step!r} set", size, MAX_FACT_BYTES)
+        self._later(attempt, "on_step_success", "on_success", context, value)
+        self._later(attempt, "", "on_exit", context)
+        return fact
+
+    def _failed(
+        self,
+        attempt: Attempt,
+        step: StepDefinition,
+        context: StepContext | None,
+        error: BaseException,
+        unknown: bool,
+    ) -> e.Fact:
+        if not attempt.undo:
+            self.error = error
+        plan = step.compensation if attempt.undo else step
+        assert plan is not None
+        stopped = isinstance(error, asyncio.CancelledError)
+        may_retry = not stopped
+        if not attempt.undo:
+            if unknown and step.at_most_once:
+                return e.StepOutcomeUnknown(attempt.step, attempt.attempt, _message(error))
+            # What cannot be kept will not be kept the next time either.
+            hopeless = isinstance(error, UnstorableValue | MemoryFootprintError)
+            may_retry &= isinstance(error, step.retry_on) and not isinstance(error, step.no_retry)
+            may_retry &= not (hopeless or step.at_most_once)
+        fact = failed_attempt(
+            self._state,
+            attempt,
+            self.now(),
+            plan.retry,
+            error_type="Cancelled" if stopped else type(error).__name__,
+            error_message="the step was cancelled" if stopped else _message(error),
+            traceback=_traceback(error),
+            unknown=unknown,
+            may_retry=may_retry,
+            jitter=random.uniform(1.0, 1.1),
+        )
+        if isinstance(fact, e.StepFailed) and not fact.retry_at:
+            self._later(attempt, "on_step_failure", "on_failure", context, error)
+            self._later(attempt, "", "on_exit", context)
+        return fact
+
+    async def _context(self, step: StepDefinition, attempt: Attempt) -> StepContext:
+        state = self._state
+        texts: Mapping[str, str] = state.context
+        if attempt.undo and state.status == "executing":
+            texts = inherited_context(state)
+        elif attempt.undo and state.step(step.name).owner:
+            # An override may stand where the step has kept what its undoing needs.
+            texts = {**texts, **split_object(state.step(step.name).keys_set)}
+        results = {
+            name: other.result
+            for name, other in state.steps.items()
+            if other.status in ("completed", "stale", "compensating", "compensated")
+        }
+        if self._blobs is not None:
+            texts = await self._blobs.load(texts)
+            results = dict(await self._blobs.load(results))
+        name = step.name
+        return StepContext(
+            texts,
+            saga_id=state.saga_id,
+            step=name,
+            attempt=attempt.attempt,
+            idempotency_key=_key(state, step, attempt),
+            is_replay=bool(state.replay_id),
+            resources=self._resources,
+            results=results,
+        )
+
+    # --- handlers that decide ---
+
+    async def _recover(self, attempt: Attempt) -> e.Fact:
+        """Ask a step's recovery handler; when it cannot say, a person has to."""
+        step = self._definition.steps[attempt.step]
+        handler = step.recovery
+        assert handler is not None, attempt.step
+        manual = RecoveryAction.MANUAL_INTERVENTION.value
+        decided = self._state.step(attempt.step).recoveries
+        if decided >= handler.max_retries:
+            reason = f"its handler has decided {decided} times already"
+            return e.RecoveryDecided(attempt.step, manual, reason=reason)
+        try:
+            context = await self._context(step, attempt)
+            async with asyncio.timeout(handler.timeout_seconds):
+                answer = await _call(handler.function, context, self._step_error(attempt.step))
+            action = RecoveryAction(answer)
+            changed, _ = context.delta()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            reason = f"its handler failed with {type(error).__name__}: {_message(error)}"
+            return e.RecoveryDecided(attempt.step, manual, reason=reason)
+        keys_set = join_object(changed) if changed else ""
+        return e.RecoveryDecided(attempt.step, action.value, keys_set, "handler")
+
+    def _step_error(self, name: str) -> BaseException:
+        step = self._state.step(name)
+        if self.error is not None and type(self.error).__name__ == step.error_type:
+            return self.error
+        return SagaStepError(name, step.error_type, step.error_message)
+
+    async def _resolve(self, attempt: Attempt) -> e.Fact | None:
+        """Ask what became of an at-most-once step of unknown outcome."""
+        step = self._definition.steps[attempt.step]
+        assert step.resolve is not None, attempt.step
+        try:
+            context = await self._context(step, attempt)
+            async with asyncio.timeout(step.timeout_seconds):
+                answer = await _call(step.resolve, context)
+            if answer is None:
+                return None
+            if answer is False:
+                return not_happened(attempt.step, attempt.attempt)
+            return await self._completed(attempt, context, None if answer is True else answer)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self.error = error
+            return None  # it could not find out: a person has to
+
+    # --- telling ---
+
+    def _later(
+        self, attempt: Attempt, event: str, hook: str, context: StepContext | None, *more: Any
+    ) -> None:
+        if self._observers is not None and not (attempt.undo and hook == "on_exit"):
+            self._untold.append((event, hook, attempt.step, context, *more))
+
+    async def _tell_entered(self, attempt: Attempt, context: StepContext) -> None:
+        assert self._observers is not None
+        event, hook = (
+            ("on_compensation_start", "on_compensate")
+            if attempt.undo
+            else ("on_step_enter", "on_enter")
+        )
+        with context.unnoticed():
+            await self._observers.step(event, hook, attempt.step, context)
+
+    async def tell(self, began: bool) -> None:
+        """Tell hooks and listeners of what the last append made true."""
+        if self._observers is None:
+            return
+        state = self._state
+        untold, self._untold = self._untold, []
+        if began:
+            await self._observers.saga("on_saga_start", state.saga_id, self._plain())
+        for event, hook, step, context, *more in untold:
+            await self._observers.step(event, hook, step, context, *more)
+        if state.status == "completed":
+            await self._observers.saga("on_saga_complete", state.saga_id, self._plain())
+        elif state.ended:
+            error = self._step_error(state.failed_step) if state.failed_step else None
+            await self._observers.saga("on_saga_failed", state.saga_id, self._plain(), error)
+
+    def _plain(self) -> dict[str, Any]:
+        return {key: from_text(text) for key, text in self._state.context.items()}
+
+
+def not_happened(step: str, attempt: int) -> e.StepFailed:
+    """An attempt of unknown outcome that turned out to have had no effect."""
+    return e.StepFailed(
+        step, attempt, error_type="NotHappened", error_message="its effect did not happen"
+    )
+
+
+def inherited_context(state: SagaState) -> dict[str, str]:
+    """What a branch's undoing of inherited effects sees: the context in which they were made,
+    without the overrides, which are meant for what comes."""
+    texts = dict(state.start)
+    for step in state.steps.values():
+        if step.owner:
+            texts.update(split_object(step.keys_set))
+            for key in names(step.keys_deleted):
+                texts.pop(key, None)
+    return texts
+
+
+def _key(state: SagaState, step: StepDefinition, attempt: Attempt) -> str:
+    """The key of the effect, and of its undoing, which says whose effect it is: an inherited one
+    has the key of the saga that made it, and one that was made again has another."""
+    owner = (attempt.undo and state.step(step.name).owner) or state.saga_id
+    key = f"{owner}/{step.name}"
+    if step.idempotency_key:
+        first = owner == (state.root_saga_id or state.saga_id)
+        key = step.idempotency_key if first else f"{step.idempotency_key}/{owner}"
+    return f"{key}/compensation" if attempt.undo else key
+
+
+async def _call(function: Any, *args: Any) -> Any:
+    """Call a step's function: a coroutine function here, any other one in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*args)
+    value = await asyncio.to_thread(function, *args)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error) or type(error).__name__
+    except Exception:
+        text = type(error).__name__
+    return text.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR_CHARS]
+
+
+def _traceback(error: BaseException) -> str:
+    lines = traceback.format_exception(error)
+    return "".join(lines).encode("utf-8", "backslashreplace").decode()[-MAX_TRACEBACK_CHARS:]
+
+
+def fact_size(fact: e.Fact) -> int:
+    """About how many bytes a fact's long texts take."""
+    if isinstance(fact, e.StepStarted):
+        return 0
+    if isinstance(fact, e.StepCompleted):
+        return len(fact.result) + len(fact.keys_set) + len(fact.reads)
+    if isinstance(fact, e.SagaStarted):
+        return len(fact.context) + len(fact.graph) + len(fact.standing)
+    if isinstance(fact, e.StepFailed):
+        return len(fact.traceback) + len(fact.error_message)
+    return 1000

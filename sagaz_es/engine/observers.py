@@ -1,0 +1,59 @@
+"""Hooks of steps and listeners of sagas: told in order, never able to change an outcome.
+
+They are told of what is accepted: a success after its StepCompleted stands in the log, and never
+of a step that a replay reuses. What one raises is logged; the others still hear.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+from sagaz_es.engine.definition import Definition
+
+logger = logging.getLogger("sagaz_es.engine")
+
+
+class SagaListener:
+    """A base for listeners: override what is of interest; each method may be sync or async."""
+
+    def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> Any: ...
+    def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> Any: ...
+    def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> Any: ...
+    def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> Any: ...
+    def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> Any: ...
+    def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> Any: ...
+    def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> Any: ...
+    def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> Any: ...
+
+
+class Observers:
+    """The hooks and listeners of one definition."""
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+
+    async def saga(self, event: str, saga_id: str, ctx: Any, *more: Any) -> None:
+        """Tell every listener of the saga as a whole."""
+        for listener in self._definition.listeners:
+            await _tell(getattr(listener, event, None), self._definition.name, saga_id, ctx, *more)
+
+    async def step(self, event: str, hook: str, step: str, ctx: Any, *more: Any) -> None:
+        """Tell the step's hook, then every listener."""
+        function = getattr(self._definition.steps[step].hooks, hook, None)
+        await _tell(function, ctx, step, *more)
+        if event:
+            for listener in self._definition.listeners:
+                await _tell(getattr(listener, event, None), self._definition.name, step, ctx, *more)
+
+
+async def _tell(function: Any, *args: Any) -> None:
+    if function is None:
+        return
+    try:
+        answer = function(*args)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception:
+        logger.exception("a hook or listener failed; the saga goes on")
