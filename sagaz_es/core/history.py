@@ -43,7 +43,7 @@ _BEGINS = (e.StepStarted, e.StepCompleted, e.StepFailed, e.StepSkipped, e.StepOu
 
 def effective_time(state: SagaState, event: e.Event) -> int:
     """The saga's time once `event` carries `state` on."""
-    return max(state.updated_at, event.occurred_at)
+    return max(state.updated_at, event.occurred_at) if state.sequence else event.occurred_at
 
 
 def begins(fact: e.Fact, step: str) -> bool:

@@ -261,6 +261,16 @@ def test_time_never_falls_within_a_saga() -> None:
     assert fold_all([events[0], back, events[2]]).updated_at == 3_000_000
 
 
+def test_a_saga_may_have_begun_before_1970() -> None:
+    early = [
+        e.Event("order-17", "order", A, 0, sequence, at, fact)
+        for sequence, at, fact in ((1, -9, START), (2, -12, RESERVED), (3, -5, e.SagaCompleted()))
+    ]
+    states = [fold_all(early[:end]) for end in (1, 2, 3)]
+    assert [state.updated_at for state in states] == [-9, -9, -5]
+    assert (states[2].started_at, states[2].ended_at) == (-9, -5)
+
+
 # --- backward -------------------------------------------------------------------------------------
 
 CHARGED = e.StepCompleted("charge")
