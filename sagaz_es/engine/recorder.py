@@ -16,7 +16,7 @@ import logging
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -344,7 +344,7 @@ class _Lane:
             before = dict.fromkeys(before, 0)
         events = [self._numbered(told) for told in batch]
         try:
-            await self._append(events)
+            await append_again(self._log, self._partition, events, self._retry_seconds)
         except AppendRefused as error:
             self._counts.update(before)  # nothing stands: the numbers are free
             if len(batch) == 1:
@@ -377,33 +377,34 @@ class _Lane:
             told.fact,
         )
 
-    async def _append(self, events: list[e.Event]) -> None:
-        """Append, the identical events again while the outcome is unknown.
 
-        Raises AppendRefused if nothing stands, AppendUnknown if that stays unknown.
-        """
-        clock = asyncio.get_running_loop().time
-        until = clock() + self._retry_seconds
-        delay, unknown = 0.05, False
-        while True:
-            try:
-                await self._log.append(self._partition, events)
-                return
-            except AppendRefused as error:
-                if not unknown:
-                    raise
-                # What was refused now may stand from before.
-                raise AppendUnknown(
-                    self._partition, f"tried again, it was refused: {error}"
-                ) from error
-            except (AppendUnknown, OSError) as error:
-                unknown = True
-                if clock() + delay > until:
-                    detail = f"still so after {self._retry_seconds:g} s: {error}"
-                    raise AppendUnknown(self._partition, detail) from error
-                logger.warning("%s; appending the identical facts again", error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 1.0)
+async def append_again(
+    log: EventLog, partition: int, events: Sequence[e.Event], retry_seconds: float
+) -> None:
+    """Append, the identical events again while the outcome is unknown.
+
+    Raises AppendRefused if nothing stands, AppendUnknown if that stays unknown.
+    """
+    clock = asyncio.get_running_loop().time
+    until = clock() + retry_seconds
+    delay, unknown = 0.05, False
+    while True:
+        try:
+            await log.append(partition, events)
+            return
+        except AppendRefused as error:
+            if not unknown:
+                raise
+            # What was refused now may stand from before.
+            raise AppendUnknown(partition, f"tried again, it was refused: {error}") from error
+        except (AppendUnknown, OSError) as error:
+            unknown = True
+            if clock() + delay > until:
+                detail = f"still so after {retry_seconds:g} s: {error}"
+                raise AppendUnknown(partition, detail) from error
+            logger.warning("%s; appending the identical facts again", error)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 1.0)
 
 
 def _told(error: Failure) -> tuple[str, str, str]:
