@@ -7,6 +7,7 @@ acceptance rule alone; who serves which partition only decides who does the work
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,8 @@ class Engine:
         self.host.answer = requests.Answers(self.host)
         self._instance_id = instance_id
         self._projector = projector
+        self._projecting: dict[int, asyncio.Task[None]] = {}
+        self.host.on_serving = self._project
         self._opened = False
 
     # --- life ---
@@ -103,8 +106,6 @@ class Engine:
             self._opened = True
             if join:
                 await self.host.open(self._instance_id)
-                if self._projector is not None:
-                    self.host.spawn(self._projector.run(), "projector")
         except BaseException:
             await self.close()
             raise
@@ -114,15 +115,30 @@ class Engine:
         when an engine of this log starts. Calling it twice is harmless."""
         if self.host.closing:
             return
+        served = frozenset(self.host.partitions)
         await self.host.close()
-        if self._projector is not None and self._opened:
+        if self._projector is not None and served:
             try:
-                await self._projector.run_until(timeout_s=FLUSH_SECONDS)
+                await self._flush(self._projector, served)
             except (TimeoutError, SagaError, OSError) as error:
                 logger.warning("the projector is behind at close: %s", error)
         for part in (self.store, self.blob_store, self.log):
             if part is not None:
                 await part.close()
+
+    def _project(self, served: frozenset[int]) -> None:
+        """The projector in this process follows the engine: nobody else projects what it serves."""
+        if self._projector is None:
+            return
+        for index in [index for index in self._projecting if index not in served]:
+            self._projecting.pop(index).cancel()
+        for index in served - self._projecting.keys():
+            work = self._projector.run_partition(index)
+            self._projecting[index] = self.host.spawn(work, f"projector {index}")
+
+    async def _flush(self, projector: Projector, partitions: frozenset[int]) -> None:
+        ends = {index: (await self.log.bounds(index)).end for index in partitions}
+        await projector.run_until(ends, timeout_s=FLUSH_SECONDS)
 
     def _check_open(self) -> None:
         if self.host.closing or not self._opened:

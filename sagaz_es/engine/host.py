@@ -69,6 +69,7 @@ class Host:
         self.partitions: dict[int, Partition] = {}
         self.membership: Membership | None = None
         self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
+        self.on_serving: Callable[[frozenset[int]], None] = lambda partitions: None
         self.closing = False
         self._runners: dict[str, SagaRunner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -434,12 +435,14 @@ class Host:
     # --- taking over ---
 
     async def on_change(self, wanted: frozenset[int]) -> None:
+        """Serve exactly these partitions; returns when the others are handed over."""
         async with self._rebalance:
             lost = [index for index in self.partitions if index not in wanted]
             await asyncio.gather(*(self._let_go(index) for index in lost))
             if not self.closing:
                 gained = [index for index in sorted(wanted) if index not in self.partitions]
                 await asyncio.gather(*(self._serve(index) for index in gained))
+            self.on_serving(frozenset(self.partitions))
 
     async def _serve(self, index: int) -> None:
         """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
