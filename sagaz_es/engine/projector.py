@@ -41,6 +41,9 @@ T = TypeVar("T")
 WAIT_S = 1.0
 """One long poll. Short, so that a partition that is given up is soon left."""
 
+BACKOFF_S = 0.05
+"""The first wait for a store that failed is twice that; it doubles up to 5 s."""
+
 MAX_BATCH_BYTES = 8_000_000
 """Of a batch's records; a larger one makes the next batch smaller."""
 
@@ -187,10 +190,11 @@ class Projector:
 
     async def _run_until(self, partition: int, end: int) -> None:
         lane = self._lane(partition)
-        if not lane.loaded:
+        while True:
             async with lane.lock:
                 await self._patiently(lambda: self._load(lane))
-        while lane.checkpoint.next_offset < end:
+            if lane.checkpoint.next_offset >= end:
+                return
             if lane.running:
                 await self.wait_for(partition, end - 1)
                 return
@@ -420,7 +424,7 @@ class Projector:
             logger.warning("the projector waits: %s", error)
         if self._on_failure is not None:
             self._on_failure(error)
-        await asyncio.sleep(min(0.05 * 2 ** min(failures, 10), 5.0))
+        await asyncio.sleep(min(BACKOFF_S * 2 ** min(failures, 10), 5.0))
 
     def _step_back(self, moved: CheckpointMoved) -> None:
         self.counters["stepped_back"] += 1

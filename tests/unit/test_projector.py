@@ -175,6 +175,7 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
     assert await store.heads(["order-17"]) == {"order-17": fold_all(events)}
     assert len(await store.snapshots("order-17")) == 3
     assert (told, projector.counters["store_failures"]) == ([error, error], 2)
+    assert projector.counters["stepped_back"] == 0
 
 
 async def test_of_two_projectors_at_one_partition_one_steps_back(
@@ -361,6 +362,46 @@ async def test_the_status_says_how_far_it_is(log: MemoryEventLog, store: Shaky) 
     assert (status.next_offset, status.log_end, status.lag) == (9, 9, 0)
 
 
+async def test_what_another_projector_committed_meanwhile_is_not_taken_for_ours(
+    log: MemoryEventLog, store: Shaky
+) -> None:
+    events = history("order-17")
+    await log.append(0, events)
+    other = Projector(log, store)
+
+    async def commit(projection: Projection, *, expected: int) -> None:
+        del store.commit  # once
+        await other.run_until({0: 9})
+        await log.append(0, history("order-18"))
+        await other.run_until()
+        raise Unreachable("store", "here")
+
+    store.commit = commit  # type: ignore[method-assign]
+    projector = Projector(log, store, batch=4)
+    await projector.run_until()
+    assert projector.counters["stepped_back"] == 1
+    assert projector.counters["records"] == 0, "the other one did it all"
+    assert [status.next_offset for status in await projector.status()] == [17]
+
+
+async def test_asked_twice_at_once_it_projects_each_record_once(log: MemoryEventLog) -> None:
+    class Slow(MemoryProjectionStore):
+        async def commit(self, projection: Projection, *, expected: int) -> None:
+            await asyncio.sleep(0.001)
+            await super().commit(projection, expected=expected)
+
+    store = Slow()
+    for number in range(10):
+        await log.append(0, history(f"order-{number}"))
+    projector = Projector(log, store, batch=7)
+    for together in (contextlib.nullcontext(), running(projector)):
+        async with together:
+            await asyncio.gather(*(projector.run_until(timeout_s=5) for _ in range(5)))
+        await log.append(0, history("order-99"))
+    assert projector.counters["records"] == 81 + 8
+    assert await store.rejected() == {}
+
+
 async def test_only_unfinished_heads_are_kept_at_hand_and_no_more_than_asked(
     log: MemoryEventLog, store: Shaky
 ) -> None:
@@ -369,7 +410,10 @@ async def test_only_unfinished_heads_are_kept_at_hand_and_no_more_than_asked(
         await log.append(0, history(saga_id)[:3])
     projector = Projector(log, store, cached_heads=5, batch=7)
     await projector.run_until()
+    batch = projector._lanes[0].batch
+    assert batch is not None and list(batch.heads) == ids[-5:]
     for saga_id in ids:
         await log.append(0, history(saga_id)[3:])
     await projector.run_until()
+    assert batch.heads == {}
     assert await store.heads(ids) == {saga_id: fold_all(history(saga_id)) for saga_id in ids}
