@@ -243,7 +243,7 @@ class KafkaEventLog:
         return max(mark, bounds.start)
 
     async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
-        self._opened  # noqa: B018
+        self._opened  # noqa: B018 - raises if it is not open
         member = KafkaMembership(
             self.access,
             self._deadlines,
