@@ -292,11 +292,14 @@ async def test_a_row_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_row_too_large_for_the_log_is_told(tmp_path: Path) -> None:
-    text = f"id,step,time,note\no1,a,2026-01-01,{'x' * 950_000}\no1,b,2026-01-02,{'y' * 800_000}\n"
+    half = "x" * 500_000
+    text = f"id,step,time,p,q\no1,a,2026-01-01,{half}{half},\no1,b,2026-01-02,{half},{half}\n"
+    text += f"o1,c,2026-01-03,{half},\n"
     log = MemoryEventLog()
     result = await imported(log, written(tmp_path, text))
-    assert [error.line for error in result.errors] == [2]
-    assert (await SagaHistory("o1", log).now()).completed_steps == ["b"]
+    assert [error.line for error in result.errors] == [2, 3]
+    assert "1000018 bytes" in result.errors[1].reason
+    assert (await SagaHistory("o1", log).now()).completed_steps == ["c"]
     assert csv.field_size_limit() < 900_000, "the process' own limit is as it was"
 
 
@@ -393,7 +396,9 @@ def test_times_are_read_to_the_microsecond(text: str, at: int) -> None:
     assert time_of(text) == at
 
 
-@pytest.mark.parametrize("text", ["1735689600", "2026", "01.02.2026", "2026-02-30", "10:00", "x"])
+@pytest.mark.parametrize(
+    "text", ["1735689600", "1211101000000", "2026", "01.02.2026", "2026-02-30", "10:00", "x"]
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not in ISO 8601"):
         time_of(text)
@@ -487,6 +492,17 @@ async def test_a_saga_that_an_engine_runs_takes_no_rows(tmp_path: Path) -> None:
     assert len(await all_events(log)) == 2
     await Projector(log, store).run_until()
     assert await imported(log, path, store=store) == ImportResult(0, 0, 3, result.errors)
+
+
+async def test_a_recorded_saga_that_an_engine_tried_to_start_takes_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "id,step,time\no1,a,2026-01-01\n")
+    log = MemoryEventLog()
+    await imported(log, path)
+    late = e.Event("o1", "order", b"E" * 16, 0, 1, 5, e.SagaStarted())
+    await log.append(log.partition_of("o1"), [late])
+    assert await imported(log, path) == ImportResult(0, 0, 1)
+    more = written(tmp_path, "id,step,time\no1,b,2026-01-02\n")
+    assert await imported(log, more) == ImportResult(1, 1, 0)
 
 
 class Counting(MemoryEventLog):
