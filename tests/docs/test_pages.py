@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from sagaz_es_cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)  # also in a list
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 OTHER_PROGRAMS = {"cd", "docker", "export", "git", "kill", "pip", "python", "sqlite3", "psql"}
 
@@ -37,7 +38,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     end = 0
     for match in FENCE.finditer(text):
         follows = end > 0 and not text[end : match.start()].strip()
-        found.append(("output" if follows and match[1] == "text" else match[1], match[2]))
+        language, shown = match[2], textwrap.dedent(match[3])
+        found.append(("output" if follows and language == "text" else language, shown))
         end = match.end()
     return found
 

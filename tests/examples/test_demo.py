@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "examples" / "payment_failure_recovery.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "examples" / "payment_failure_recovery.py"
+COMMAND = str(Path(sys.executable).with_name("sagaz-es"))
 LEDGER = "sagaz-es-demo-providers.db"
 
 
@@ -75,6 +78,23 @@ def test_the_demo_replays_what_failed_and_its_commands_look_further(tmp_path: Pa
     assert verdicts == ["reuse", "undo_first", "undo_first", "blocked"]
 
 
+def test_the_commands_that_the_pages_show_work_on_what_make_demo_leaves(tmp_path: Path) -> None:
+    told = demo(cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+
+    shown = []
+    for page in ("README.md", "docs/how-to/look-into-a-failed-saga.md"):
+        for block in re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S):
+            shown += [line for line in block.splitlines() if "sagaz-es " in line]
+    ours = [line for line in dict.fromkeys(shown) if "order-4711" not in line]
+    assert len(ours) >= 8
+    for line in ours:
+        command = [COMMAND, *shlex.split(line)[1:]]
+        done = run(*command, cwd=tmp_path, SAGAZ_ES_LOG="sqlite:///sagaz-es-demo.db")
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert json.loads(done.stdout), line
+
+
 def test_a_second_run_begins_anew_and_one_on_a_file_of_yours_adds_to_it(tmp_path: Path) -> None:
     runs = [
         demo("--orders", "30", *options, cwd=tmp_path)
@@ -85,7 +105,7 @@ def test_a_second_run_begins_anew_and_one_on_a_file_of_yours_adds_to_it(tmp_path
     listed = "saga", "list", "--limit", "1000", "--log"
     sagas = []
     for log in ("sqlite:///sagaz-es-demo.db", "sqlite:///mine.db"):
-        done = run(sys.executable, "-m", "sagaz_es_cli", *listed, log, cwd=tmp_path)
+        done = run(COMMAND, *listed, log, cwd=tmp_path)
         sagas.append(len(json.loads(done.stdout)))
     assert sagas[1] == 2 * sagas[0]
 
