@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 from sagaz_es.core.events import Entry, NamespaceCreated
 from sagaz_es.errors import UndecodableRecord
@@ -19,6 +21,9 @@ from sagaz_es.log.memory_group import Group
 from sagaz_es.log.partitioning import partition_of
 from sagaz_es.log.waiting import Waiters
 from sagaz_es.ports import Bounds, Chunk, Membership, Rebalanced, Record, Undecodable
+
+if TYPE_CHECKING:
+    from sagaz_es.codec.avro import AvroCodec
 
 
 class MemoryEventLog:
@@ -102,13 +107,18 @@ class MemoryEventLog:
 
 
 def _decoded(value: bytes) -> Entry | Undecodable:
-    # Only raw bytes need the codec: who keeps to entries does not load it.
-    from sagaz_es.codec.avro import AvroCodec
-
     try:
-        return AvroCodec().decode(value)
+        return _codec().decode(value)
     except UndecodableRecord as error:
         return Undecodable(str(error))
+
+
+@cache
+def _codec() -> AvroCodec:
+    # Only raw bytes need it: who keeps to entries does not load it.
+    from sagaz_es.codec.avro import AvroCodec
+
+    return AvroCodec()
 
 
 class _Partition:
