@@ -58,15 +58,50 @@ class SagaDependencyError(CompensationGraphError, DefinitionError):
 class DefinitionChanged(SagaError):
     """The code's step graph differs from the one recorded for an unfinished or replayed saga."""
 
-    def __init__(self, saga_id: str, saga_name: str, differences: tuple[str, ...]) -> None:
-        super().__init__(saga_id, saga_name, differences)
+    def __init__(
+        self,
+        saga_id: str,
+        saga_name: str,
+        differences: tuple[str, ...],
+        recorded: str = "",
+        code: str = "",
+        declared: bool = False,
+    ) -> None:
+        super().__init__(saga_id, saga_name, differences, recorded, code, declared)
         self.saga_id, self.saga_name, self.differences = saga_id, saga_name, differences
+        self.recorded, self.code = recorded, code  # fingerprints
+        self.declared = declared  # the class says that it can, and it cannot
+
+    def __str__(self) -> str:
+        what = (
+            f"saga {self.saga_id!r} was recorded with another definition of {self.saga_name!r} "
+            f"({self.recorded}) than the code's ({self.code}): {'; '.join(self.differences)}; "
+        )
+        if self.declared:
+            return (
+                f"{what}no compatible_with can cover that: what has begun must stay as it was; run "
+                "it with the code that fits"
+            )
+        return (
+            f"{what}run it with the code that fits, or, if this code may carry it on, declare "
+            f'compatible_with = ("{self.recorded}",) on the class'
+        )
+
+
+class MigrationFailed(SagaError):
+    """A class declares that it carries on a saga of an older definition, and its `migrate` failed.
+
+    `error`: class and sentence of what it raised.
+    """
+
+    def __init__(self, saga_id: str, saga_name: str, error: str) -> None:
+        super().__init__(saga_id, saga_name, error)
+        self.saga_id, self.saga_name, self.error = saga_id, saga_name, error
 
     def __str__(self) -> str:
         return (
-            f"saga {self.saga_id!r} was recorded with another definition of {self.saga_name!r}: "
-            f"{'; '.join(self.differences)}; run it with the code that fits, or declare on the "
-            "class how to go on (compatible_with)"
+            f"saga {self.saga_id!r} cannot be carried on: migrate of {self.saga_name!r} failed "
+            f"({self.error}); nothing was written"
         )
 
 

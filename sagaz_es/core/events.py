@@ -54,6 +54,10 @@ class SagaClaimed(Fact, frozen=True, gc=False):
     """Another writer took the saga over; attempts that were running are of unknown outcome."""
 
     cause: str = ""
+    # The rest is empty unless the code's definition is another one, which it declares to carry on.
+    definition: str = ""  # fingerprint of the step graph from now on
+    graph: str = ""  # JSON: that graph
+    keys_set: str = ""  # JSON object: what the class's `migrate` set in the context
 
 
 class SagaReleased(Fact, frozen=True, gc=False):

@@ -214,6 +214,9 @@ def _merge(context: dict[str, str], keys_set: str, keys_deleted: str) -> None:
 
 def _saga_claimed(state: SagaState, fact: e.SagaClaimed) -> None:
     state.released = False
+    if fact.definition:
+        state.definition, state.graph = fact.definition, fact.graph
+    _merge(state.context, fact.keys_set, "")
     for name, step in state.steps.items():
         if step.status in ("executing", "compensating"):
             state.steps[name] = _replace(step, interrupted=True)
@@ -444,6 +447,11 @@ def _read_start(fact: e.SagaStarted) -> None:
         _read_changes(effect)
 
 
+def _read_claim(fact: e.SagaClaimed) -> None:
+    parse_graph(fact.graph)
+    split_object(fact.keys_set)
+
+
 def _read_changes(fact: e.StepCompleted | Effect) -> None:
     split_object(fact.keys_set)
     names(fact.keys_deleted)
@@ -451,6 +459,7 @@ def _read_changes(fact: e.StepCompleted | Effect) -> None:
 
 _READ: dict[type[e.Fact], Callable[[Any], object]] = {
     e.SagaStarted: _read_start,
+    e.SagaClaimed: _read_claim,
     e.StepCompleted: _read_changes,
     e.CompensationStarted: lambda fact: names(fact.steps),
     e.RecoveryDecided: lambda fact: split_object(fact.keys_set),

@@ -98,11 +98,13 @@ def make_plan(
     point: str,
     *,
     overrides: Mapping[str, str] | None = None,
+    migrated: Mapping[str, str] | None = None,
     allow: Iterable[str] = (),
     force_failure: bool = False,
 ) -> ReplayPlan:
     """The plan. `named` is the saga that was asked for, `head` the newest branch of its family
-    (often the same), `overrides` key -> JSON text.
+    (often the same), `overrides` key -> JSON text, `migrated` the same, where changed code needs
+    other values: what was asked for goes before.
 
     Raises SnapshotNotFoundError if the graph has no such step.
     """
@@ -117,7 +119,7 @@ def make_plan(
             raise SnapshotNotFoundError(named.saga_id, name, "allowed, but there is no such step")
     effects = {effect.step: effect for effect in standing(head)}
     # Replayed again, a branch still has the overrides that it went on with.
-    applied = {**_kept_overrides(named), **overrides}
+    applied = {**_kept_overrides(named), **(migrated or {}), **overrides}
     steps = _verdicts(named, head, graph, point, applied, frozenset(allowed), effects)
     start = SagaStarted(
         definition=graph.fingerprint,

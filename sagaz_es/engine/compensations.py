@@ -87,7 +87,7 @@ async def retry_here(
     goal = state.goal or "rolled_back"
     back = e.CompensationStarted(join_names([step]), goal, reason, actor)
     definition = host.registry.by_name(state.saga_name)
-    return host.resume(partition, state, definition, (e.SagaClaimed("retry"), back))
+    return host.resume(partition, state, definition, (await host.claim(state, "retry"), back))
 
 
 async def skip_here(
@@ -96,6 +96,6 @@ async def skip_here(
     """Claim the saga and write down that the step's effect is to stay."""
     definition = host.registry.by_name(state.saga_name)
     skipped = e.StepSkipped(step, reason, actor)
-    handle = host.resume(partition, state, definition, (e.SagaClaimed("skip"), skipped))
+    handle = host.resume(partition, state, definition, (await host.claim(state, "skip"), skipped))
     await handle.result()
     return handle

@@ -17,8 +17,7 @@ from msgspec import Struct, structs
 
 from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.core.state import SagaState
-from sagaz_es.errors import ConfigurationError, DefinitionChanged, DefinitionError
+from sagaz_es.errors import ConfigurationError, DefinitionError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__sagaz_es_step__"
@@ -110,6 +109,17 @@ def _hooks(options: Mapping[str, Any]) -> Hooks:
     return Hooks(*(options.get(name) for name in Hooks.__struct_fields__))
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedSaga:
+    """What `Saga.migrate` is shown of a saga that other code has begun."""
+
+    saga_id: str
+    definition: str  # its fingerprint
+    status: str
+    context: dict[str, Any]
+    completed_steps: tuple[str, ...]
+
+
 class Definition:
     """A saga's steps, checked. Raises DefinitionError and its kin when they do not fit together."""
 
@@ -121,10 +131,14 @@ class Definition:
         rules: Rules,
         snapshot_policy: str = "",
         listeners: Iterable[Any] = (),
+        compatible_with: Iterable[str] = (),
+        migrate: Callable[[RecordedSaga], Mapping[str, Any] | None] | None = None,
     ) -> None:
         self.name = name
         self.listeners = tuple(listeners)
         self.snapshot_policy = snapshot_policy
+        self.compatible_with = frozenset(compatible_with)
+        self.migrate = migrate
         listed = tuple(steps)
         self.graph = Graph(_nodes(listed))
         self.steps = {step.name: step for step in listed}
@@ -345,6 +359,9 @@ class Saga:
 
     `saga_name` names it in the log; unset, it is the class name. A subclass is constructible
     without arguments, so that any process can carry it on after a crash.
+
+    `compatible_with`: fingerprints of older definitions whose sagas this code may carry on and
+    replay, as long as nothing has changed about the steps that have begun.
     """
 
     saga_name: ClassVar[str | None] = None
@@ -354,11 +371,17 @@ class Saga:
     grace_seconds: ClassVar[float] = 5.0
     listeners: ClassVar[Sequence[Any]] = ()
     replay_config: Any = None
+    compatible_with: ClassVar[tuple[str, ...]] = ()
     _collected: ClassVar[tuple[StepDefinition, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._collected = _collect(cls)
+        if isinstance(cls.compatible_with, str):
+            raise DefinitionError(
+                f"{cls.__name__}: compatible_with is a tuple of fingerprints, such as "
+                f"({cls.compatible_with!r},)"
+            )
         if cls._collected:  # a base for others may have none
             Definition(cls.__name__, cls._collected, rules=Rules())
 
@@ -380,6 +403,20 @@ class Saga:
     def registered_name(cls) -> str:
         """The name that sagas of this class have in the log."""
         return cls.saga_name or cls.__name__
+
+    @classmethod
+    def fingerprint(cls) -> str:
+        """16 hex digits that change with the step graph: what a log knows this definition by.
+
+        Of a saga built by hand ask the object: `saga.definition().graph.fingerprint`.
+        """
+        return Definition(cls.__name__, cls._collected, rules=Rules()).graph.fingerprint
+
+    def migrate(self, saga: RecordedSaga) -> Mapping[str, Any] | None:
+        """What to set in the context of a saga of a `compatible_with` definition before this code
+        goes on with it. It only computes, as it may be called again; raising refuses the saga.
+        """
+        return None
 
     def add_step(
         self,
@@ -488,6 +525,8 @@ class Saga:
             rules=rules,
             snapshot_policy=self._snapshot_policy(),
             listeners=self.listeners,
+            compatible_with=self.compatible_with,
+            migrate=self.migrate,
         )
 
     def _snapshot_policy(self) -> str:
@@ -553,11 +592,3 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
 
 Factory = Callable[[str], Saga | Awaitable[Saga]]
 """Makes a saga by its name; sync or async."""
-
-
-def check_definition(state: SagaState, definition: Definition) -> None:
-    """Raises DefinitionChanged with the differences."""
-    if state.definition and state.definition != definition.graph.fingerprint:
-        raise DefinitionChanged(
-            state.saga_id, state.saga_name, state.step_graph.differences(definition.graph)
-        )

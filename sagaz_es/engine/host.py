@@ -22,8 +22,9 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.blobs import LargeValues
+from sagaz_es.engine.changes import branch_state, check_definition, claim
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.definition import Definition, check_definition
+from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.inputs import new_id
 from sagaz_es.engine.lookup import current_state, current_states, is_indexed
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
@@ -36,6 +37,7 @@ from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
     LostOwnership,
+    MigrationFailed,
     RequestRefusedError,
     SagaError,
     UnknownSagaName,
@@ -217,7 +219,7 @@ class Host:
         return await self._launch(partition, definition, state, fact)
 
     async def _launch(
-        self, partition: Partition, definition: Definition, state: SagaState, fact: e.Fact
+        self, partition: Partition, definition: Definition, state: SagaState, *first: e.Fact
     ) -> SagaHandle:
         """Make the first event of a new saga; returns once it is accepted.
 
@@ -227,7 +229,7 @@ class Host:
             raise HandingOver(state.saga_id)
         cell = Cell(state, Accepted(), ours=True)
         partition.cells[state.saga_id] = cell
-        runner = self._run(partition, cell, definition, (fact,))
+        runner = self._run(partition, cell, definition, first)
         runner.ready = asyncio.get_running_loop().create_future()
         handle = self.handle(state.saga_id)
         await asyncio.shield(runner.ready)
@@ -240,11 +242,24 @@ class Host:
         once."""
         definition = self.registry.by_name(saga_name)
         exists = await self._exists(partition, saga_id)
+        first: list[e.Fact] = [start]
+        if not exists and start.definition != definition.graph.fingerprint:
+            # Decided by an engine with other code, which died before the branch began.
+            begun = branch_state(saga_id, saga_name, start)
+            first.append(await self.claim(begun, "branch"))
         if not exists and saga_id not in partition.cells:
             if saga_id not in partition.seen:
                 state = SagaState(saga_id=saga_id, saga_name=saga_name, replay_id=start.replay_id)
-                return await self._launch(partition, definition, state, start)
+                return await self._launch(partition, definition, state, *first)
         return self.handle(saga_id)
+
+    async def claim(self, state: SagaState, cause: str) -> e.SagaClaimed:
+        """The claim of a saga by the code that is registered here.
+
+        Raises UnknownSagaName, DefinitionChanged, MigrationFailed.
+        """
+        definition = self.registry.by_name(state.saga_name)
+        return await claim(state, definition, cause, self.large_values)
 
     def resume(
         self,
@@ -533,8 +548,15 @@ class Host:
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
             return
         definition = self.registry.by_name(state.saga_name)
+        try:
+            claimed = await self.claim(state, "take-over")
+        except (DefinitionChanged, MigrationFailed) as error:
+            self._stays_unfinished(state, error)
+            return
+        if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
+            return
         cell.ours = True
-        self._run(partition, cell, definition, (e.SagaClaimed("take-over"),))
+        self._run(partition, cell, definition, (claimed,))
 
     async def _refold(self, partition: Partition, cell: Cell) -> None:
         """What was heard in passing may be a late copy: the whole fold says what the saga is."""
@@ -552,11 +574,14 @@ class Host:
             definition = self.registry.by_name(state.saga_name)
             check_definition(state, definition)
         except (UnknownSagaName, DefinitionChanged) as error:
-            if state.saga_id not in self._told:  # once a saga, not once a round
-                self._told.add(state.saga_id)
-                logger.error("saga %s stays unfinished: %s", state.saga_id, error)
+            self._stays_unfinished(state, error)
             return False
         return True
+
+    def _stays_unfinished(self, state: SagaState, error: SagaError) -> None:
+        if state.saga_id not in self._told:  # once a saga, not once a round
+            self._told.add(state.saga_id)
+            logger.error("saga %s stays unfinished: %s", state.saga_id, error)
 
     async def _let_go(self, index: int) -> None:
         """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
@@ -644,7 +669,7 @@ class Host:
             await self.launch_branch(
                 partition, fact.branch_saga_id, branch_start(fact), event.saga_name
             )
-        except UnknownSagaName as error:
+        except (UnknownSagaName, DefinitionChanged, MigrationFailed) as error:
             logger.warning("branch %s has not begun: %s", fact.branch_saga_id, error)
             return  # stays held: an engine that has the class begins it
         partition.held.pop(fact.branch_saga_id, None)

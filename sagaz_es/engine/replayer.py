@@ -30,7 +30,7 @@ from sagaz_es.core.fold import advance, judge
 from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, names, split_object
-from sagaz_es.engine.definition import check_definition
+from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import context_texts
 from sagaz_es.engine.lookup import current_state, head_of_family
@@ -156,24 +156,25 @@ async def _plan(
     head = await head_of_family(host.log, host.store, named)
     if head is None:
         raise SagaStillRunning(named.branch, "pending", named.saga_id)
-    if named.graph:
-        graph = named.step_graph
-    else:  # a recorded saga: its services did not say how its steps hang together
-        try:
-            graph = host.registry.by_name(named.saga_name).graph
-        except UnknownSagaName as error:
+    definition = None
+    try:
+        definition = host.registry.by_name(named.saga_name)
+    except UnknownSagaName as error:
+        if not named.graph:  # its services did not say how its steps hang together
             raise ReplayError(
                 f"saga {saga_id!r} was recorded without a definition, and {error}"
             ) from error
-    return make_plan(
-        named,
-        head,
-        graph,
-        from_step,
-        overrides=overrides,
-        allow=allow,
-        force_failure=force_failure,
-    )
+    graph = graph_of_branch(named, head, definition)
+    how: dict[str, Any] = {"allow": allow, "force_failure": force_failure}
+    plan = make_plan(named, head, graph, from_step, overrides=overrides, **how)
+    if definition is None or graph.fingerprint == named.definition:
+        return plan
+    begun = branch_state(named.saga_id, named.saga_name, _START.decode(plan.start))
+    begun.definition = named.definition
+    keys_set = await migrated(begun, definition, host.large_values)
+    if not keys_set:
+        return plan
+    return make_plan(named, head, graph, from_step, overrides=overrides, migrated=keys_set, **how)
 
 
 async def _note(
@@ -235,7 +236,7 @@ async def replay(
         "replay_id": replay_id,
     }
     try:
-        _check_runnable(host, plan, dry_run)
+        await _check_runnable(host, plan, dry_run)
         if not dry_run:
             handle = await _decide(host, plan, replay_id, actor, reason)
     except (SagaError, OSError) as error:
@@ -273,7 +274,7 @@ def _override_values(plan: ReplayPlan) -> dict[str, Any] | None:
     return {key: from_text(text) for key, text in split_object(plan.overrides).items()}
 
 
-def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -> None:
+async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -> None:
     """Raises what a run of the plan would be refused with, as far as it can be known before."""
     start = _START.decode(plan.start)
     if plan.head_status in ("pending", "executing", "compensating", "forward_recovery"):
@@ -284,13 +285,12 @@ def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -> None
         if dry_run:  # a plan needs no code
             return
         raise ReplayError(f"saga {plan.saga_id!r} cannot be replayed: {error}") from error
-    recorded = SagaState(
-        saga_id=plan.saga_id,
-        saga_name=plan.saga_name,
-        definition=start.definition,
-        graph=start.graph,
-    )
-    check_definition(recorded, definition)
+    for saga_id in dict.fromkeys((plan.saga_id, plan.head_saga_id)):
+        state = await current_state(host.log, host.store, saga_id)
+        if state is not None:
+            check_replayable(state, definition)
+    if start.definition != definition.graph.fingerprint:
+        raise PlanOutdated(plan.saga_id, "it was made for other code than what is registered now")
     if plan.blocked:
         raise PlanBlocked(plan.saga_id, plan.blockers)
 
@@ -337,8 +337,10 @@ async def answer(host: Host, request: e.ReplayRequested) -> None:
     if head is not None and head.replay_id == request.replay_id:
         return  # decided before a restart
     if plan.digest != request.digest:
-        raise PlanOutdated(request.parent_saga_id, "its history has moved since the plan was made")
-    _check_runnable(host, plan)
+        raise PlanOutdated(
+            request.parent_saga_id, "its history or its code has moved since the plan was made"
+        )
+    await _check_runnable(host, plan)
     partition = host.partition_for(plan.head_saga_id)
     if partition is None:
         raise RequestRefusedError("the partition was handed over meanwhile; ask again")
@@ -521,6 +523,7 @@ async def _undo_here(
     if state.branch:
         raise UndoRefused(state.replay_id, f"it was replayed as {state.branch!r}; undo that first")
     definition = host.registry.by_name(state.saga_name)
+    claimed = await host.claim(state, "undo")
     graph = definition.graph
     steps = executed_effects(state, graph)
     pivots = tuple(name for name in completed_pivots(state, graph) if name in steps)
@@ -532,7 +535,7 @@ async def _undo_here(
     back = e.CompensationStarted(
         join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
     )
-    return host.resume(partition, state, definition, (e.SagaClaimed("undo"), back))
+    return host.resume(partition, state, definition, (claimed, back))
 
 
 def _time(us: int) -> datetime:
