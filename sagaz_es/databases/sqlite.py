@@ -13,6 +13,7 @@ from typing import TypeVar
 from sagaz_es.databases.versions import other_version
 from sagaz_es.errors import SagaError, StorageFailed, Unreachable
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 IN_MEMORY = ":memory:"
@@ -74,6 +75,17 @@ class SQLiteDatabase:
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` makes of the connection, in a transaction of its own."""
         return await self._call(lambda: self._transaction(work))
+
+    async def write_prepared(
+        self, prepare: Callable[[], P], work: Callable[[sqlite3.Connection, P], T]
+    ) -> T:
+        """As `write`; what takes time and no connection is done first, while others may write."""
+
+        def call() -> T:
+            prepared = prepare()
+            return self._transaction(lambda connection: work(connection, prepared))
+
+        return await self._call(call)
 
     async def _call(self, call: Callable[[], T]) -> T:
         if self._thread is None:

@@ -127,7 +127,7 @@ class Projector:
         clock: Clock | None = None,
         batch: int = 1000,
         cached_heads: int = 20_000,
-        linger_s: float = 0.02,
+        linger_s: float = 0.1,
         default_policy: SnapshotPolicy = DEFAULT_POLICY,
         on_parked: Callable[[ParkedRecord], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,

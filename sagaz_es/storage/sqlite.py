@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -45,6 +45,16 @@ HEADS_AT_ONCE = 4096
 """Ids in one statement: SQLite allows 32766 parameters."""
 
 
+class _Rows(NamedTuple):
+    """What a commit writes, by table."""
+
+    sagas: list[tuple[object, ...]]
+    archive: list[tuple[object, ...]]
+    snapshots: list[tuple[object, ...]]
+    parked: list[tuple[object, ...]]
+    rejected: list[tuple[str, int]]
+
+
 class SQLiteProjectionStore:
     """ProjectionStore in a file. Several processes may use it; one at a time writes."""
 
@@ -78,13 +88,23 @@ class SQLiteProjectionStore:
         return await self._database.read(lambda connection: _checkpoint(connection, partition))
 
     async def commit(self, projection: Projection, *, expected: int) -> None:
-        # The heads are written down in the thread, too: the projector leaves them alone meanwhile.
-        await self._database.write(
-            lambda connection: self._commit(connection, projection, expected)
+        # The rows are made in the thread, too: the projector leaves its heads alone meanwhile.
+        await self._database.write_prepared(
+            lambda: self._prepared(projection),
+            lambda connection, rows: self._commit(connection, projection, rows, expected),
+        )
+
+    def _prepared(self, projection: Projection) -> _Rows:
+        return _Rows(
+            sagas=[_saga_row(head) for head in projection.heads],
+            archive=[self._archive_row(archived) for archived in projection.archive],
+            snapshots=[_snapshot_row(snapshot) for snapshot in projection.snapshots],
+            parked=[_parked_row(parked) for parked in projection.parked],
+            rejected=list(projection.rejected.items()),
         )
 
     def _commit(
-        self, connection: sqlite3.Connection, projection: Projection, expected: int
+        self, connection: sqlite3.Connection, projection: Projection, rows: _Rows, expected: int
     ) -> None:
         checkpoint = projection.checkpoint
         before = _checkpoint(connection, checkpoint.partition)
@@ -92,20 +112,17 @@ class SQLiteProjectionStore:
         if found != expected:
             raise CheckpointMoved(checkpoint.partition, expected, found)
         many, put = connection.executemany, connection.execute
-        many(sql.PUT_SAGA, map(_saga_row, projection.heads))
-        many(sql.ARCHIVE, map(self._archive_row, projection.archive))
-        many(sql.CAPTURE, map(_snapshot_row, projection.snapshots))
+        many(sql.PUT_SAGA, rows.sagas)
+        many(sql.ARCHIVE, rows.archive)
+        many(sql.CAPTURE, rows.snapshots)
         many(sql.KEEP, projection.keep_snapshots.items())
         for entry in projection.replays:
             _merge(connection, entry, self.name)
         for saga_id in projection.unparked:
             where = (checkpoint.partition, saga_id)
             put("DELETE FROM sagaz_parked WHERE partition = ? AND saga_id = ?", where)
-        many(
-            "INSERT OR IGNORE INTO sagaz_parked VALUES (?, ?, ?, ?)",
-            map(_parked, projection.parked),
-        )
-        many(sql.REJECT, projection.rejected.items())
+        many("INSERT OR IGNORE INTO sagaz_parked VALUES (?, ?, ?, ?)", rows.parked)
+        many(sql.REJECT, rows.rejected)
         put(sql.PUT_CHECKPOINT, msgspec.structs.astuple(checkpoint))
 
     def _archive_row(self, archived: ArchivedEvent) -> tuple[object, ...]:
@@ -312,7 +329,7 @@ def _snapshot_row(snapshot: StoredSnapshot) -> tuple[object, ...]:
     )
 
 
-def _parked(record: ParkedRecord) -> tuple[object, ...]:
+def _parked_row(record: ParkedRecord) -> tuple[object, ...]:
     return (record.partition, record.offset, record.saga_id, dump_row(record))
 
 
