@@ -19,6 +19,7 @@ import os
 import sqlite3
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -548,12 +549,18 @@ async def projector_beside(run: Run) -> AsyncIterator[None]:
     if run.log is not None or not on_kafka():
         yield
         return
-    process = await asyncio.create_subprocess_exec(COMMAND, "projector", "run")
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "projector", "run", stdout=DEVNULL, stderr=PIPE
+    )
     try:
         yield
     finally:
-        process.terminate()
-        await process.wait()
+        ended_early = process.returncode is not None
+        if not ended_early:
+            process.terminate()
+        _, said = await process.communicate()
+        if ended_early:
+            print(f"the projector ended early: {said.decode()}", file=sys.stderr)
 
 
 if __name__ == "__main__":

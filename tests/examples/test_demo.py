@@ -28,8 +28,8 @@ def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
     )
 
 
-def demo(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-W", "error", str(PROGRAM), *options, cwd=cwd)
+def demo(*options: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-W", "error", str(PROGRAM), *options, cwd=cwd, **environment)
 
 
 @pytest.fixture
@@ -108,6 +108,24 @@ def test_a_second_run_begins_anew_and_one_on_a_file_of_yours_adds_to_it(tmp_path
         done = run(COMMAND, *listed, log, cwd=tmp_path)
         sagas.append(len(json.loads(done.stdout)))
     assert sagas[1] == 2 * sagas[0]
+
+
+def test_it_runs_on_servers_again_and_again(
+    kafka_bootstrap: str, kafka_namespace: str, postgresql_url: str, tmp_path: Path
+) -> None:
+    servers = {
+        "SAGAZ_ES_LOG": f"kafka://{kafka_bootstrap}/{kafka_namespace}",
+        "SAGAZ_ES_STORE": postgresql_url,
+    }
+
+    for _ in range(2):
+        told = demo("--orders", "50", cwd=tmp_path, **servers)
+
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "✓ each of 50 orders was charged exactly once" in told.stdout
+        assert "export" not in told.stdout
+    listed = run(COMMAND, "saga", "list", "--status", "rolled_back", cwd=tmp_path, **servers)
+    assert len(json.loads(listed.stdout)) == 2 * 4
 
 
 def test_without_an_outage_there_is_nothing_to_replay(tmp_path: Path) -> None:
