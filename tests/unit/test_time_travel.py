@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from sagaz_es.core.snapshot import OFF, SnapshotPolicy, SnapshotStrategy
 from sagaz_es.core.state import SagaState, dump_state
 from sagaz_es.engine.historical import as_point
 from sagaz_es.engine.projector import Projector
+from sagaz_es.engine.saga_time_travel import SagaTimeTravel
 from sagaz_es.engine.time_travel import (
     FamilyMember,
     HistoricalState,
@@ -39,7 +41,8 @@ from sagaz_es.errors import (
 )
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Bounds, EventLog, ProjectionStore, Record, StoredSnapshot
-from sagaz_es.storage.memory import MemoryProjectionStore
+from sagaz_es.snapshots import SagaSnapshot
+from sagaz_es.storage.memory import InMemorySnapshotStorage, MemoryProjectionStore
 
 TEN = datetime(2026, 7, 1, 10, tzinfo=UTC)
 TEN_US = int(TEN.timestamp()) * 1_000_000
@@ -800,3 +803,109 @@ async def test_a_long_past_is_right_at_every_point(policy: SnapshotPolicy) -> No
     assert (await past.bisect(lambda state: state.context["n"] > 1234)).sequence == 1235  # type: ignore[union-attr]
     page = await past.changes(after=1995, limit=10)
     assert [change.changes["set"]["n"] for change in page] == list(range(1995, 2005))
+
+
+# --- the original design's names ------------------------------------------------------------------
+
+
+class Engine:
+    """As much of an engine as time travel takes."""
+
+    def __init__(self, log: EventLog, store: ProjectionStore | None) -> None:
+        self.log, self.store, self.blob_store = log, store, None
+
+
+async def storages() -> list[Any]:
+    log = await filled()
+    store = await projected(log, every(3))
+    ended = await projected(log)
+    return [
+        log,
+        store,
+        Engine(log, None),
+        Engine(log, store),
+        History(log, store),
+        SagaHistory(SAGA, log),
+        InMemorySnapshotStorage(ended),
+    ]
+
+
+async def test_both_spellings_answer_from_whatever_knows_the_saga() -> None:
+    for storage in await storages():
+        travel = SagaTimeTravel(SAGA, storage)
+        half_past = TEN + timedelta(minutes=5)
+        state = await travel.get_state_at(half_past)
+        assert state is not None and state.sequence == 4
+        assert await SagaTimeTravel.get_state_at(SAGA, half_past, storage) == state
+        assert await SagaTimeTravel.get_state_at(SAGA, storage, timestamp=half_past) == state
+        assert await travel.get_state_at(TEN - timedelta(seconds=1)) is None
+        told = await travel.list_state_changes(after=TEN, before=half_past, limit=3)
+        assert [change.sequence for change in told] == [1, 2, 3]
+        static = SagaTimeTravel.list_state_changes
+        assert await static(SAGA, snapshot_storage=storage, limit=3) == told
+        assert await travel.get_context_at(half_past, "n") == 0
+        assert await travel.get_context_at(half_past, key="r.id") == 7
+        assert await SagaTimeTravel.get_context_at(SAGA, half_past, storage) == state.context
+        assert await travel.get_context_at(TEN.replace(year=2020)) is None
+        with pytest.raises(KeyError):
+            await travel.get_context_at(half_past, "nothing")
+        if not isinstance(storage, SagaHistory):
+            nobody = SagaTimeTravel("nobody", storage)
+            assert await nobody.get_state_at(half_past) is None
+            assert await nobody.list_state_changes() == []
+            assert await nobody.get_context_at(half_past, "n") is None
+
+
+async def test_snapshots_alone_answer_as_well_as_they_can() -> None:
+    storage = InMemorySnapshotStorage()
+    kept: list[tuple[int, dict[str, Any]]] = [
+        (0, {"n": 0, "gone": [1]}),
+        (10, {"n": 0}),
+        (20, {"n": None, "x": False}),
+    ]
+    for number, (minute, context) in enumerate(kept, 1):
+        await storage.save_snapshot(
+            SagaSnapshot.create(
+                UUID(int=1),
+                "order",
+                f"s{number}",
+                number,
+                "executing",
+                context,
+                [f"s{done}" for done in range(1, number)],
+                sequence=number,
+                created_at=TEN + timedelta(minutes=minute),
+            )
+        )
+    travel = SagaTimeTravel(UUID(int=1), storage)
+    minutes = (-1, 0, 5, 10, 80)
+    states = [await travel.get_state_at(TEN + timedelta(minutes=minute)) for minute in minutes]
+    assert [state and state.sequence for state in states] == [None, 1, 1, 2, 3]
+    last = states[-1]
+    assert last is not None
+    assert (last.completed_steps, last.current_step, last.status) == (
+        ["s1", "s2"],
+        "s3",
+        "executing",
+    )
+    assert last.to_dict()["context"] == {"n": None, "x": False}
+    assert await travel.get_context_at(TEN.replace(tzinfo=None), "n") == 0
+    assert await travel.get_context_at(TEN + timedelta(hours=1), "n") is None
+    with pytest.raises(KeyNotFound):
+        await travel.get_context_at(TEN, "x")
+    told = await travel.list_state_changes()
+    assert [(change.step, change.changes) for change in told] == [
+        ("s1", {"set": {"n": 0, "gone": [1]}, "deleted": []}),
+        ("s2", {"set": {}, "deleted": ["gone"]}),
+        ("s3", {"set": {"n": None, "x": False}, "deleted": []}),
+    ]
+    ten_past = TEN + timedelta(minutes=10)
+    assert await travel.list_state_changes(ten_past, ten_past) == told[1:2]
+    assert await travel.list_state_changes(limit=2) == told[:2]
+
+
+def test_what_knows_no_saga_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="snapshot_storage"):
+        SagaTimeTravel(SAGA, object())
+    with pytest.raises(ConfigurationError, match="snapshot_storage"):
+        SagaTimeTravel.get_state_at(SAGA, TEN)
