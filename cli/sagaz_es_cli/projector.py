@@ -1,0 +1,204 @@
+"""`sagaz-es projector …`: keep a store up to date with the log, and look after it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from sagaz_es.engine.projector import PartitionStatus, Projector
+from sagaz_es.ports import ProjectionStore
+from sagaz_es_cli import exits
+from sagaz_es_cli.opening import reading, run, writing
+from sagaz_es_cli.options import Settings, command
+from sagaz_es_cli.render import Block, Line, cells, emit, note
+from sagaz_es_cli.tables import Column, Rows
+from sagaz_es_projections import rebuild as making_anew
+from sagaz_es_projections import runner
+from sagaz_es_projections import verify as comparing
+
+Statuses = tuple[PartitionStatus, ...]
+
+
+@click.group()
+def projector() -> None:
+    """Keep a store (lists, snapshots, archive) up to date with the log."""
+
+
+def store_of(store: ProjectionStore | None) -> ProjectionStore:
+    """The store that was named. Raises UsageError where there is none."""
+    if store is None:
+        raise click.UsageError(
+            "this log has no store of its own: name one with --store postgresql://… or in "
+            "SAGAZ_ES_STORE"
+        )
+    return store
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+@command(
+    projector,
+    "run",
+    examples="sagaz-es projector run --log kafka://broker:9092/orders --store postgresql://db/sagas",
+)
+def run_projector(settings: Settings) -> None:
+    """Project the log into the store until told to stop.
+
+    It can be killed at any moment and goes on where it stood; while the store is down it waits.
+    Of two at one partition one steps back. An embedded log needs none: engines project it.
+    SIGTERM ends it with status 0.
+    """
+
+    async def work() -> None:
+        if isinstance(logging.lastResort, logging.Handler):
+            logging.lastResort.setLevel(logging.WARNING)
+        async with writing(settings) as (log, found):
+            store = store_of(found)
+            note(f"projecting {log.name} into {store.name}")
+            with runner.stop_at_signals(signal.SIGTERM) as stop, _live("projecting") as show:
+                await runner.run(log, store, stop=stop, on_progress=show, every_s=1.0)
+            note("stopped; the next one goes on from here")
+
+    run(work())
+
+
+@contextmanager
+def _live(what: str) -> Iterator[Callable[[Statuses], None]]:
+    """A line on stderr that says how far it is, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda statuses: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what) as line:
+
+        def show(statuses: Statuses) -> None:
+            lag = sum(status.lag for status in statuses)
+            done = sum(status.next_offset for status in statuses)
+            behind = f"{lag:,} records behind" if lag else "up to date"
+            line.update(f"{what}: {behind}, {done:,} done")
+
+        yield show
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+@command(projector, "status", examples="sagaz-es projector status --format json")
+def status(settings: Settings) -> None:
+    """Show how far the store is behind the log, partition by partition."""
+
+    async def work() -> Statuses:
+        async with reading(settings) as opened:
+            if opened.missing:
+                return ()
+            return await Projector(opened.log, store_of(opened.store)).status()
+
+    _emit_statuses(settings, run(work()))
+
+
+def _emit_statuses(settings: Settings, statuses: Statuses) -> None:
+    records = [
+        {
+            "partition": status.partition,
+            "next_offset": status.next_offset,
+            "log_end": status.log_end,
+            "lag": status.lag,
+        }
+        for status in statuses
+    ]
+
+    def view() -> list[Block]:
+        columns = tuple(
+            Column(title, number=True) for title in ("partition", "next offset", "log end", "lag")
+        )
+        lag = sum(status.lag for status in statuses)
+        said = f"{lag:,} records behind" if lag else "up to date"
+        rows = [cells(*record.values()) for record in records]
+        table = Rows(columns, rows, empty="nothing is projected yet")
+        return [table, Line(said)] if rows else [table]
+
+    emit(settings.format, records, view)
+
+
+# --- rebuild --------------------------------------------------------------------------------------
+
+
+@command(projector, "rebuild", examples="sagaz-es projector rebuild")
+@click.option(
+    "--lose-older",
+    is_flag=True,
+    help="Also where the log has lost its beginning: what only the store knows is gone then.",
+)
+def rebuild(settings: Settings, lose_older: bool) -> None:
+    """Make the store anew from the log, in place, and show how far it came.
+
+    Meanwhile lists fill up again; time travel and replays answer from the log. Broken off, any
+    projector goes on. Snapshots saved by hand stay.
+    """
+
+    async def work() -> Statuses:
+        async with writing(settings) as (log, store):
+            with _live("rebuilding") as show:
+                return await making_anew.rebuild(
+                    log, store_of(store), on_progress=show, lose_older=lose_older
+                )
+
+    _emit_statuses(settings, run(work()))
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+@command(projector, "verify", examples="sagaz-es projector verify")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="How many differences are listed at most.",
+)
+def verify(settings: Settings, limit: int) -> None:
+    """Compare every saga in the store with a fresh fold of the log.
+
+    Only as far as the log is projected (`projector status`). Status 1: something differs.
+    """
+
+    async def work() -> comparing.Verified:
+        async with reading(settings) as opened:
+            store = store_of(opened.store)
+            return await comparing.verify(opened.log, store, max_differences=limit)
+
+    found = run(work())
+    record: dict[str, Any] = {
+        "ok": found.ok,
+        "sagas": found.sagas,
+        "events": found.events,
+        "unknown_beginning": found.unknown_beginning,
+        "differences": [
+            {"saga_id": one.saga_id, "what": one.what, "detail": one.detail}
+            for one in found.differences
+        ],
+    }
+
+    def view() -> list[Block]:
+        compared = f"compared: {found.sagas:,} sagas, {found.events:,} events"
+        if found.unknown_beginning:
+            compared += f", {found.unknown_beginning:,} more have lost their beginning"
+        if found.ok:
+            return [Line(f"{compared}: the store is what the log says", "green")]
+        columns = (Column("saga"), Column("what"), Column("detail", free="wrap"))
+        rows = [cells(one.saga_id, one.what, one.detail) for one in found.differences]
+        advice = "make the store anew: sagaz-es projector rebuild"
+        return [Line(f"{compared}; these differ:"), Rows(columns, rows), Line(advice)]
+
+    emit(settings.format, record, view)
+    if not found.ok:
+        raise click.exceptions.Exit(exits.FAILED)

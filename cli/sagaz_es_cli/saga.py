@@ -1,0 +1,256 @@
+"""`sagaz-es saga …`: start sagas, list them, look at one, cancel one."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Any
+
+import click
+
+from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.engine.historical import HistoricalState, plain
+from sagaz_es.engine.lookup import current_state
+from sagaz_es.ports import Summary
+from sagaz_es_cli import exits
+from sagaz_es_cli.history import past_of, state_blocks, state_record
+from sagaz_es_cli.opening import asking, reading, run, serving
+from sagaz_es_cli.options import JsonObject, Settings, command
+from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
+from sagaz_es_cli.tables import Column, Rows
+from sagaz_es_cli.times import age, iso, shown
+
+
+@click.group()
+def saga() -> None:
+    """Start sagas, list them, look at one, cancel one."""
+
+
+def user() -> str:
+    """Who gives a command, for the record."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a user of that number
+        return ""
+
+
+# --- start ----------------------------------------------------------------------------------------
+
+
+@command(
+    saga,
+    "start",
+    examples="""
+        sagaz-es saga start order --context '{"sku": "A1"}' --app shop.sagas
+        sagaz-es saga start order --context @order.json --saga-id order-4711 --app shop.sagas
+        sagaz-es saga start order --context '{"price": {"$decimal": "9.90"}}' --app shop.sagas
+        """,
+)
+@click.argument("name")
+@click.option(
+    "--context",
+    type=JsonObject(),
+    default="{}",
+    help="Data to start with; @file reads a file, - stdin. Tags such as $decimal give types.",
+)
+@click.option("--saga-id", metavar="ID", help="The same id twice is the same saga; default: new.")
+def start(settings: Settings, name: str, context: dict[str, Any], saga_id: str | None) -> None:
+    """Start a saga NAME, run it here, and show how it ended.
+
+    Status 1: it did not complete. Interrupted, it goes on when an engine of this log starts.
+    """
+
+    settings.need_code("saga start")
+
+    async def work() -> tuple[dict[str, Any], bool]:
+        async with serving(settings, name) as joined:
+            if saga_id is not None:
+                known = await current_state(joined.log, joined.store, saga_id)
+                if known is not None:
+                    note(f"saga {saga_id!r} ({known.saga_name}) was there: it is not started again")
+            handle = await joined.start(name, context, saga_id=saga_id, actor=user())
+            try:
+                result = await handle.result()
+            except BaseException:
+                note(
+                    f"saga {handle.saga_id!r} is unfinished: an engine of this log goes on with it"
+                )
+                raise
+            record = {
+                "saga_id": result.saga_id,
+                "saga_name": result.saga_name,
+                "status": str(result.status),
+                "context": plain(dict(result.context)),
+                "error": str(result.error) if result.error is not None else None,
+            }
+            return record, result.success
+
+    record, success = run(work())
+
+    def view() -> list[Block]:
+        return [
+            Fields([(key, record[key]) for key in ("saga_id", "saga_name", "status", "error")]),
+            Fields(list(record["context"].items()), title="context", data=True),
+        ]
+
+    emit(settings.format, record, view)
+    if not success:
+        raise click.exceptions.Exit(exits.FAILED)
+
+
+# --- list -----------------------------------------------------------------------------------------
+
+
+@command(
+    saga,
+    "list",
+    examples="""
+        sagaz-es saga list
+        sagaz-es saga list --status failed --name order --limit 20
+        sagaz-es saga list --log kafka://broker:9092/orders --store postgresql://db/sagas
+        """,
+)
+@click.option(
+    "--status",
+    metavar="STATUS",
+    type=click.Choice([str(status) for status in SagaStatus]),
+    help="Only sagas that are, for instance, executing, completed, rolled_back or failed.",
+)
+@click.option("--name", metavar="NAME", help="Only sagas of this name.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+def list_sagas(settings: Settings, status: str | None, name: str | None, limit: int) -> None:
+    """List sagas, newest first."""
+
+    async def work() -> tuple[Summary, ...]:
+        async with reading(settings) as opened:
+            store = await opened.up_to_date_store()
+            # One more than asked for tells whether there are more.
+            return await store.summaries(status=status, saga_name=name, limit=limit + 1)
+
+    found = run(work())
+    records = [
+        {
+            "saga_id": summary.saga_id,
+            "saga_name": summary.saga_name,
+            "status": summary.status,
+            "started_at": iso(summary.started_at),
+            "updated_at": iso(summary.updated_at),
+            "error": summary.error or None,
+        }
+        for summary in found[:limit]
+    ]
+
+    def view() -> list[Block]:
+        columns = (
+            Column("saga"),
+            Column("name"),
+            Column("status", status=True),
+            Column("started (UTC)", only="wide"),
+            Column("age", only="narrow", number=True),
+            Column("error", free="cut"),
+        )
+        rows = [
+            cells(
+                summary.saga_id,
+                summary.saga_name,
+                summary.status,
+                shown(iso(summary.started_at))[:19],
+                age(summary.started_at),
+                summary.error,
+            )
+            for summary in found[:limit]
+        ]
+        chosen = "no saga fits" if status or name else "there are no sagas yet"
+        return [Rows(columns, rows, empty=chosen)]
+
+    emit(settings.format, records, view)
+    if len(found) > limit:
+        note(f"there are more than these {limit}; see --limit, --status and --name")
+
+
+# --- show -----------------------------------------------------------------------------------------
+
+
+@command(saga, "show", examples="sagaz-es saga show order-4711")
+@click.argument("saga_id", metavar="ID")
+def show(settings: Settings, saga_id: str) -> None:
+    """Show a saga as it is now: status, context and steps."""
+
+    async def work() -> dict[str, Any]:
+        async with reading(settings) as opened:
+            return show_record(await past_of(opened, saga_id).now())
+
+    record = run(work())
+
+    def view() -> list[Block]:
+        head, *rest = state_blocks(record)
+        assert isinstance(head, Fields)
+        fields = [
+            *head.fields,
+            ("error", record["error"]),
+            ("branch of", record["parent_saga_id"]),
+            ("by replay", record["replay_id"]),
+            ("replayed as", record["branch"]),
+        ]
+        columns = (
+            Column("step"),
+            Column("status", status=True),
+            Column("attempts", number=True),
+            Column("error", free="wrap"),
+        )
+        rows = [
+            cells(step["step"], step["status"], step["attempts"] or None, step["error"])
+            for step in record["steps"]
+        ]
+        return [Fields(fields), Rows(columns, rows, empty="no step has begun"), *rest]
+
+    emit(settings.format, record, view)
+
+
+def show_record(state: HistoricalState) -> dict[str, Any]:
+    """A saga now, as JSON holds it: the state, its steps, and where it belongs."""
+    steps = [
+        {"step": name, "status": step.status, "attempts": step.attempt, "error": step.error}
+        for name, step in state.steps.items()
+    ]
+    whole = state.to_dict()
+    more = ("error", "started_at", "ended_at", "parent_saga_id", "replay_id", "branch")
+    return state_record(state) | {"steps": steps} | {key: whole[key] or None for key in more}
+
+
+def error_of(state: SagaState) -> str | None:
+    """Which step failed, and how."""
+    if not state.error_type and not state.failed_step:
+        return None
+    return f"{state.failed_step}: {state.error_type}: {state.error_message}"
+
+
+# --- cancel ---------------------------------------------------------------------------------------
+
+
+@command(saga, "cancel", examples='sagaz-es saga cancel order-4711 --reason "the customer called"')
+@click.argument("saga_id", metavar="ID")
+@click.option("--reason", required=True, help="Recorded in the log, shown in the history.")
+@click.option("--actor", metavar="WHO", help="Recorded too; default: your user name.")
+def cancel(settings: Settings, saga_id: str, reason: str, actor: str | None) -> None:
+    """Stop a running saga and undo what it did.
+
+    The engine that runs it decides; the command waits for that, not for the undoing.
+    """
+
+    async def work() -> dict[str, Any]:
+        async with asking(settings) as engine:
+            await engine.cancel(saga_id, reason=reason, actor=actor or user())
+            state = await engine.current(saga_id)
+            return {
+                "saga_id": state.saga_id,
+                "saga_name": state.saga_name,
+                "status": state.status,
+                "error": error_of(state),
+            }
+
+    record = run(work())
+    emit(
+        settings.format,
+        record,
+        lambda: [Line(f"saga {record['saga_id']} is {record['status']}")],
+    )

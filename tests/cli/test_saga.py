@@ -1,0 +1,218 @@
+"""`sagaz-es saga …`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import yaml
+
+from .conftest import APP, Shop
+
+Ledger = Callable[[], list[str]]
+
+
+def test_start_runs_the_saga_and_shows_how_it_ended(shop: Shop, ledger: Ledger) -> None:
+    given = shop.run(
+        "saga", "start", "order", "--saga-id", "o-1", "--context", '{"token": "good"}', "--app", APP
+    )
+    assert given.status == 0
+    assert given.json == {
+        "saga_id": "o-1",
+        "saga_name": "order",
+        "status": "completed",
+        "context": {
+            "token": "good",
+            "reservation": {"shelf": 7, "boxes": ["a", "b"]},
+            "price": {"$decimal": "9.90"},
+            "payment": "p-1",
+        },
+        "error": None,
+    }
+    assert ledger() == ["reserve", "charge", "ship"]
+
+
+def test_what_the_code_of_a_saga_prints_goes_to_stderr(shop: Shop) -> None:
+    given = shop.run("saga", "start", "order", "--context", '{"token": "good"}', "--app", APP)
+    assert given.json["status"] == "completed"  # stdout is JSON and nothing else
+    assert "the shop did ship" in given.stderr
+
+
+def test_a_saga_that_does_not_complete_is_status_1(shop: Shop, ledger: Ledger) -> None:
+    given = shop.run("saga", "start", "order", "--context", '{"token": "bad"}', "--app", APP)
+    assert given.status == 1
+    assert given.json["status"] == "rolled_back"
+    assert given.json["error"] == "token 'bad' was declined"
+    assert ledger() == ["reserve", "release"]
+
+
+def test_the_same_id_twice_is_the_same_saga(shop: Shop, ledger: Ledger) -> None:
+    start = ("saga", "start", "order", "--saga-id", "o-1", "--context", '{"token": "good"}')
+    first = shop.run(*start, "--app", APP)
+    again = shop.run(*start, "--app", APP)
+    assert (again.status, again.json) == (0, first.json)
+    assert "saga 'o-1' (order) was there: it is not started again" in again.stderr
+    assert ledger() == ["reserve", "charge", "ship"]
+
+
+def test_tags_in_the_context_give_types(shop: Shop) -> None:
+    context = '{"token": "good", "sum": {"$decimal": "1.10"}}'
+    shop.run("saga", "start", "order", "--saga-id", "o-1", "--context", context, "--app", APP)
+    value = shop.run("replay", "time-travel", "o-1", "--at", "1", "--key", "sum")
+    assert value.json == {"$decimal": "1.10"}
+
+
+def test_the_context_can_come_from_stdin(shop: Shop) -> None:
+    start = ("saga", "start", "order", "--context", "-", "--app", APP)
+    given = shop.run(*start, input='{"token": "good"}')
+    assert given.json["status"] == "completed"
+
+
+def test_a_context_that_is_no_object_is_wrong_usage(shop: Shop, ledger: Ledger) -> None:
+    given = shop.run("saga", "start", "order", "--context", "[1]", "--app", APP)
+    assert (given.status, given.stdout) == (2, "")
+    assert "'[1]' is an array, not a JSON object" in given.error
+    assert ledger() == []
+
+
+def test_start_without_code_is_wrong_usage(shop: Shop) -> None:
+    given = shop.run("saga", "start", "order")
+    assert given.status == 2
+    assert "name it with --app module:Class, or in SAGAZ_ES_APP" in given.error
+
+
+def test_start_of_a_name_that_the_code_does_not_have_fails(shop: Shop) -> None:
+    given = shop.run("saga", "start", "orders", "--app", APP)
+    assert given.status == 1
+    assert "no saga class is registered under the name 'orders'; registered: 'order'" in given.error
+
+
+# --- list -----------------------------------------------------------------------------------------
+
+
+def test_list_has_every_saga_newest_first(shop: Shop) -> None:
+    shop.order("o-1")
+    shop.order("o-2", token="bad")
+    given = shop.run("saga", "list")
+    assert given.status == 0
+    assert given.json == [
+        {
+            "saga_id": "o-2",
+            "saga_name": "order",
+            "status": "rolled_back",
+            "started_at": given.json[0]["started_at"],
+            "updated_at": given.json[0]["updated_at"],
+            "error": "token 'bad' was declined",
+        },
+        {
+            "saga_id": "o-1",
+            "saga_name": "order",
+            "status": "completed",
+            "started_at": given.json[1]["started_at"],
+            "updated_at": given.json[1]["updated_at"],
+            "error": None,
+        },
+    ]
+    assert given.json[1]["started_at"].startswith("2026-01-01T10:00:0")
+    assert given.json[1]["started_at"].endswith("+00:00")
+
+
+def test_list_chooses_by_status_and_name(shop: Shop) -> None:
+    shop.order("o-1")
+    shop.order("o-2", token="bad")
+
+    def ids(*options: str) -> list[str]:
+        return [saga["saga_id"] for saga in shop.run("saga", "list", *options).json]
+
+    assert ids("--status", "completed") == ["o-1"]
+    assert ids("--status", "rolled_back", "--name", "order") == ["o-2"]
+    assert ids("--name", "other") == []
+    assert ids("--limit", "1") == ["o-2"]
+
+
+def test_list_says_that_there_are_more(shop: Shop) -> None:
+    for number in range(3):
+        shop.order(f"o-{number}")
+    assert "there are more than these 2" in shop.run("saga", "list", "--limit", "2").stderr
+    assert shop.run("saga", "list", "--limit", "3").stderr == ""
+
+
+def test_an_empty_list_is_no_error_and_says_so(shop: Shop) -> None:
+    nothing = shop.run("saga", "list")
+    assert (nothing.status, nothing.json, nothing.error) == (0, [], "there are no sagas yet")
+    shop.order("o-1")
+    chosen = shop.run("saga", "list", "--status", "failed", "--format", "table")
+    assert (chosen.status, chosen.stdout, chosen.stderr) == (0, "no saga fits\n", "")
+
+
+def test_list_is_right_while_the_store_is_behind(shop: Shop) -> None:
+    shop.order("o-1")
+    # A store that knows nothing of the log yet, as after a kill before the projector's commit.
+    given = shop.run("saga", "list", "--store", "memory://")
+    assert [saga["saga_id"] for saga in given.json] == ["o-1"]
+
+
+def test_an_unknown_status_is_wrong_usage(shop: Shop) -> None:
+    given = shop.run("saga", "list", "--status", "done")
+    assert given.status == 2
+    assert "'done' is not one of 'pending', 'executing'" in given.error
+
+
+# --- show -----------------------------------------------------------------------------------------
+
+
+def test_show_has_the_state_of_now_with_steps(shop: Shop) -> None:
+    shop.order("o-1", token="bad")
+    given = shop.run("saga", "show", "o-1")
+    assert given.status == 0
+    record = given.json
+    assert (record["saga_id"], record["saga_name"], record["status"]) == (
+        "o-1",
+        "order",
+        "rolled_back",
+    )
+    assert record["sequence"] == 9
+    assert record["context"]["price"] == {"$decimal": "9.90"}
+    assert record["completed_steps"] == []
+    assert record["source"]["events_folded"] == 9
+    assert record["steps"] == [
+        {"step": "reserve", "status": "compensated", "attempts": 1, "error": None},
+        {
+            "step": "charge",
+            "status": "failed",
+            "attempts": 1,
+            "error": "CardDeclined: token 'bad' was declined",
+        },
+        {"step": "ship", "status": "pending", "attempts": 0, "error": None},
+    ]
+
+
+def test_show_in_yaml_is_the_same(shop: Shop) -> None:
+    shop.order("o-1", price=Decimal("1.0"))
+    told = yaml.safe_load(shop.run("saga", "show", "o-1", "--format", "yaml").stdout)
+    assert told == shop.run("saga", "show", "o-1").json
+
+
+def test_show_of_an_unknown_saga_is_status_4(shop: Shop) -> None:
+    given = shop.run("saga", "show", "nobody")
+    assert (given.status, given.stdout) == (4, "")
+    assert given.stderr.startswith("Error: there is no saga 'nobody' in memory://")
+
+
+# --- cancel ---------------------------------------------------------------------------------------
+
+
+def test_an_ended_saga_is_not_cancelled(shop: Shop) -> None:
+    shop.order("o-1")
+    given = shop.run("saga", "cancel", "o-1", "--reason", "too late")
+    assert (given.status, given.stdout) == (3, "")
+    assert given.error == "Error: saga 'o-1' is completed: it cannot be cancelled"
+
+
+def test_cancelling_an_unknown_saga_is_status_4(shop: Shop) -> None:
+    assert shop.run("saga", "cancel", "nobody", "--reason", "x").status == 4
+
+
+def test_cancelling_needs_a_reason(shop: Shop) -> None:
+    given = shop.run("saga", "cancel", "o-1")
+    assert (given.status, given.error) == (2, "Error: Missing option '--reason'.")
