@@ -177,7 +177,7 @@ def _on_completion(state: SagaState, fact: e.Fact) -> Due | None:
 def _at_interval(
     every_us: int, state: SagaState, event: e.Event, updated_before: int
 ) -> Due | None:
-    if every_us <= 0 or not updated_before:
+    if every_us <= 0 or state.sequence == 1:
         return None
     began = state.started_at
     if (state.updated_at - began) // every_us == (updated_before - began) // every_us:

@@ -76,6 +76,10 @@ class PartitionStatus(Struct, frozen=True, gc=False):
     lag: int
 
 
+class _GivenUp(TimeoutError):
+    """Whoever projected a partition has stopped before the record came."""
+
+
 class _Lane:
     """One partition as the projector sees it: its place, the heads it has at hand, who waits."""
 
@@ -107,6 +111,14 @@ class _Lane:
         self.waiting = still
         if not still:
             self.hurry.clear()
+
+    def given_up(self) -> None:
+        """Nobody projects this partition any more: who waits must know."""
+        for _, future in self.waiting:
+            if not future.done():
+                future.set_exception(_GivenUp(f"partition {self.partition} is projected no more"))
+        self.waiting = []
+        self.hurry.clear()
 
 
 class Projector:
@@ -170,6 +182,7 @@ class Projector:
                             await lane.hurry.wait()
         finally:
             lane.running = False
+            lane.given_up()
 
     async def run_until(
         self, ends: Mapping[int, int] | None = None, *, timeout_s: float | None = None
@@ -196,8 +209,9 @@ class Projector:
             if lane.checkpoint.next_offset >= end:
                 return
             if lane.running:
-                await self.wait_for(partition, end - 1)
-                return
+                with contextlib.suppress(_GivenUp):
+                    await self.wait_for(partition, end - 1)
+                continue
             try:
                 await self._patiently(lambda: self._step(lane, 0.1))
             except CheckpointMoved as moved:
@@ -206,7 +220,7 @@ class Projector:
     async def wait_for(self, partition: int, offset: int, timeout_s: float | None = None) -> None:
         """Until the record at `offset` is projected by whoever runs this partition here.
 
-        Raises TimeoutError.
+        Raises TimeoutError, also when that one stops.
         """
         lane = self._lane(partition)
         if lane.loaded and lane.checkpoint.next_offset > offset:

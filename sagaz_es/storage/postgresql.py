@@ -76,6 +76,7 @@ class PostgreSQLProjectionStore:
             deadline_s=deadline_s,
         )
         self.name = f"postgresql://{self.database.address}"
+        self.url, self.schema = url, schema  # for a blob store beside it
         self.doubts = Doubts(report)
         self._clock = clock
         self._events = EventBytes(codec)

@@ -352,6 +352,31 @@ async def test_waiting_ends_once_the_record_is_projected(log: MemoryEventLog, st
         assert len(await store.summaries()) == 2
 
 
+async def test_who_waits_for_a_projector_that_stops_is_told(
+    log: MemoryEventLog, store: Shaky
+) -> None:
+    projector = Projector(log, store)
+    async with running(projector):
+        await projector.run_until(timeout_s=5)
+        waiting = asyncio.create_task(projector.wait_for(0, 99))
+        await asyncio.sleep(0)
+    with pytest.raises(TimeoutError, match="projected no more"):
+        await waiting
+
+
+async def test_run_until_goes_on_where_a_projector_stops(log: MemoryEventLog, store: Shaky) -> None:
+    await log.append(0, history("order-17"))
+    store.failing = [(Unreachable("store", "here"), False)]
+    projector = Projector(log, store)
+    async with running(projector):
+        while not projector.counters["store_failures"]:  # noqa: ASYNC110  # it is busy now
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(projector.run_until(timeout_s=5))
+        await asyncio.sleep(0)
+    await waiting
+    assert len(await store.archived("order-17")) == 8
+
+
 async def test_the_status_says_how_far_it_is(log: MemoryEventLog, store: Shaky) -> None:
     await log.append(0, history("order-17"))
     projector = Projector(log, store)
