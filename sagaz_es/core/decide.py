@@ -13,11 +13,11 @@ compensation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from sagaz_es.core import events as e
 from sagaz_es.core.effects import standing
@@ -44,12 +44,21 @@ class Attempt(Struct, frozen=True, gc=False):
     ask: str = ""  # "recover" or "resolve": a handler that decides, instead of the action
 
 
+class Wait(Struct, frozen=True, gc=False):
+    """What a step waits for once its dependencies are done."""
+
+    signal: str = ""  # empty: only for the time
+    limit_us: int = 0  # how long it waits for the signal; 0: for ever
+    delay_us: int = 0  # how long it waits without a signal
+
+
 class Rules(Struct, frozen=True, gc=False):
     """What decides beside the recorded graph; the code's, not the record's."""
 
     failure_strategy: ParallelFailureStrategy = ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
     grace_us: int = 5_000_000
     recoverable: frozenset[str] = frozenset()  # steps with a forward recovery handler
+    waits: Mapping[str, Wait] = {}
     resolvable: frozenset[str] = frozenset()  # at-most-once steps that can find out what happened
 
 
@@ -74,10 +83,28 @@ IDLE = Decision()
 def decide(state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULES) -> Decision:
     """What follows now. An ended saga has nothing to do."""
     if state.status == "executing":
-        return _forward(state, graph, now, rules)
+        deadline = state.deadline_at
+        if deadline and completed_pivots(state, graph):
+            deadline = 0  # behind a pivot a saga only goes forward
+        if deadline and now >= deadline:
+            return _too_late(state, graph)
+        decision = IDLE if state.paused else _forward(state, graph, now, rules)
+        if deadline and not 0 < decision.wake_at <= deadline:
+            return structs.replace(decision, wake_at=deadline)
+        return decision
     if state.status == "compensating":
         return _backward(state, graph, now)
     return IDLE
+
+
+def _too_late(state: SagaState, graph: Graph) -> Decision:
+    """The saga's deadline has passed, and no pivot forbids to go back."""
+    if _running(state):
+        return Decision(stop_running=True)
+    return Decision((go_back(state, graph, reason=DEADLINE),))
+
+
+DEADLINE = "the saga's deadline has passed"
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -115,6 +142,13 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
         elif status == "outcome_unknown" and node.name in rules.resolvable and step is not None:
             run.append(Attempt(node.name, step.attempt, ask="resolve"))
             continue
+        elif status == "waiting" and step is not None:
+            over, wake_at = _waited(state, step, now, wake_at)
+            if over is None:
+                continue
+            if over:
+                facts.append(e.StepFailed(node.name, 0, "SignalTimeout", over))
+                continue
         elif status != "pending":
             continue
         # In a branch what stands may rest on something that runs again: wait for that, too.
@@ -125,6 +159,11 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
             wake_at = min(wake_at or step.retry_at, step.retry_at)
             continue
         attempt = 1 if step is None else step.attempt + 1
+        wait = rules.waits.get(node.name)
+        if wait is not None and status == "pending" and (step is None or not step.attempt):
+            pause = wait.limit_us if wait.signal else wait.delay_us
+            facts.append(e.StepWaiting(node.name, wait.signal, now + pause if pause else 0))
+            continue
         if state.force_failure and node.name == state.point:
             facts.append(e.StepStarted(node.name, attempt))
             facts.append(
@@ -142,6 +181,17 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
     if not open_steps:
         return Decision((e.SagaCompleted(),))
     return Decision(tuple(facts), tuple(run), wake_at)
+
+
+def _waited(state: SagaState, step: StepState, now: int, wake_at: int) -> tuple[str | None, int]:
+    """Whether a wait is over: None: not yet; empty: the step starts; else why it failed."""
+    if step.waits_for and state.signals.get(step.waits_for):
+        return "", wake_at
+    if step.wait_until and now >= step.wait_until:
+        return (f"no signal {step.waits_for!r} came in time" if step.waits_for else ""), wake_at
+    if step.wait_until:
+        wake_at = min(wake_at or step.wait_until, step.wait_until)
+    return None, wake_at
 
 
 def _done(needs: Iterable[str], steps: dict[str, StepState]) -> bool:
@@ -293,6 +343,8 @@ def _backward(state: SagaState, graph: Graph, now: int) -> Decision:
 def _ending(state: SagaState, graph: Graph) -> e.Fact:
     left = [effect.step for effect in standing(state)]
     error = (state.error_type, state.error_message, state.failed_step)
+    if not state.failed_step and state.undo_reason == DEADLINE:
+        error = ("SagaTimeoutError", DEADLINE, "")
     failed = [name for name, s in state.steps.items() if s.status == "compensation_failed"]
     if failed:
         return e.SagaFailed(*error, standing=join_names(left) or "[]")

@@ -119,6 +119,30 @@ class StepOutcomeUnknown(Fact, frozen=True, gc=False):
     reason: str = ""
 
 
+class StepWaiting(Fact, frozen=True, gc=False):
+    """A step whose dependencies are done waits, for a signal or for a time, before it runs."""
+
+    step: str
+    signal: str = ""  # empty: only for the time
+    until: int = 0  # when it runs, or, with a signal, when it gives up; 0: never
+
+
+class SagaPaused(Fact, frozen=True, gc=False):
+    """No further step starts until the saga is resumed."""
+
+    reason: str = ""
+    actor: str = ""
+    request_id: str = ""
+
+
+class SagaResumed(Fact, frozen=True, gc=False):
+    """A paused saga goes on."""
+
+    reason: str = ""
+    actor: str = ""
+    request_id: str = ""
+
+
 class SignalReceived(Fact, frozen=True, gc=False):
     """A signal reached the saga."""
 
@@ -312,6 +336,14 @@ class SignalSent(Request, frozen=True, gc=False):
     payload: str = ""  # JSON
 
 
+class PauseRequested(Request, frozen=True, gc=False):
+    """Start no further step of this saga."""
+
+
+class ResumeRequested(Request, frozen=True, gc=False):
+    """Let a paused saga go on."""
+
+
 class ReplayRequested(Request, frozen=True, gc=False):
     """Replay a saga as planned; `saga_id` is the family's head, whose writer decides."""
 
@@ -400,6 +432,9 @@ FACTS: tuple[type[Fact], ...] = (
     StepFailed,
     StepSkipped,
     StepOutcomeUnknown,
+    StepWaiting,
+    SagaPaused,
+    SagaResumed,
     SignalReceived,
     CompensationStarted,
     StepCompensationStarted,
@@ -422,6 +457,8 @@ REQUESTS: tuple[type[Request], ...] = (
     StartRequested,
     CancelRequested,
     SignalSent,
+    PauseRequested,
+    ResumeRequested,
     ReplayRequested,
     UndoRequested,
     CompensationRetryRequested,

@@ -237,6 +237,8 @@ def _step_started(state: SagaState, fact: e.StepStarted) -> None:
         attempt=fact.attempt,
         failures=step.failures,
         recoveries=step.recoveries,
+        waits_for=step.waits_for,
+        signal=_taken_signal(state, step),
     )
     state.current = fact.step
     if state.failed_step == fact.step:
@@ -283,6 +285,8 @@ def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
         attempt=fact.attempt,
         failures=step.failures + 1,
         recoveries=step.recoveries,
+        waits_for=step.waits_for,
+        signal=step.signal,
         retry_at=fact.retry_at,
         unknown=fact.unknown,
         error_type=fact.error_type,
@@ -315,8 +319,35 @@ def _step_outcome_unknown(state: SagaState, fact: e.StepOutcomeUnknown) -> None:
     )
 
 
+def _step_waiting(state: SagaState, fact: e.StepWaiting) -> None:
+    state.steps[fact.step] = StepState(
+        status="waiting", waits_for=fact.signal, wait_until=fact.until
+    )
+    state.current = fact.step
+
+
 def _signal_received(state: SagaState, fact: e.SignalReceived) -> None:
-    """Signals are kept by the steps that wait for them, once there are such steps."""
+    state.signals[fact.name] = (*state.signals.get(fact.name, ()), fact.payload or "null")
+
+
+def _taken_signal(state: SagaState, step: StepState) -> str:
+    """The payload with which a waiting step starts; taken, so that no other step gets it."""
+    if step.status != "waiting" or not step.waits_for:
+        return step.signal
+    first, *rest = state.signals.get(step.waits_for, ("",))
+    if rest:
+        state.signals[step.waits_for] = tuple(rest)
+    else:
+        state.signals.pop(step.waits_for, None)
+    return first
+
+
+def _saga_paused(state: SagaState, fact: e.SagaPaused) -> None:
+    state.paused = True
+
+
+def _saga_resumed(state: SagaState, fact: e.SagaResumed) -> None:
+    state.paused = False
 
 
 def _compensation_started(state: SagaState, fact: e.CompensationStarted) -> None:
@@ -476,6 +507,9 @@ _EVOLVE: dict[type[e.Fact], Callable[[SagaState, Any], None]] = {
     e.StepFailed: _step_failed,
     e.StepSkipped: _step_skipped,
     e.StepOutcomeUnknown: _step_outcome_unknown,
+    e.StepWaiting: _step_waiting,
+    e.SagaPaused: _saga_paused,
+    e.SagaResumed: _saga_resumed,
     e.SignalReceived: _signal_received,
     e.CompensationStarted: _compensation_started,
     e.StepCompensationStarted: _step_compensation_started,

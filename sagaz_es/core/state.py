@@ -39,6 +39,7 @@ class SagaStepStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     SKIPPED = "skipped"
+    WAITING = "waiting"  # for a signal or a time
     OUTCOME_UNKNOWN = "outcome_unknown"  # at-most-once; a policy or a person decides
     STALE = "stale"  # inherited by a branch: stands, must be undone before the branch goes forward
     COMPENSATING = "compensating"
@@ -64,6 +65,9 @@ class StepState(Struct, frozen=True, gc=False, omit_defaults=True):
     unknown: bool = False  # failed, but its effect may have happened
     error_type: str = ""
     error_message: str = ""
+    waits_for: str = ""  # the signal that it waits for, or that it has got
+    wait_until: int = 0  # µs; 0: for ever
+    signal: str = ""  # JSON: payload of the signal that let it start
     recoveries: int = 0  # how often its recovery handler has decided
     undo_attempt: int = 0
     undo_failures: int = 0
@@ -109,6 +113,8 @@ class SagaState(Struct, omit_defaults=True):
     error_message: str = ""
     failed_at: int = 0  # µs
 
+    paused: bool = False
+    signals: dict[str, tuple[str, ...]] = {}  # name -> payloads (JSON) that no step has taken yet
     pivots_released: bool = False  # somebody decided to compensate the pivots, too
     goal: str = ""  # of the compensation under way or done
     undo: tuple[str, ...] = ()
@@ -160,6 +166,7 @@ class SagaState(Struct, omit_defaults=True):
         other.context = dict(self.context)
         other.steps = dict(self.steps)
         other.recorders = dict(self.recorders)
+        other.signals = dict(self.signals)
         other.overrides = dict(self.overrides)
         return other
 

@@ -215,6 +215,7 @@ class Attempts:
             is_replay=bool(state.replay_id),
             resources=self._resources,
             results=results,
+            signal=state.step(name).signal,
         )
 
     # --- handlers that decide ---

@@ -23,7 +23,8 @@ class StepContext(dict[str, Any]):
     """A dict of the step's own. Changes to it are recorded when the step completes.
 
     `saga_id`, `step`, `attempt` (1, 2 …; grows over restarts, too), `idempotency_key` (the same in
-    every attempt), `is_replay`, `resources` (live objects given to `connect`), `result_of(step)`.
+    every attempt), `is_replay`, `resources` (live objects given to `connect`), `result_of(step)`,
+    `signal` (payload of the signal that the step waited for).
     A key that is missing but names a completed step reads as that step's result.
     """
 
@@ -37,6 +38,7 @@ class StepContext(dict[str, Any]):
         "is_replay",
         "resources",
         "saga_id",
+        "signal",
         "step",
     )
 
@@ -51,6 +53,7 @@ class StepContext(dict[str, Any]):
         is_replay: bool = False,
         resources: Mapping[str, Any] | None = None,
         results: Mapping[str, str] | None = None,
+        signal: str = "",
     ) -> None:
         super().__init__((key, from_text(text)) for key, text in texts.items())
         self._before = dict(texts)  # `texts` goes on while steps run side by side
@@ -59,6 +62,7 @@ class StepContext(dict[str, Any]):
         self._results = results or {}
         self.saga_id, self.step, self.attempt = saga_id, step, attempt
         self.idempotency_key, self.is_replay = idempotency_key, is_replay
+        self.signal: Any = from_text(signal) if signal else None
         self.resources: Mapping[str, Any] = resources if resources is not None else {}
 
     # --- reading ---

@@ -1,5 +1,5 @@
-"""What a person decides about a saga that waits: how it goes forward behind a pivot, or what became
-of an at-most-once step. Each decision is a fact, with its actor and reason."""
+"""What reaches a running saga from outside: signals, pauses, and what a person decides (how it goes
+forward behind a pivot, what became of an at-most-once step). Each becomes a fact of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from sagaz_es.engine.lookup import current_state
 from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,
-    RequestRefusedError,
+    SagaEnded,
     SagaNotFound,
     StepNotFound,
 )
 
-Decision = e.RecoveryRequested | e.OutcomeReported
+Decision = (
+    e.SignalSent | e.PauseRequested | e.ResumeRequested | e.RecoveryRequested | e.OutcomeReported
+)
 
 
 async def decide(host: Host, request: Decision) -> None:
@@ -29,29 +31,53 @@ async def decide(host: Host, request: Decision) -> None:
     state = await current_state(host.log, host.store, request.saga_id)
     if state is None:
         raise SagaNotFound(request.saga_id, host.log.name)
+    if state.ended:
+        raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
     fact = fact_of(state, request)
-    if host.runner_of(request.saga_id) is not None:
+    if host.awake(request.saga_id) is not None:
         await answer(host, request)
         return
-    await host.ask(
-        request,
-        lambda found: type(found) is type(fact) and getattr(found, "step", "") == request.step,
-    )
+
+    def answers(found: e.Fact) -> bool:
+        if type(found) is not type(fact):
+            return False
+        if hasattr(found, "request_id"):
+            return bool(found.request_id == request.request_id)
+        return getattr(found, "step", "") == getattr(fact, "step", "")
+
+    await host.ask(request, answers)
+
+
+_ASKED = {
+    e.SignalSent: "signalled",
+    e.PauseRequested: "paused",
+    e.ResumeRequested: "resumed",
+    e.RecoveryRequested: "decided about",
+    e.OutcomeReported: "decided about",
+}
 
 
 async def answer(host: Host, request: Decision) -> None:
     """Carry a decision out on a saga that runs here."""
-    runner = host.runner_of(request.saga_id)
+    runner = host.awake(request.saga_id)
     if runner is None:
         state = await current_state(host.log, host.store, request.saga_id)
-        if state is None or state.ended:
-            raise RequestRefusedError(f"saga {request.saga_id!r} does not run any more")
+        if state is None:
+            raise SagaNotFound(request.saga_id, host.log.name)
+        if state.ended:
+            raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
         raise HandingOver(request.saga_id)
-    await runner.decide_by_hand(fact_of(runner.state, request))
+    await runner.post(fact_of(runner.state, request))
 
 
 def fact_of(state: SagaState, request: Decision) -> e.Fact:
     """The fact that a decision becomes. Raises StepNotFound, ConfigurationError."""
+    if isinstance(request, e.SignalSent):
+        return e.SignalReceived(request.name, request.payload, request.request_id, request.actor)
+    if isinstance(request, e.PauseRequested):
+        return e.SagaPaused(request.reason, request.actor, request.request_id)
+    if isinstance(request, e.ResumeRequested):
+        return e.SagaResumed(request.reason, request.actor, request.request_id)
     step = state.step(request.step)
     if isinstance(request, e.RecoveryRequested):
         if request.action not in set(RecoveryAction) - {RecoveryAction.MANUAL_INTERVENTION}:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from msgspec import Struct, structs
 
-from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules
+from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules, Wait
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.errors import ConfigurationError, DefinitionError
 
@@ -86,6 +86,7 @@ class StepDefinition:
     recovery: Recovery | None = None
     resolve: Callable[..., Any] | None = None  # (ctx) -> did an at-most-once step happen?
     hooks: Hooks = _NO_HOOKS
+    wait: Wait | None = None
     idempotency_key: str | None = None
     description: str | None = None
     retry_on: tuple[type[BaseException], ...] = (Exception,)
@@ -131,11 +132,13 @@ class Definition:
         rules: Rules,
         snapshot_policy: str = "",
         listeners: Iterable[Any] = (),
+        deadline_us: int = 0,
         compatible_with: Iterable[str] = (),
         migrate: Callable[[RecordedSaga], Mapping[str, Any] | None] | None = None,
     ) -> None:
         self.name = name
         self.listeners = tuple(listeners)
+        self.deadline_us = deadline_us  # after its start; 0: none
         self.snapshot_policy = snapshot_policy
         self.compatible_with = frozenset(compatible_with)
         self.migrate = migrate
@@ -145,6 +148,7 @@ class Definition:
         self.rules = structs.replace(
             rules,
             recoverable=frozenset(step.name for step in listed if step.recovery is not None),
+            waits={step.name: step.wait for step in listed if step.wait is not None},
             resolvable=frozenset(step.name for step in listed if step.resolve is not None),
         )
         self.observed = bool(self.listeners) or any(s.hooks != _NO_HOOKS for s in listed)
@@ -190,6 +194,20 @@ def _seconds(name: str, what: str, value: float, *, zero: bool = False) -> float
     return float(value)
 
 
+def _wait(name: str, options: Mapping[str, Any]) -> Wait | None:
+    signal, limit = options["wait_for"], options["wait_seconds"]
+    delay = options["delay_seconds"]
+    if signal is None and limit is not None:
+        raise ConfigurationError(f"step {name!r}: wait_seconds goes with wait_for, a signal's name")
+    if signal is not None and delay is not None:
+        raise ConfigurationError(f"step {name!r}: either wait_for or delay_seconds, not both")
+    if signal is not None:
+        return Wait(signal, int(_seconds(name, "wait_seconds", limit) * _US) if limit else 0)
+    if delay is not None:
+        return Wait(delay_us=max(1, int(_seconds(name, "delay_seconds", delay, zero=True) * _US)))
+    return None
+
+
 def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> StepDefinition:
     """A definition from the options of `@action` and `add_step`, which share their meaning."""
     if not isinstance(name, str) or not name:
@@ -225,6 +243,7 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         retry_on=options["retry_on"],
         no_retry=options["no_retry"],
         resolve=options.get("resolve"),
+        wait=_wait(name, options),
         hooks=_hooks(options),
     )
 
@@ -245,6 +264,9 @@ def action(
     retry_on: tuple[type[BaseException], ...] = (Exception,),
     no_retry: tuple[type[BaseException], ...] = (),
     resolve: Callable[..., Any] | None = None,
+    wait_for: str | None = None,
+    wait_seconds: float | None = None,
+    delay_seconds: float | None = None,
     on_enter: Callable[..., Any] | None = None,
     on_success: Callable[..., Any] | None = None,
     on_failure: Callable[..., Any] | None = None,
@@ -258,6 +280,9 @@ def action(
     `timeout_seconds` is for each attempt. `depends_on=[]` makes a root. `pivot`: no way back after
     it. `at_most_once`: never run again after an attempt of unknown outcome; then `resolve(ctx)` is
     asked whether it happened (its result, or True; False; None: a person has to say).
+    `wait_for`: it starts when its dependencies are done and this signal has come (`ctx.signal` is
+    its payload), and fails after `wait_seconds` without one (None: it waits for ever).
+    `delay_seconds`: it starts that long after its dependencies are done. Both survive restarts.
     `effects=False`: it only computes. `on_…`: told of the step, see Hooks. `aggregate_type` and
     `event_type` are accepted for sagaz and unused.
     """
@@ -370,6 +395,7 @@ class Saga:
     )
     grace_seconds: ClassVar[float] = 5.0
     listeners: ClassVar[Sequence[Any]] = ()
+    deadline_seconds: ClassVar[float | None] = None
     replay_config: Any = None
     compatible_with: ClassVar[tuple[str, ...]] = ()
     _collected: ClassVar[tuple[StepDefinition, ...]] = ()
@@ -442,6 +468,9 @@ class Saga:
         retry_on: tuple[type[BaseException], ...] = (Exception,),
         no_retry: tuple[type[BaseException], ...] = (),
         resolve: Callable[..., Any] | None = None,
+        wait_for: str | None = None,
+        wait_seconds: float | None = None,
+        delay_seconds: float | None = None,
         on_enter: Callable[..., Any] | None = None,
         on_success: Callable[..., Any] | None = None,
         on_failure: Callable[..., Any] | None = None,
@@ -474,6 +503,9 @@ class Saga:
             "retry_on": retry_on,
             "no_retry": no_retry,
             "resolve": resolve,
+            "wait_for": wait_for,
+            "wait_seconds": wait_seconds,
+            "delay_seconds": delay_seconds,
             "on_enter": on_enter,
             "on_success": on_success,
             "on_failure": on_failure,
@@ -525,6 +557,7 @@ class Saga:
             rules=rules,
             snapshot_policy=self._snapshot_policy(),
             listeners=self.listeners,
+            deadline_us=int((self.deadline_seconds or 0) * _US),
             compatible_with=self.compatible_with,
             migrate=self.migrate,
         )

@@ -237,6 +237,38 @@ class Engine:
         self._check_open()
         await requests.cancel(self.host, check_id(saga_id), reason, actor)
 
+    async def signal(
+        self, saga_id: Any, name: str, payload: Any = None, *, actor: str = ""
+    ) -> None:
+        """Tell the saga something a step waits for (`wait_for`); returns once it is recorded.
+
+        A signal that no step waits for yet is kept. Raises SagaNotFound, SagaEnded.
+        """
+        self._check_open()
+        text = to_text(payload, "payload") if payload is not None else ""
+        now = self.host.clock.now()
+        request = e.SignalSent(new_id(), check_id(saga_id), now, actor, name=name, payload=text)
+        await decisions.decide(self.host, request)
+
+    async def pause(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
+        """Start no further step of the saga until `resume`; what runs may end.
+
+        Raises SagaNotFound, SagaEnded.
+        """
+        self._check_open()
+        now = self.host.clock.now()
+        await decisions.decide(
+            self.host, e.PauseRequested(new_id(), check_id(saga_id), now, actor, reason)
+        )
+
+    async def resume(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
+        """Let a paused saga go on. Raises SagaNotFound, SagaEnded."""
+        self._check_open()
+        now = self.host.clock.now()
+        await decisions.decide(
+            self.host, e.ResumeRequested(new_id(), check_id(saga_id), now, actor, reason)
+        )
+
     # --- replay ---
 
     async def plan_replay(

@@ -21,6 +21,7 @@ from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_into
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.changes import branch_state, check_definition, claim
 from sagaz_es.engine.config import EngineConfig
@@ -81,6 +82,7 @@ class Host:
         self._rebalance = asyncio.Lock()
         self._next_partition = 0
         self._told: set[str] = set()
+        self._alarms = Alarms(clock, self.awake)
 
     # --- life ---
 
@@ -88,6 +90,7 @@ class Host:
         """Join the group; returns when what it gave is taken over."""
         self.membership = await self.log.join(self.on_change, instance_id=instance_id)
         self.spawn(self._housekeeping(), "housekeeping")
+        self.spawn(self._alarms.run(), "alarms")
 
     async def close(self) -> None:
         """Hand everything over and leave; whoever still waits gets EngineClosed."""
@@ -124,6 +127,17 @@ class Host:
         owned = list(self.partitions.values())
         self._next_partition += 1
         return owned[self._next_partition % len(owned)]
+
+    def awake(self, saga_id: str) -> SagaRunner | None:
+        """The runner of a saga that this engine carries on; a parked one is woken."""
+        runner = self._runners.get(saga_id)
+        partition = self.partition_for(saga_id)
+        if runner is not None or partition is None or partition.leaving:
+            return runner
+        cell = partition.cells.get(saga_id)
+        if cell is None or not cell.ours or cell.lost or cell.state.ended:
+            return None
+        return self._run(partition, cell, self.registry.by_name(cell.state.saga_name), ())
 
     def runner_of(self, saga_id: str) -> SagaRunner | None:
         """The runner of a saga that runs here."""
@@ -212,6 +226,7 @@ class Host:
             definition.graph.text,
             text,
             definition.snapshot_policy,
+            self.clock.now() + definition.deadline_us if definition.deadline_us else 0,
             actor=actor,
             cause=cause,
         )
@@ -286,22 +301,26 @@ class Host:
         definition: Definition,
         first: Sequence[e.Fact],
     ) -> SagaRunner:
-        runner = SagaRunner(
-            cell,
-            partition,
-            definition,
-            writer=self.writer,
-            clock=self.clock,
-            resources=self.resources,
-            blobs=self.large_values,
-        )
+        runner = self._make_runner(partition, cell, definition)
         saga_id = cell.state.saga_id
-        runner.on_parked = lambda: self._parked(runner)
         self._runners[saga_id] = runner
         self._tasks[saga_id] = asyncio.create_task(
             self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
         )
         return runner
+
+    def _make_runner(
+        self, partition: Partition, cell: Cell, definition: Definition | None = None
+    ) -> SagaRunner:
+        return SagaRunner(
+            cell,
+            partition,
+            definition or self.registry.by_name(cell.state.saga_name),
+            writer=self.writer,
+            clock=self.clock,
+            resources=self.resources,
+            blobs=self.large_values,
+        )
 
     async def _to_the_end(
         self, runner: SagaRunner, partition: Partition, first: Sequence[e.Fact]
@@ -333,6 +352,10 @@ class Host:
             runner.ready.exception()
         if error is None and cell.state.ended:
             partition.finish(cell)
+        runner.abandon(error if isinstance(error, Exception) else EngineClosed(saga_id))
+        if error is None and runner.parked:
+            self._park(runner)
+            return
         outcome = self._outcomes.pop(saga_id, None)
         if outcome is None or outcome.done():
             return
@@ -346,11 +369,16 @@ class Host:
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
 
-    def _parked(self, runner: SagaRunner) -> None:
-        """Only a person can carry it on: who waits for the saga is told how it stands."""
-        outcome = self._outcomes.pop(runner.state.saga_id, None)
-        if outcome is not None and not outcome.done():
-            self.spawn(self._tell(outcome, runner.state.copy(), runner.error), "parked")
+    def _park(self, runner: SagaRunner) -> None:
+        """Nothing of the saga runs until it is woken. Where only a person can do that, who waits
+        for the saga is told how it stands."""
+        state = runner.state
+        if runner.wake_at:
+            self._alarms.set(runner.wake_at, state.saga_id)
+        if needs_nobody_else(state):
+            outcome = self._outcomes.pop(state.saga_id, None)
+            if outcome is not None and not outcome.done():
+                self.spawn(self._tell(outcome, state.copy(), runner.error), "parked")
 
     async def _tell(
         self,
@@ -521,6 +549,8 @@ class Host:
         fact = event.fact
         if isinstance(fact, e.SagaStarted | e.CompensationStarted) and fact.cause:
             partition.answered.add(fact.cause)
+        elif isinstance(fact, e.SignalReceived | e.SagaPaused | e.SagaResumed):
+            partition.answered.add(fact.request_id)
         elif isinstance(fact, e.ReplayBranched):
             partition.answered.add(fact.request_id)
             if state.branch == fact.branch_saga_id:
@@ -601,9 +631,14 @@ class Host:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        parked = [
+            self._make_runner(partition, cell)
+            for saga_id, cell in partition.cells.items()
+            if cell.ours and saga_id not in self._runners and not cell.state.ended
+        ]
         released = [
             runner.release()
-            for saga_id, runner, _ in runners
+            for runner in (*(runner for _, runner, _ in runners), *parked)
             if not runner.state.ended and not runner.cell.lost
         ]
         if released:

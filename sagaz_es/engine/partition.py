@@ -310,6 +310,8 @@ class Partition:
             chunk = await self._log.read(self.index, position, limit=1000, wait_s=1.0)
             async with self._lock:
                 self._fold_records(chunk.records)
+                if not chunk.records and self.position == position:
+                    self.position = chunk.next_offset  # offsets that hold no records
             if self._appends != seen:
                 # Own traffic wakes this loop, too; the write loop notices foreign records by
                 # itself.

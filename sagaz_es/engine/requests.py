@@ -45,7 +45,7 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
             return
         raise SagaEnded(saga_id, state.status, "cancelled")
     request = e.CancelRequested(new_id(), saga_id, host.clock.now(), actor, reason)
-    runner = host.runner_of(saga_id)
+    runner = host.awake(saga_id)
     if runner is not None:
         await runner.request_cancel(request)
     else:
@@ -92,7 +92,7 @@ class Answers:
                 cause=request.request_id,
             )
         elif isinstance(request, e.CancelRequested):
-            runner = host.runner_of(request.saga_id)
+            runner = host.awake(request.saga_id)
             if runner is None:
                 state = await current_state(host.log, host.store, request.saga_id)
                 status = "unknown" if state is None else state.status
@@ -104,7 +104,7 @@ class Answers:
             await replayer.answer_undo(host, request)
         elif isinstance(request, e.CompensationRetryRequested | e.CompensationSkipRequested):
             await compensations.answer(host, partition, request)
-        elif isinstance(request, e.RecoveryRequested | e.OutcomeReported):
+        elif isinstance(request, decisions.Decision):
             await decisions.answer(host, request)
         else:
             raise RequestRefusedError(f"{type(request).__name__} is not served by this version")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagaz_es.core import events as e
@@ -23,10 +23,12 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.engine.attempts import Attempts, Blobs, fact_size
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
-from sagaz_es.errors import RequestRefusedError
+from sagaz_es.errors import RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
 
 logger = logging.getLogger("sagaz_es.engine")
+
+PARK_US = 1_000_000  # a shorter wait is waited out by the loop itself
 
 
 class SagaRunner:
@@ -59,13 +61,13 @@ class SagaRunner:
         self._inline: asyncio.Task[Any] | None = None  # this loop's own task while it runs a step
         self._inline_step = ""
         self._asked: set[str] = set()  # steps whose resolve did not know
-        self._decisions: list[tuple[e.Fact, asyncio.Future[None]]] = []  # by persons
-        self._decided: list[asyncio.Future[None]] = []  # in the append under way
+        self._news = False  # something was posted since the last decision
         self._cancel_request: e.CancelRequested | None = None
         self._cancelled: asyncio.Future[None] | None = None
         self._draining = False
         self.ready: asyncio.Future[None] | None = None
-        self.on_parked: Callable[[], None] = lambda: None  # a person has to decide
+        self.parked = False  # ended with nothing to run until somebody, or `wake_at`, wakes it
+        self.wake_at = 0  # µs; 0: only somebody
 
     @property
     def error(self) -> BaseException | None:
@@ -89,12 +91,25 @@ class SagaRunner:
         self._wake()
         return self._cancelled
 
-    async def decide_by_hand(self, fact: e.Fact) -> None:
-        """A person has decided about a step that waits for it; returns once that is accepted."""
-        done = asyncio.get_running_loop().create_future()
-        self._decisions.append((fact, done))
-        self._wake()
-        await asyncio.shield(done)
+    async def post(self, fact: e.Fact) -> None:
+        """Write a fact that comes from outside (a signal, a decision), whatever runs meanwhile;
+        returns once it stands. Raises SagaEnded, LostOwnership.
+
+        Safe between any two awaits of the loop: what it has numbered is in the queue by then.
+        """
+        if self.state.ended:
+            raise SagaEnded(self.state.saga_id, self.state.status, "changed")
+        self._number(fact)
+        await self._flush()
+        self._news = True
+        if self._woken is not None:
+            self._woken.set()
+
+    def abandon(self, error: Exception) -> None:
+        """The loop has ended: tell whoever still waits for a cancel."""
+        if self._cancelled is not None and not self._cancelled.done():
+            self._cancelled.set_exception(error)
+            self._cancelled.exception()
 
     def drain(self) -> None:
         """Start nothing new; end when the running attempts have ended and are recorded."""
@@ -123,8 +138,6 @@ class SagaRunner:
             if self._out:
                 began = type(self._out[0].fact) is e.SagaStarted
                 await self._flush()
-                while self._decided:
-                    self._decided.pop().set_result(None)
                 await self._attempts.tell(began)
             if self.ready is not None and not self.ready.done():
                 self.ready.set_result(None)
@@ -146,8 +159,9 @@ class SagaRunner:
                 )
                 self._running[attempt.step] = task
                 task.add_done_callback(lambda _: self._wake())
-            if not self._running and not wake_at:
-                self.on_parked()
+            if not self._running and self._may_park(wake_at):
+                self.parked, self.wake_at = True, wake_at
+                return
             try:
                 await self._wait(wake_at)
             except asyncio.CancelledError:
@@ -156,14 +170,17 @@ class SagaRunner:
                 await asyncio.gather(*self._running.values(), return_exceptions=True)
                 raise
 
+    def _may_park(self, wake_at: int) -> bool:
+        """Whether nothing will happen for long: then the saga costs no task while it waits."""
+        if self._cancel_request is not None or self._news:
+            return False
+        return not wake_at or wake_at - self._attempts.now() > PARK_US
+
     def _decide(self) -> tuple[list[Attempt], int, bool]:
         """Number every fact that follows now, and what may run once they are accepted."""
         for step in [name for name, task in self._running.items() if task.done()]:
             self._take(step, self._running.pop(step).result())
-        for fact, done in self._decisions:
-            self._number(fact)
-            self._decided.append(done)
-        self._decisions.clear()
+        self._news = False
         if self._cancel_request is not None and not self._running:
             self._answer_cancel(self._cancel_request)
         if self._draining or self._cancel_request is not None:
@@ -247,7 +264,8 @@ class SagaRunner:
         if self._woken is None:
             self._woken = asyncio.Event()
         woken = self._woken
-        if not any(task.done() for task in self._running.values()):
+        # Who called before the event existed has left a mark instead of setting it.
+        if not self._news and not any(task.done() for task in self._running.values()):
             timer = None
             if wake_at:
                 timer = asyncio.create_task(self._clock.sleep_until(wake_at))

@@ -416,7 +416,6 @@ def test_a_branch_may_be_the_head_and_may_be_undone() -> None:
     [
         e.SagaReleased(),
         e.SagaCheckpointed("{}"),
-        e.SignalReceived("paid"),
         e.ChildStarted("ship", "c"),
         e.ChildEnded("ship", "c"),
         e.SubjectErased("ann"),
@@ -427,6 +426,31 @@ def test_some_facts_only_take_their_place(fact: e.Fact) -> None:
     plain.sequence, plain.updated_at, plain.released = 2, 2_000_000, state.released
     assert state == plain
     assert state.released == isinstance(fact, e.SagaReleased)
+
+
+def test_signals_are_kept_in_order_until_a_waiting_step_takes_the_first() -> None:
+    got = (e.SignalReceived("paid", "1"), e.SignalReceived("paid", "2"))
+    state = after(START, e.StepWaiting("charge", "paid", 9), *got)
+    assert state.signals == {"paid": ("1", "2")}
+    assert state.step("charge") == StepState(status="waiting", waits_for="paid", wait_until=9)
+    state = after(START, e.StepWaiting("charge", "paid", 9), *got, e.StepStarted("charge"))
+    assert (state.signals, state.step("charge").signal) == ({"paid": ("2",)}, "1")
+
+
+def test_a_retry_keeps_the_signal_that_the_first_attempt_took() -> None:
+    failed = e.StepFailed("charge", 1, "E", "m", "", 5)
+    begun = (
+        e.StepWaiting("charge", "paid"),
+        e.SignalReceived("paid", "1"),
+        e.StepStarted("charge"),
+    )
+    state = after(START, *begun, failed, e.StepStarted("charge", 2))
+    assert state.step("charge").signal == "1"
+
+
+def test_a_pause_lasts_until_the_saga_is_resumed() -> None:
+    assert after(START, e.SagaPaused()).paused
+    assert not after(START, e.SagaPaused(), e.SagaResumed()).paused
 
 
 # --- states ---------------------------------------------------------------------------------------
