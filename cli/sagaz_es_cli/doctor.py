@@ -43,6 +43,7 @@ def add_doctor(group: click.Group) -> None:
     @command(
         group,
         "doctor",
+        keys="a list of check, result (ok, look, wrong), found, advice",
         examples="""
             sagaz-es doctor
             sagaz-es doctor --log kafka://broker:9092/orders --store postgresql://db/sagas

@@ -12,8 +12,8 @@ from sagaz_es.errors import (
 )
 
 DONE, FAILED, USAGE, REFUSED, NOT_FOUND, PARTLY = range(6)
-# As shells report a process that a signal ended.
-INTERRUPTED, TERMINATED, PIPE_CLOSED = 128 + 2, 128 + 15, 128 + 13
+SIGNALLED = 128
+"""As shells report a process that a signal ended: its number is added."""
 
 MEANINGS = {
     DONE: "done",

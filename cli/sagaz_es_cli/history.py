@@ -31,6 +31,10 @@ def add_time_travel(group: click.Group) -> None:
     @command(
         group,
         "time-travel",
+        keys="saga_id, saga_name, status, sequence, timestamp, context, "
+        "completed_steps, current_step, source (snapshot_id, snapshot_sequence, "
+        "events_folded, tail_events, partition, offset, passed_over); with "
+        "--key the value",
         examples="""
             sagaz-es replay time-travel order-4711 --at 2026-07-01T10:00:00Z
             sagaz-es replay time-travel order-4711 --at 12 --format yaml
@@ -113,6 +117,7 @@ def add_list_changes(group: click.Group) -> None:
     @command(
         group,
         "list-changes",
+        keys="a list of sequence, timestamp, type, step, status, changes (set, deleted)",
         examples="""
             sagaz-es replay list-changes order-4711
             sagaz-es replay list-changes order-4711 --after 2026-07-01T10:00:00Z --limit 20

@@ -25,6 +25,7 @@ def add_import(group: click.Group) -> None:
     @command(
         group,
         "import",
+        keys="sagas, events, skipped, errors (a list of line, reason)",
         examples="""
             sagaz-es import fines.csv --saga-name fine --saga-id-column case \\
                 --step-column activity --time-column when --infer-types

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -37,10 +38,10 @@ class _Group(click.Group):
             except (click.ClickException, click.exceptions.Exit):
                 raise
             except (KeyboardInterrupt, click.Abort):
-                ctx.exit(exits.INTERRUPTED)
+                ctx.exit(exits.SIGNALLED + signal.SIGINT)
             except BrokenPipeError:
                 _forget_stdout()
-                ctx.exit(exits.PIPE_CLOSED)
+                ctx.exit(exits.SIGNALLED + signal.SIGPIPE)
             except Exception as error:
                 ctx.exit(_tell(exits.root_of(error)))
 

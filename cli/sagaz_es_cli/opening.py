@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, redirect_stdout, suppress
-from os.path import dirname, exists
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, redirect_stdout, suppress
 from typing import Any, TypeVar
+
+import click
 
 from sagaz_es.connect import connect, open_blobs, open_log, open_store
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.projector import Projector
 from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.errors import UnknownSagaName
 from sagaz_es.ports import BlobStore, EventLog, ProjectionStore
-from sagaz_es_cli import sources
-from sagaz_es_cli.exits import TERMINATED
+from sagaz_es_cli import exits, sources
 from sagaz_es_cli.options import Settings
 from sagaz_es_cli.render import note
 
@@ -30,30 +33,38 @@ CATCH_UP_SECONDS = 60.0
 WAIT_SECONDS = 2.0
 """How long it waits for a projector elsewhere to reach where the log ended."""
 
+IDLE_SECONDS = 0.25
+"""An embedded store that does not move for so long has no projector at work."""
+
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work; SIGTERM ends it as tidily as Ctrl-C does."""
-    with asyncio.Runner() as runner:
-        task_ended_by: list[int] = []
+    """Run a command's work. Ctrl-C and SIGTERM end it tidily, a second one at once.
 
-        async def guarded() -> T:
-            task = asyncio.current_task()
-            assert task is not None
+    That is as harmless as any crash: what was acknowledged stands in the log.
+    """
+    stopped_by: list[int] = []
 
-            def terminate() -> None:
-                task_ended_by.append(signal.SIGTERM)
-                task.cancel()
+    def stop(task: asyncio.Task[Any], number: int) -> None:
+        if stopped_by:
+            os._exit(exits.SIGNALLED + number)
+        stopped_by.append(number)
+        task.cancel()
 
-            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
-                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-            return await work
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop, task, number)
+        return await work
 
-        try:
-            return runner.run(guarded())
-        except asyncio.CancelledError:
-            if task_ended_by:
-                sys.exit(TERMINATED)
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        if not stopped_by:
             raise
+        raise click.exceptions.Exit(exits.SIGNALLED + stopped_by[0]) from None
 
 
 class Reading:
@@ -77,31 +88,40 @@ class Reading:
 
     async def up_to_date_store(self) -> ProjectionStore:
         """The store, at least as far as the log is now; where that takes too long, says so."""
-        from sagaz_es.engine.projector import Projector
         from sagaz_es.storage.memory import MemoryProjectionStore
 
         if self.store is None:  # nothing keeps lists of this log: fold it here
             self.store = MemoryProjectionStore()
         projector = Projector(self.log, self.store)
         ours = getattr(self.log, "indexed", False) or isinstance(self.store, MemoryProjectionStore)
-        try:
-            if ours:
+        if await self._caught_up(projector, IDLE_SECONDS if ours else WAIT_SECONDS):
+            return self.store
+        if ours:
+            # Nobody is at it. (Beside a projector that is, this one would only get in its way.)
+            with suppress(TimeoutError):
                 await projector.run_until(timeout_s=CATCH_UP_SECONDS)
-            else:
-                await self._wait_for(projector)
-        except TimeoutError:
-            lag = sum(status.lag for status in await projector.status())
+        lag = sum(status.lag for status in await projector.status())
+        if lag:
             how = "" if ours else "; is `sagaz-es projector run` running?"
             note(f"the store is {lag} records behind the log: newer changes are missing{how}")
         return self.store
 
-    async def _wait_for(self, projector: Any) -> None:
-        ends = {status.partition: status.log_end for status in await projector.status()}
-        async with asyncio.timeout(WAIT_SECONDS):
-            while any(  # noqa: ASYNC110 - another process projects, it tells nobody
-                status.next_offset < ends[status.partition] for status in await projector.status()
-            ):
-                await asyncio.sleep(0.1)
+    async def _caught_up(self, projector: Projector, idle_s: float) -> bool:
+        """Wait for the store to reach where the log ends now, while it comes nearer."""
+        loop = asyncio.get_running_loop()
+        statuses = await projector.status()
+        ends = {status.partition: status.log_end for status in statuses}
+        place, moved_at = -1, loop.time()
+        end = loop.time() + WAIT_SECONDS
+        while any(status.next_offset < ends[status.partition] for status in statuses):
+            now = sum(status.next_offset for status in statuses)
+            if now > place:
+                place, moved_at = now, loop.time()
+            if loop.time() > min(end, moved_at + idle_s):
+                return False
+            await asyncio.sleep(0.05)
+            statuses = await projector.status()
+        return True
 
 
 @asynccontextmanager
@@ -161,6 +181,18 @@ async def serving(settings: Settings, saga_name: str) -> AsyncIterator[Engine]:
         yield it
 
 
+@contextmanager
+def unless_interrupted(what: str) -> Iterator[None]:
+    """Say what becomes of `what`, when the wait for it is broken off."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        note(f"{what} is unfinished: an engine of this log goes on with it")
+        drain = EngineConfig().drain_seconds
+        note(f"waiting up to {drain:g} s for the step that runs; once more to stop at once")
+        raise
+
+
 @asynccontextmanager
 async def _opened(made: Engine, *, join: bool) -> AsyncIterator[Engine]:
     # What the code of sagas prints goes to stderr: stdout is for the result.
@@ -200,7 +232,7 @@ async def missing_place(log: EventLog) -> str:
 
 def _can_be_made(path: str) -> bool:
     # Where its directory is missing too, opening it says so.
-    return not exists(path) and exists(dirname(path))
+    return not os.path.exists(path) and os.path.exists(os.path.dirname(path))
 
 
 async def inspect(log: Any) -> Any:

@@ -118,7 +118,8 @@ class JsonObject(click.ParamType[Any]):
 # --- commands -------------------------------------------------------------------------------------
 
 
-def _common_options() -> list[click.Option]:
+def common_options() -> list[click.Option]:
+    """New ones for each command."""
     return [
         click.Option(
             ["--log"],
@@ -161,15 +162,17 @@ def _log_beside(store: str | None) -> str | None:
 
 
 class Command(click.Command):
-    """A command with the common options, shown apart from its own."""
+    """A command with the common options, shown apart from its own. `keys`: those of its JSON."""
+
+    keys = ""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
-        names = {option.name for option in _common_options()}
+        names = {option.name for option in common_options()}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(param, click.Option):
                 (common if param.name in names else own).append(record)
         for title, records in (("Options", own), (COMMON, common)):
             if records:
@@ -178,13 +181,21 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
+        if self.keys:
+            formatter.write_paragraph()
+            formatter.write_text(f"JSON: {self.keys}.")
         formatter.write_paragraph()
         statuses = (f"{number} {meaning}" for number, meaning in MEANINGS.items())
         formatter.write_text(f"Exit status: {', '.join(statuses)}.")
 
 
-def command(group: click.Group, name: str, *, examples: str) -> Callable[[AnyFunction], Command]:
-    """Add a command to a group. The function gets Settings first, then its own options."""
+def command(
+    group: click.Group, name: str, *, examples: str, keys: str = ""
+) -> Callable[[AnyFunction], Command]:
+    """Add a command to a group. The function gets Settings first, then its own options.
+
+    `keys`: those of its JSON, for people.
+    """
 
     def decorate(function: AnyFunction) -> Command:
         @functools.wraps(function)
@@ -201,7 +212,8 @@ def command(group: click.Group, name: str, *, examples: str) -> Callable[[AnyFun
 
         lines = "\n".join(f"  {line}" for line in inspect.cleandoc(examples).splitlines())
         made = click.command(name, cls=Command, epilog=f"\b\nExamples:\n{lines}")(call)
-        made.params.extend(_common_options())
+        made.keys = " ".join(keys.split())
+        made.params.extend(common_options())
         group.add_command(made)
         return made
 

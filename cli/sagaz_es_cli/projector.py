@@ -91,7 +91,12 @@ def _live(what: str) -> Iterator[Callable[[Statuses], None]]:
 # --- status ---------------------------------------------------------------------------------------
 
 
-@command(projector, "status", examples="sagaz-es projector status --format json")
+@command(
+    projector,
+    "status",
+    keys="a list of partition, next_offset, log_end, lag",
+    examples="sagaz-es projector status --format json",
+)
 def status(settings: Settings) -> None:
     """Show how far the store is behind the log, partition by partition."""
 
@@ -131,7 +136,7 @@ def _emit_statuses(settings: Settings, statuses: Statuses) -> None:
 # --- rebuild --------------------------------------------------------------------------------------
 
 
-@command(projector, "rebuild", examples="sagaz-es projector rebuild")
+@command(projector, "rebuild", keys="as `projector status`", examples="sagaz-es projector rebuild")
 @click.option(
     "--lose-older",
     is_flag=True,
@@ -157,7 +162,12 @@ def rebuild(settings: Settings, lose_older: bool) -> None:
 # --- verify ---------------------------------------------------------------------------------------
 
 
-@command(projector, "verify", examples="sagaz-es projector verify")
+@command(
+    projector,
+    "verify",
+    keys="ok, sagas, events, unknown_beginning, differences (a list of saga_id, what, detail)",
+    examples="sagaz-es projector verify",
+)
 @click.option(
     "--limit",
     type=click.IntRange(1),

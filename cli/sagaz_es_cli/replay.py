@@ -12,7 +12,7 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es_cli import exits
 from sagaz_es_cli.history import add_list_changes, add_time_travel
-from sagaz_es_cli.opening import asking, reading, run, serving
+from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
 from sagaz_es_cli.options import AnyFunction, Settings, command
 from sagaz_es_cli.overrides import parse_overrides
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
@@ -63,6 +63,7 @@ def _point_options(function: AnyFunction) -> AnyFunction:
 @command(
     replay,
     "plan",
+    keys="saga_id, from_step, digest, blocked, steps (a list of step, verdict, reason)",
     examples="""
         sagaz-es replay plan order-4711 --from-step charge
         sagaz-es replay plan order-4711 -s charge --override '{"token": "new"}' -o amount=12
@@ -139,6 +140,7 @@ def plan_blocks(plan: ReplayPlan) -> list[Block]:
 @command(
     replay,
     "run",
+    keys="status, replay_id, original_saga_id, new_saga_id, plan, error",
     examples="""
         sagaz-es replay run order-4711 --from-step charge --dry-run
         sagaz-es replay run order-4711 --from-step charge --app shop.sagas:OrderSaga
@@ -192,7 +194,8 @@ def run_replay(
                     )
                 return await replay_in(engine, plan)
         async with serving(settings, plan.saga_name) as engine:
-            return await replay_in(engine, await plan_in(engine))
+            with unless_interrupted(f"the replay of {saga_id!r}, if it has begun,"):
+                return await replay_in(engine, await plan_in(engine))
 
     result = run(work())
     record = result_record(result)
@@ -246,6 +249,7 @@ def result_blocks(result: ReplayResult, record: dict[str, Any]) -> list[Block]:
 @command(
     replay,
     "undo",
+    keys="as `replay run`; plan is null",
     examples="""
         sagaz-es replay undo 5b1f… --app shop.sagas
         sagaz-es replay undo 5b1f… --reason "wrong address" --app shop.sagas

@@ -13,7 +13,7 @@ from sagaz_es.engine.lookup import current_state
 from sagaz_es.ports import Summary
 from sagaz_es_cli import exits
 from sagaz_es_cli.history import past_of, state_blocks, state_record
-from sagaz_es_cli.opening import asking, reading, run, serving
+from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
 from sagaz_es_cli.options import JsonObject, Settings, command
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
 from sagaz_es_cli.tables import Column, Rows
@@ -39,6 +39,7 @@ def user() -> str:
 @command(
     saga,
     "start",
+    keys="saga_id, saga_name, status, context, error",
     examples="""
         sagaz-es saga start order --context '{"sku": "A1"}' --app shop.sagas
         sagaz-es saga start order --context @order.json --saga-id order-4711 --app shop.sagas
@@ -68,13 +69,8 @@ def start(settings: Settings, name: str, context: dict[str, Any], saga_id: str |
                 if known is not None:
                     note(f"saga {saga_id!r} ({known.saga_name}) was there: it is not started again")
             handle = await joined.start(name, context, saga_id=saga_id, actor=user())
-            try:
+            with unless_interrupted(f"saga {handle.saga_id!r}"):
                 result = await handle.result()
-            except BaseException:
-                note(
-                    f"saga {handle.saga_id!r} is unfinished: an engine of this log goes on with it"
-                )
-                raise
             record = {
                 "saga_id": result.saga_id,
                 "saga_name": result.saga_name,
@@ -103,6 +99,7 @@ def start(settings: Settings, name: str, context: dict[str, Any], saga_id: str |
 @command(
     saga,
     "list",
+    keys="a list of saga_id, saga_name, status, started_at, updated_at, error",
     examples="""
         sagaz-es saga list
         sagaz-es saga list --status failed --name order --limit 20
@@ -170,7 +167,13 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
 # --- show -----------------------------------------------------------------------------------------
 
 
-@command(saga, "show", examples="sagaz-es saga show order-4711")
+@command(
+    saga,
+    "show",
+    keys="as `replay time-travel`, and steps (a list of step, status, attempts, "
+    "error), error, started_at, ended_at, parent_saga_id, replay_id, branch",
+    examples="sagaz-es saga show order-4711",
+)
 @click.argument("saga_id", metavar="ID")
 def show(settings: Settings, saga_id: str) -> None:
     """Show a saga as it is now: status, context and steps."""
@@ -227,7 +230,12 @@ def error_of(state: SagaState) -> str | None:
 # --- cancel ---------------------------------------------------------------------------------------
 
 
-@command(saga, "cancel", examples='sagaz-es saga cancel order-4711 --reason "the customer called"')
+@command(
+    saga,
+    "cancel",
+    keys="saga_id, saga_name, status, error",
+    examples='sagaz-es saga cancel order-4711 --reason "the customer called"',
+)
 @click.argument("saga_id", metavar="ID")
 @click.option("--reason", required=True, help="Recorded in the log, shown in the history.")
 @click.option("--actor", metavar="WHO", help="Recorded too; default: your user name.")

@@ -21,6 +21,7 @@ def topics() -> None:
 @command(
     topics,
     "create",
+    keys="topic, created, partitions, replication_factor",
     examples="""
         sagaz-es topics create --log kafka://broker:9092/orders --partitions 12
         """,

@@ -1,0 +1,125 @@
+"""Commands on a real Kafka and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from .conftest import Project
+
+START = ("saga", "start", "order", "--app", "shop")
+
+
+@pytest.fixture
+def on_kafka(project: Project, kafka_bootstrap: str, kafka_namespace: str) -> Project:
+    """A project whose log is a namespace of its own, without a store."""
+    url = f"kafka://{kafka_bootstrap}/{kafka_namespace}"
+    return replace(project, env=dict(project.env) | {"SAGAZ_ES_LOG": url})
+
+
+@pytest.fixture
+def on_servers(on_kafka: Project, postgresql_url: str) -> Project:
+    """The same with an empty database."""
+    return replace(on_kafka, env=dict(on_kafka.env) | {"SAGAZ_ES_STORE": postgresql_url})
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to that"
+
+
+def test_looking_makes_no_topic(on_kafka: Project) -> None:
+    listed = on_kafka.run("saga", "list")
+    assert (listed.status, listed.json) == (0, [])
+    assert "there is no topic " in listed.stderr
+    assert on_kafka.run("saga", "show", "o-1").status == 4
+    doctor = on_kafka.run("doctor")
+    assert (doctor.status, doctor.json[0]["result"]) == (1, "wrong")
+    assert on_kafka.run("topics", "create").json["created"] is True  # nothing had made it
+
+
+def test_a_topic_is_made_once_and_kept(on_kafka: Project) -> None:
+    create = ("topics", "create", "--partitions", "3", "--replication-factor", "1")
+    made = on_kafka.run(*create)
+    assert made.status == 0
+    topic = made.json["topic"]
+    assert topic.endswith(".saga-events")
+    assert made.json == {
+        "topic": topic,
+        "created": True,
+        "partitions": 3,
+        "replication_factor": 1,
+    }
+    again = on_kafka.run(*create)
+    assert (again.status, again.json) == (0, made.json | {"created": False})
+    other = on_kafka.run("topics", "create", "--partitions", "4")
+    assert (other.status, other.stdout) == (1, "")
+    assert "it has 3 partitions, and that stays so" in other.error
+
+
+def test_a_topic_with_more_replicas_than_brokers_is_not_made(on_kafka: Project) -> None:
+    given = on_kafka.run("topics", "create", "--replication-factor", "3")
+    assert (given.status, given.stdout) == (1, "")
+    assert "on 1 broker(s) it gets 1 replicas, not 3" in given.error
+    assert on_kafka.run("topics", "create").json["created"] is True
+
+
+def test_everything_works_without_a_store(on_kafka: Project) -> None:
+    assert on_kafka.run(*START, "--saga-id", "o-1", "--context", '{"token": "bad"}').status == 1
+    assert [saga["status"] for saga in on_kafka.run("saga", "list").json] == ["rolled_back"]
+    at = ("replay", "time-travel", "o-1", "--at", "step:charge", "--key", "reservation.shelf")
+    assert on_kafka.run(*at).json == 7
+    run = ("replay", "run", "o-1", "--from-step", "charge", "--override", '{"token": "good"}')
+    replayed = on_kafka.run(*run, "--app", "shop:OrderSaga")
+    assert (replayed.status, replayed.json["status"]) == (0, "success")
+    listed = on_kafka.run("saga", "list").json
+    assert {saga["saga_id"] for saga in listed} == {"o-1", replayed.json["new_saga_id"]}
+    assert on_kafka.run("projector", "status").status == 2
+    assert on_kafka.run("doctor").status == 0
+
+
+def test_a_projector_beside_it_keeps_the_store(on_servers: Project) -> None:
+    on_servers.run(*START, "--saga-id", "o-1", "--context", '{"token": "bad"}')
+    behind = on_servers.run("saga", "list")
+    assert behind.json == []
+    assert "records behind the log: newer changes are missing" in behind.stderr
+    assert "is `sagaz-es projector run` running?" in behind.stderr
+    with on_servers.start("projector", "run") as process:
+        until(lambda: not sum(p["lag"] for p in on_servers.run("projector", "status").json))
+        run = ("replay", "run", "o-1", "--from-step", "charge", "-o", "token=good")
+        replayed = on_servers.run(*run, "--app", "shop:OrderSaga")
+        assert (replayed.status, replayed.json["status"]) == (0, "success")
+        listed = on_servers.run("saga", "list")
+        assert {saga["saga_id"] for saga in listed.json} == {"o-1", replayed.json["new_saga_id"]}
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (0, "")
+    assert "Warning" not in stderr
+    assert on_servers.run("projector", "verify").json["ok"] is True
+    assert on_servers.run("doctor").status == 0
+    undone = on_servers.run("replay", "undo", replayed.json["replay_id"], "--app", "shop")
+    assert (undone.status, undone.stdout) == (3, "")  # it has shipped
+
+
+def test_a_saga_that_runs_elsewhere_is_cancelled_and_not_replayed(on_servers: Project) -> None:
+    start = ("saga", "start", "sleepy", "--saga-id", "z", "--app", "shop")
+    with on_servers.start(*start) as process:
+
+        def runs() -> bool:
+            given = on_servers.run("saga", "show", "z")
+            return given.status == 0 and given.json["current_step"] == "sleep"
+
+        until(runs)
+        refused = on_servers.run("replay", "run", "z", "-s", "sleep", "--dry-run")
+        assert refused.status == 3
+        assert [step["step"] for step in refused.json["plan"]["steps"]] == ["sleep"]
+        given = on_servers.run("saga", "cancel", "z", "--reason", "it is late", "--actor", "olga")
+        assert (given.status, given.json["saga_id"]) == (0, "z")
+        stdout, _ = process.communicate(timeout=30)
+    assert (process.returncode, json.loads(stdout)["status"]) == (1, "cancelled")
