@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from sagaz_es.engine import standalone
+from sagaz_es.engine import recorder, standalone
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.registry import Source
@@ -116,6 +116,16 @@ def _memory_log(address: Address) -> EventLog:
         _memory_logs[name] = MemoryEventLog(name=f"memory://{name}")
     named: EventLog = _memory_logs[name]
     return named
+
+
+class SagaRecorder(recorder.SagaRecorder):
+    """For services that run their sagas by other means: writes the same facts to the same log.
+
+    `log` is a URL (default: SAGAZ_ES_LOG, then `sagaz-es.db`) or an open EventLog.
+    """
+
+    def __init__(self, log: str | EventLog | None, saga_name: str, **options: Any) -> None:
+        super().__init__(log or log_url(), saga_name, **{"opener": open_log, **options})
 
 
 KAFKA_OPTIONS = (

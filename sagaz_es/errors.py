@@ -264,6 +264,10 @@ class LogFull(AppendRefused):
     """The log's disk is full; nothing of the append was kept. It can be tried again later."""
 
 
+class LogBusy(AppendRefused):
+    """The log could not take an append in time; nothing of it was kept. Trying again may work."""
+
+
 class LogTruncated(SagaError):
     """The log ends before a position that had been read: it lost its tail."""
 
@@ -275,6 +279,22 @@ class LogTruncated(SagaError):
         return (
             f"partition {self.partition} ends at offset {self.end}, but {self.position} had been "
             "read: the log lost its tail; what was acknowledged there is gone"
+        )
+
+
+class LogReplaced(SagaError):
+    """The log is another one than the store was made from."""
+
+    def __init__(self, partition: int, offset: int, expected: str, found: str) -> None:
+        super().__init__(partition, offset, expected, found)
+        self.partition, self.offset = partition, offset
+        self.expected, self.found = expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"partition {self.partition} holds {self.found!r} at offset {self.offset}, where the "
+            f"store was made from {self.expected!r}: this is another log; use a store of its own, "
+            "or make this one anew with `sagaz-es projector rebuild`"
         )
 
 

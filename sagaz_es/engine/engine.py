@@ -97,18 +97,29 @@ class Engine:
     async def open(self, *, join: bool = True) -> None:
         """Connect, and (unless only questions will be asked) join and take over what is unfinished.
 
-        Raises Unreachable, UnsuitableTopic, ConfigurationError.
+        Raises Unreachable, UnsuitableTopic, ConfigurationError, and LogReplaced or LogTruncated
+        where the store was made from another log, or from more than this one still has.
         """
         try:
             await self.log.open()
             if self.store is not None:
                 await self.store.open()
+                await self._check_store(self.store)
             self._opened = True
             if join:
                 await self.host.open(self._instance_id)
         except BaseException:
             await self.close()
             raise
+
+    async def _check_store(self, store: ProjectionStore) -> None:
+        """A store of another log would answer for sagas that this one does not have."""
+        from sagaz_es.engine.projection import verify_checkpoint
+
+        for partition in range(self.log.partitions):
+            checkpoint = await store.checkpoint(partition)
+            if checkpoint is not None:
+                await verify_checkpoint(self.log, checkpoint)
 
     async def close(self) -> None:
         """Let running steps finish (`drain_seconds`), release, disconnect. Unfinished sagas go on
@@ -222,12 +233,12 @@ class Engine:
         """A handle on a saga that exists, whoever started it. Raises SagaNotFound."""
         return self.host.handle((await self.current(saga_id)).saga_id)
 
-    async def history(self, saga_id: Any) -> SagaHistory:
-        """The saga's past. Raises SagaNotFound."""
+    def history(self, saga_id: Any) -> SagaHistory:
+        """The saga's past; awaited, it also checks that the saga exists (SagaNotFound)."""
         from sagaz_es.engine.time_travel import SagaHistory
 
-        state = await self.current(saga_id)
-        return SagaHistory(state.saga_id, self.log, self.store, self.blob_store)
+        self._check_open()
+        return SagaHistory(check_id(saga_id), self.log, self.store, self.blob_store)
 
     async def cancel(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
         """Stop the saga and undo what it did; returns once that is decided.

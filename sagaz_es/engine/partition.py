@@ -31,6 +31,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
+    LogBusy,
     LogFull,
     LogTruncated,
     LostOwnership,
@@ -235,6 +236,8 @@ class Partition:
                 if starts:
                     await self._send([item for item in batch if item not in starts])
                     return
+            except LogBusy as error:
+                logger.warning("%s; trying again", error)
             except AppendRefused as error:
                 await self._split(batch, error)
                 return

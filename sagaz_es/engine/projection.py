@@ -24,9 +24,11 @@ from sagaz_es.core.snapshot import (
     state_hash,
 )
 from sagaz_es.core.state import FOLD_VERSION, SagaState, dump_state
+from sagaz_es.errors import HistoryGone, LogReplaced
 from sagaz_es.ports import (
     ArchivedEvent,
     Checkpoint,
+    EventLog,
     ParkedRecord,
     Projection,
     Record,
@@ -325,3 +327,22 @@ def _logged(note: e.ReplayLogged) -> ReplayEntry:
         completed_at=note.requested_at if ended else 0,
         error_message=note.error_message,
     )
+
+
+async def verify_checkpoint(log: EventLog, checkpoint: Checkpoint) -> None:
+    """Whether the log still holds the record that the store was last made from.
+
+    Raises LogReplaced, LogTruncated: the store belongs to another log, or this one lost its tail.
+    """
+    place, _, expected = checkpoint.last_identity.partition("/")
+    if not expected:
+        return
+    offset = int(place)
+    try:
+        chunk = await log.read(checkpoint.partition, offset, limit=1)
+    except HistoryGone:
+        return  # the log keeps less than the store knows
+    record = chunk.records[0] if chunk.records else None
+    found = identity_of(record) if record is not None and record.offset == offset else "nothing"
+    if found != checkpoint.last_identity:
+        raise LogReplaced(checkpoint.partition, offset, expected, found.partition("/")[2])

@@ -23,8 +23,8 @@ from typing import TypeVar
 from msgspec import Struct
 
 from sagaz_es.core.snapshot import DEFAULT_POLICY, SnapshotPolicy
-from sagaz_es.engine.projection import BatchFold, Sealer, identity_of
-from sagaz_es.errors import CheckpointMoved, HistoryGone, SagaError, StorageFailed
+from sagaz_es.engine.projection import BatchFold, Sealer, identity_of, verify_checkpoint
+from sagaz_es.errors import CheckpointMoved, HistoryGone, StorageFailed
 from sagaz_es.ports import (
     Checkpoint,
     Clock,
@@ -49,22 +49,6 @@ MAX_BATCH_BYTES = 8_000_000
 
 SLICE = 250
 """Records folded at a stretch, about a millisecond; then whatever else the loop has goes first."""
-
-
-class LogReplaced(SagaError):
-    """The log is another one than the store was made from."""
-
-    def __init__(self, partition: int, offset: int, expected: str, found: str) -> None:
-        super().__init__(partition, offset, expected, found)
-        self.partition, self.offset = partition, offset
-        self.expected, self.found = expected, found
-
-    def __str__(self) -> str:
-        return (
-            f"partition {self.partition} holds {self.found!r} at offset {self.offset}, where the "
-            f"store was made from {self.expected!r}: this is another log; use a store of its own, "
-            "or make this one anew with `sagaz-es projector rebuild`"
-        )
 
 
 class PartitionStatus(Struct, frozen=True, gc=False):
@@ -304,27 +288,13 @@ class Projector:
             if start:
                 logger.warning("partition %d begins at %d: older sagas are gone", partition, start)
             checkpoint = Checkpoint(partition, start)
-        await self._verify(checkpoint)
+        await verify_checkpoint(self._log, checkpoint)
         parked = await self._store.parked_sagas(partition)
         lane.batch = BatchFold(
             partition, set(parked), self._now, default_policy=self._default_policy, seal=self._seal
         )
         lane.loaded = True
         lane.moved_to(checkpoint, stored)
-
-    async def _verify(self, checkpoint: Checkpoint) -> None:
-        place, _, expected = checkpoint.last_identity.partition("/")
-        if not expected:
-            return
-        offset = int(place)
-        try:
-            chunk = await self._log.read(checkpoint.partition, offset, limit=1)
-        except HistoryGone:
-            return  # the log keeps less than the store knows
-        record = chunk.records[0] if chunk.records else None
-        found = identity_of(record) if record is not None and record.offset == offset else "nothing"
-        if found != checkpoint.last_identity:
-            raise LogReplaced(checkpoint.partition, offset, expected, found.partition("/")[2])
 
     async def _step(self, lane: _Lane, wait_s: float) -> int:
         """Project one batch; how many records it had."""

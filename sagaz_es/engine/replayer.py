@@ -279,6 +279,8 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
     start = _START.decode(plan.start)
     if plan.head_status in ("pending", "executing", "compensating", "forward_recovery"):
         raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
+    if plan.blocked:
+        raise PlanBlocked(plan.saga_id, plan.blockers)
     try:
         definition = host.registry.by_name(plan.saga_name)
     except UnknownSagaName as error:
@@ -291,8 +293,6 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
             check_replayable(state, definition)
     if start.definition != definition.graph.fingerprint:
         raise PlanOutdated(plan.saga_id, "it was made for other code than what is registered now")
-    if plan.blocked:
-        raise PlanBlocked(plan.saga_id, plan.blockers)
 
 
 async def _decide(

@@ -9,7 +9,7 @@ Source: DESIGN.md §7; behaviours B59, B61 to B71.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -84,6 +84,11 @@ class SagaHistory:
         self._large = LargeValues(blobs) if blobs is not None else None
 
     # --- states
+
+    def __await__(self) -> Generator[Any, Any, SagaHistory]:
+        """`await engine.history(…)` checks that the saga exists. Raises SagaNotFound."""
+        yield from self.now().__await__()
+        return self
 
     async def state_at(self, when: When) -> HistoricalState:
         """The saga as it was: after the last event at or before a time, after the event with a

@@ -16,6 +16,7 @@ from sagaz_es.core.events import NamespaceCreated
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
+    LogBusy,
     LogFull,
     SagaError,
     UndecodableRecord,
@@ -208,6 +209,8 @@ def append_error(error: Exception, partition: int, path: str) -> SagaError:
         return AppendRefused(partition, f"{path}: {error}")
     if _code(error) == sqlite3.SQLITE_FULL:
         return LogFull(partition, f"{path}: {explain(error)}; free some space and try again")
+    if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LogBusy(partition, f"{path}: {explain(error)}")
     if _code(error) == sqlite3.SQLITE_IOERR:
         # A commit that is written, but whose sync failed, stands if the machine dies now.
         return AppendUnknown(partition, f"{path}: {explain(error)}")

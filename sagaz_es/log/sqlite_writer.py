@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from random import uniform
 from typing import TypeVar
 
-from sagaz_es.errors import AppendRefused, AppendUnknown, SagaError
+from sagaz_es.errors import AppendRefused, AppendUnknown, LogBusy, SagaError
 from sagaz_es.log.sqlite_file import append_error, identity, is_busy
 
 Row = tuple[str, str, bytes]
@@ -156,7 +156,7 @@ class GroupCommit:
             self._pending.popleft()
 
     async def _get_room(self, job: Job) -> None:
-        """Wait for one's turn, in the order of coming. Raises AppendRefused at the deadline."""
+        """Wait for one's turn, in the order of coming. Raises LogBusy at the deadline."""
         turn = self._loop.create_future()
         self._room.append((turn, job.size))
         try:
@@ -164,7 +164,7 @@ class GroupCommit:
                 await turn
         except TimeoutError:
             detail = f"{self._path}: {self._waiting_bytes} bytes wait to be written already"
-            raise AppendRefused(job.partition, detail) from None
+            raise LogBusy(job.partition, detail) from None
 
     def _give_room(self) -> None:
         free = WAITING_BYTES - self._waiting_bytes
@@ -195,7 +195,7 @@ class GroupCommit:
             return AppendUnknown(job.partition, detail)
         self._waiting_bytes -= job.size
         self._give_room()
-        return AppendRefused(job.partition, detail)
+        return LogBusy(job.partition, detail)
 
     async def close(self) -> None:
         """Write what waits, then end the thread and its connection."""

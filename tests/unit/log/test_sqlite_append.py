@@ -15,7 +15,7 @@ import pytest
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import Entry, StepCompleted
-from sagaz_es.errors import AppendRefused, AppendUnknown, LogFull
+from sagaz_es.errors import AppendRefused, AppendUnknown, LogBusy, LogFull
 from sagaz_es.log import sqlite_reader, sqlite_writer
 from sagaz_es.log.sqlite import SQLiteEventLog
 from sagaz_es.testing.contracts.entries import event, new_id, steps
@@ -74,7 +74,7 @@ async def test_an_append_that_gets_no_lock_is_refused(tmp_path: Path) -> None:
         with locked(path):
             appends = [log.append(0, steps(name, 1)) for name in "abc"]
             outcomes = await asyncio.gather(*appends, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [AppendRefused] * 3
+        assert [type(outcome) for outcome in outcomes] == [LogBusy] * 3
         assert "another process holds its lock" in str(outcomes[0])
         assert str(path) in str(outcomes[0])
         assert await log.append(0, steps("d", 1)) == 1
@@ -98,7 +98,7 @@ async def test_an_append_that_was_not_begun_by_its_deadline_is_refused(tmp_path:
             await asyncio.sleep(0.05)  # it is in the thread now; the next one waits behind it
             second = asyncio.create_task(log.append(0, steps("b", 1)))
             outcomes = await asyncio.gather(first, second, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [AppendUnknown, AppendRefused]
+        assert [type(outcome) for outcome in outcomes] == [AppendUnknown, LogBusy]
         await log.append(0, steps("c", 1))
         assert await entries_of(log) == steps("a", 1) + steps("c", 1)
 
@@ -253,7 +253,7 @@ async def test_who_finds_no_room_by_the_deadline_is_refused(
         with locked(path):
             first = asyncio.create_task(log.append(0, large(0.1)))
             await asyncio.sleep(0)
-            with pytest.raises(AppendRefused, match="wait to be written already"):
+            with pytest.raises(LogBusy, match="wait to be written already"):
                 await log.append(0, steps("a", 1))
             with pytest.raises(AppendUnknown):
                 await first
