@@ -10,6 +10,7 @@ from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_into
 from sagaz_es.core.state import SagaState
+from sagaz_es.core.texts import join_object
 
 WRITER = b"w" * 16
 
@@ -26,9 +27,9 @@ def history() -> list[e.Event]:
                 name,
                 1,
                 '{"id":"r-1"}',
-                '{"%s":"r-1"}' % name,
+                join_object({name: '"r-1"'}),
                 "",
-                '["order"]',  # noqa: UP031
+                '["order"]',
             )
         )
     facts.append(e.SagaCompleted())

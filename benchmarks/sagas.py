@@ -47,7 +47,7 @@ class FiveSteps(Saga):
 async def load(
     work: Callable[[], Awaitable[object]], in_flight: int, total: int
 ) -> tuple[float, list[float], float]:
-    """Seconds, sorted latencies (ms) and CPU seconds of `total` calls with `in_flight` at a time."""
+    """Seconds, sorted latencies (ms) and CPU seconds of `total` calls, `in_flight` at a time."""
     taken: list[float] = []
     left = iter(range(total))
 

@@ -98,7 +98,7 @@ async def said(process: subprocess.Popen[str], word: str) -> None:
 
 async def until(ledger: Ledger, what: str, orders: int) -> None:
     async with asyncio.timeout(60):
-        while len(ledger.count(what)) < orders:
+        while len(ledger.count(what)) < orders:  # noqa: ASYNC110 - a file of other processes
             await asyncio.sleep(0.05)
 
 
