@@ -84,6 +84,12 @@ class ProcessBox:
 
     def pause(self) -> None:
         self._signal_all(signal.SIGSTOP)
+        # The kernel stops the threads one by one: until the last has, requests are still served.
+        deadline = time.monotonic() + 10
+        while not self._stopped():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server did not stop for SIGSTOP within 10 s")
+            time.sleep(0.005)
 
     def resume(self) -> None:
         self._signal_all(signal.SIGCONT)
@@ -102,6 +108,18 @@ class ProcessBox:
     def _end(self) -> None:
         self.kill()
         _remove(self._directory)
+
+    def _stopped(self) -> bool:
+        """Whether every thread of the server is stopped (state T in /proc)."""
+        assert self._process is not None
+        for stat in Path(f"/proc/{self._process.pid}/task").glob("*/stat"):
+            try:
+                state = stat.read_text().rpartition(")")[2].split()[0]
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread has ended
+            if state not in ("T", "t", "Z", "X"):
+                return False
+        return True
 
     def _signal_all(self, number: signal.Signals) -> None:
         """To the server and what it started: PostgreSQL has a process for each connection."""
