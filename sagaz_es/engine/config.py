@@ -14,6 +14,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     drain_seconds: float = 5.0  # how long running steps may finish on close or hand-over
     takeover_seconds: float = 10.0  # how long a foreign saga in our partition may be silent
     housekeeping_seconds: float = 1.0  # marks, forgetting, take-over of silent sagas
+    checkpoint_seconds: float = 86_400.0  # an unfinished saga older than that is carried forward
     request_seconds: float = 30.0  # how long a request to another engine may take to be answered
     projector: bool | None = None  # run one in this process; None: where log and store are embedded
 

@@ -19,7 +19,6 @@ import msgspec
 from sagaz_es import errors
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
-from sagaz_es.core.fold import fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.blobs import LargeValues
@@ -27,12 +26,13 @@ from sagaz_es.engine.changes import branch_state, check_definition, claim
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import current_state, current_states, is_indexed
+from sagaz_es.engine.lookup import current_state, is_indexed
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.tail import Tail
+from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import (
     DefinitionChanged,
     EngineClosed,
@@ -46,6 +46,8 @@ from sagaz_es.errors import (
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 
 logger = logging.getLogger("sagaz_es.engine")
+
+MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
 
 TOLD = ENDINGS | {e.RecoveryDecided, e.StepOutcomeUnknown}
 """Facts after which who waits for a saga may be told how it stands."""
@@ -489,76 +491,22 @@ class Host:
 
     async def _serve(self, index: int) -> None:
         """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
+        found = await read_from_mark(self.log, self.store, index)
         partition = Partition(index, self.log, self.writer, self)
-        start = await self.log.low_water_mark(index)
-        partition.position = partition.known_from = start
-        states: dict[str, SagaState] = {}
-        begins: dict[str, int] = {}
-        requests: list[Record] = []
-        branches: list[tuple[e.Event, int]] = []
-        while partition.position < (await self.log.bounds(index)).end:
-            chunk = await self.log.read(index, partition.position, limit=5000, wait_s=0.1)
-            partition.position = chunk.next_offset
-            for record in chunk.records:
-                entry = record.entry
-                if isinstance(entry, e.RequestRefused):
-                    partition.answered.add(entry.request_id)
-                elif isinstance(entry, e.Request):
-                    requests.append(record)
-                elif isinstance(entry, e.Event) and entry.epoch != e.RECORDED_EPOCH:
-                    await self._fold_at_start(partition, entry, record, states, begins, branches)
-            await asyncio.sleep(0)
-        unfinished = [saga_id for saga_id, state in states.items() if not state.ended]
-        # Read from the mark, a late copy of a long-ended saga's start looks like a new saga.
-        whole = await current_states(self.log, self.store, index, unfinished)
-        for saga_id, state in whole.items():
-            if not state.ended and not state.recorded:
-                cell = Cell(state, Accepted.of(state), ours=False, begin=begins[saga_id])
-                cell.quiet_since = asyncio.get_running_loop().time()
-                partition.cells[saga_id] = cell
+        partition.position, partition.known_from = found.position, found.start
+        partition.seen, partition.answered = found.ended, found.answered
+        for saga_id, state in found.unfinished.items():
+            cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
+            cell.quiet_since = asyncio.get_running_loop().time()
+            partition.cells[saga_id] = cell
         self.partitions[index] = partition
         partition.start()
         for cell in list(partition.cells.values()):
-            if not cell.ours:
-                self.spawn(self._take_over(partition, cell), f"take-over {cell.state.saga_id}")
-        for event, offset in branches:
+            self.spawn(self._take_over(partition, cell), f"take-over {cell.state.saga_id}")
+        for event, offset in found.branched:
             self.on_branched(partition, event, offset)
-        for record in requests:
-            if not isinstance(record.entry, e.ReplayLogged):
-                self.on_request(partition, record)
-
-    async def _fold_at_start(
-        self,
-        partition: Partition,
-        event: e.Event,
-        record: Record,
-        states: dict[str, SagaState],
-        begins: dict[str, int],
-        branches: list[tuple[e.Event, int]],
-    ) -> None:
-        saga_id = event.saga_id
-        state = states.get(saga_id)
-        if state is None:
-            state = SagaState()
-            if type(event.fact) is not e.SagaStarted:
-                # It began before the mark: its base comes from the store, or from its own records.
-                state = await current_state(self.log, self.store, saga_id) or state
-            states[saga_id] = state
-            begins[saga_id] = record.offset
-        fold_into(state, event)
-        fact = event.fact
-        if isinstance(fact, e.SagaStarted | e.CompensationStarted) and fact.cause:
-            partition.answered.add(fact.cause)
-        elif isinstance(fact, e.SignalReceived | e.SagaPaused | e.SagaResumed):
-            partition.answered.add(fact.request_id)
-        elif isinstance(fact, e.ReplayBranched):
-            partition.answered.add(fact.request_id)
-            if state.branch == fact.branch_saga_id:
-                branches.append((event, record.offset))
-        if state.ended:
-            accepted = Accepted.of(state)
-            accepted.end_offset = record.offset
-            partition.seen[saga_id] = accepted
+        for record in found.requests:
+            self.on_request(partition, record)
 
     async def _take_over(self, partition: Partition, cell: Cell) -> None:
         """Claim an unfinished saga and go on with it, if its code is here and fits."""
@@ -738,6 +686,7 @@ class Host:
                     await self._forget(partition)
                 except (SagaError, OSError) as error:
                     logger.warning("housekeeping: %s", error)
+                self._checkpoint_old(partition)
                 now = asyncio.get_running_loop().time()
                 for cell in list(partition.cells.values()):
                     silent = now - cell.quiet_since > self.config.takeover_seconds
@@ -745,6 +694,28 @@ class Host:
                         cell.quiet_since = now
                         await self._refold(partition, cell)
                         await self._take_over(partition, cell)
+
+    def _checkpoint_old(self, partition: Partition) -> None:
+        """Carry old unfinished sagas forward, so that they do not hold the mark back: a take-over
+        stays short whatever the age of the oldest saga."""
+        oldest = self.clock.now() - int(self.config.checkpoint_seconds * 1e6)
+        due = [
+            cell
+            for cell in partition.cells.values()
+            if cell.ours
+            and not cell.lost
+            and not cell.state.ended
+            and 0 <= cell.begin
+            and max(cell.state.started_at, cell.checkpointed_at) < oldest
+        ]
+        for cell in due[:MAX_CHECKPOINTS]:
+            cell.checkpointed_at = self.clock.now()
+            self.spawn(self._checkpoint(partition, cell), f"checkpoint {cell.state.saga_id}")
+
+    async def _checkpoint(self, partition: Partition, cell: Cell) -> None:
+        saga_id = cell.state.saga_id
+        runner = self._runners.get(saga_id) or self._make_runner(partition, cell)
+        cell.begin = await runner.checkpoint()
 
     async def _forget(self, partition: Partition) -> None:
         if is_indexed(self.log):

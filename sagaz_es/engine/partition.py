@@ -96,7 +96,15 @@ class Cell:
     folded from the log, and another engine may still be at work on it.
     """
 
-    __slots__ = ("accepted", "begin", "lost", "ours", "quiet_since", "state")
+    __slots__ = (
+        "accepted",
+        "begin",
+        "checkpointed_at",
+        "lost",
+        "ours",
+        "quiet_since",
+        "state",
+    )
 
     def __init__(
         self, state: SagaState, accepted: Accepted, *, ours: bool, begin: int = -1
@@ -107,6 +115,7 @@ class Cell:
         self.begin = begin  # offset of its first record; -1: not in the log yet
         self.lost = False
         self.quiet_since = 0.0
+        self.checkpointed_at = 0  # µs
 
 
 class _Append:

@@ -19,7 +19,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.decide import Attempt, Decision, cancel, decide
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
-from sagaz_es.core.state import SagaState
+from sagaz_es.core.state import SagaState, dump_state
 from sagaz_es.engine.attempts import Attempts, Blobs, fact_size
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
@@ -115,6 +115,15 @@ class SagaRunner:
         """Start nothing new; end when the running attempts have ended and are recorded."""
         self._draining = True
         self._wake()
+
+    async def checkpoint(self) -> int:
+        """Write the whole state down; the offset of that. From there a take-over finds the saga."""
+        text = dump_state(self.state).decode()
+        self._number(e.SagaCheckpointed(text))
+        events, size = self._out, self._out_size
+        self._out, self._out_size = [], 0
+        base = await self._partition.enqueue(self.cell, events, size)
+        return base + len(events) - 1
 
     def release(self) -> asyncio.Future[int]:
         """Say in the log that nothing of the saga runs here any more; once nothing does."""

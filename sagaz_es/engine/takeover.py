@@ -1,0 +1,101 @@
+"""What the new owner of a partition finds there: read from the low-water mark to the end.
+
+Law (nothing before the mark matters): no unfinished saga or unhandled request stands before it.
+Law (whole folds): what looks unfinished here is returned as the whole fold has it; a late copy of a
+long-ended saga's start looks like a new saga to whoever reads from the mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from sagaz_es.core import events as e
+from sagaz_es.core.fold import fold_into
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.lookup import current_states
+from sagaz_es.engine.partition import Accepted
+from sagaz_es.ports import EventLog, ProjectionStore, Record
+
+
+@dataclass(slots=True)
+class Found:
+    """A partition at take-over."""
+
+    start: int  # the mark
+    position: int  # the next offset to fold
+    unfinished: dict[str, SagaState] = field(default_factory=dict)
+    begins: dict[str, int] = field(default_factory=dict)  # first offset of each saga since the mark
+    ended: dict[str, Accepted] = field(default_factory=dict)  # sagas that ended since the mark
+    answered: set[str] = field(default_factory=set)  # ids of requests that were answered
+    requests: list[Record] = field(default_factory=list)
+    branched: list[tuple[e.Event, int]] = field(default_factory=list)  # accepted, with offsets
+
+
+async def read_from_mark(log: EventLog, store: ProjectionStore | None, index: int) -> Found:
+    """Fold everything since the mark. Raises what the log and the store raise."""
+    start = await log.low_water_mark(index)
+    found = Found(start, start)
+    states: dict[str, SagaState] = {}
+    older: set[str] = set()  # began before the mark: their base comes later, for all at once
+    branched: list[tuple[e.Event, int]] = []
+    while found.position < (await log.bounds(index)).end:
+        chunk = await log.read(index, found.position, limit=5000, wait_s=0.1)
+        found.position = chunk.next_offset
+        for record in chunk.records:
+            entry = record.entry
+            if isinstance(entry, e.RequestRefused):
+                found.answered.add(entry.request_id)
+            elif isinstance(entry, e.ReplayLogged):
+                continue
+            elif isinstance(entry, e.Request):
+                found.requests.append(record)
+            elif isinstance(entry, e.Event) and entry.epoch != e.RECORDED_EPOCH:
+                _fold(found, entry, record.offset, states, older)
+                if isinstance(entry.fact, e.ReplayBranched):
+                    branched.append((entry, record.offset))
+        await asyncio.sleep(0)
+    doubtful = older | {saga_id for saga_id, state in states.items() if not state.ended}
+    whole = await current_states(log, store, index, doubtful)
+    states.update(whole)
+    for saga_id, state in whole.items():
+        if state.recorded:
+            continue
+        if state.ended:
+            found.ended[saga_id] = Accepted.of(state)
+            found.ended[saga_id].end_offset = found.position
+        else:
+            found.unfinished[saga_id] = state
+    for event, offset in branched:
+        head = states.get(event.saga_id)
+        assert isinstance(event.fact, e.ReplayBranched)
+        if head is not None and head.branch == event.fact.branch_saga_id:
+            found.branched.append((event, offset))
+    return found
+
+
+def _fold(
+    found: Found, event: e.Event, offset: int, states: dict[str, SagaState], older: set[str]
+) -> None:
+    saga_id, fact = event.saga_id, event.fact
+    found.begins.setdefault(saga_id, offset)
+    if isinstance(fact, e.SagaStarted | e.CompensationStarted) and fact.cause:
+        found.answered.add(fact.cause)
+    elif isinstance(fact, e.SignalReceived | e.SagaPaused | e.SagaResumed | e.ReplayBranched):
+        found.answered.add(fact.request_id)
+    if isinstance(fact, e.SagaCheckpointed):
+        found.begins[saga_id] = offset  # whatever stands before it is carried by it
+    if saga_id in older:
+        return
+    state = states.get(saga_id)
+    if state is None:
+        if type(fact) is not e.SagaStarted:
+            older.add(saga_id)
+            return
+        state = states[saga_id] = SagaState()
+    fold_into(state, event)
+    if state.ended:
+        accepted = found.ended[saga_id] = Accepted.of(state)
+        accepted.end_offset = offset
+    else:
+        found.ended.pop(saga_id, None)
