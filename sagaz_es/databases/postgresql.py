@@ -21,8 +21,8 @@ from sagaz_es.errors import (
 if TYPE_CHECKING:
     from asyncpg import Connection, Pool, Record
 
-# The class of an error's code -> whether the server cannot be used now, and may be later.
-_UNREACHABLE = ("08", "53", "57")
+# How the codes of errors begin that say: not now, or not you.
+_UNREACHABLE = ("08", "53300", "57")
 _WRONG_CREDENTIALS = ("28", "3D")
 
 
@@ -51,6 +51,8 @@ class PostgreSQLDatabase:
         deadline_s: float = 8.0,
     ) -> None:
         self._asyncpg = _driver()
+        # asyncpg's own confusion is one of them: it meets a connection that the server gave up.
+        self._lost = (OSError, self._asyncpg.InterfaceError, self._asyncpg.InternalClientError)
         self.address = address_of(url)
         self._url = url
         self._component, self._tables, self._version = component, tables, version
@@ -93,14 +95,7 @@ class PostgreSQLDatabase:
         async with self.connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
-            try:
-                yield connection
-            except (asyncio.CancelledError, TimeoutError):
-                raise  # the connection ends, and with it the transaction
-            except BaseException:
-                with suppress(Exception):  # the first error counts
-                    await transaction.rollback()
-                raise
+            yield connection  # if the block raises, the connection ends, and with it this
             await transaction.commit()
 
     @asynccontextmanager
@@ -111,12 +106,15 @@ class PostgreSQLDatabase:
             connection: Any = await pool.acquire()
             try:
                 yield connection
-            except (asyncio.CancelledError, TimeoutError):
-                # Given back as it is, it would first wait for the server to confirm.
+            except BaseException:
+                # Whatever it was, who knows what state it is in; and given back after a time-out
+                # it would first wait for the server to confirm. A new one costs some ms.
                 connection.terminate()
                 raise
             finally:
-                await pool.release(connection, timeout=1)
+                # What was to be done is done, or has failed already.
+                with suppress(*self._lost, self._asyncpg.PostgresError):
+                    await pool.release(connection, timeout=1)
 
     async def _ready(self) -> Pool[Record]:
         loop = asyncio.get_running_loop()
@@ -187,9 +185,7 @@ class PostgreSQLDatabase:
             raise self._unreachable(f"no answer within {self._deadline_s:g} s") from error
         except self._asyncpg.PostgresError as error:
             raise self._explained(error) from error
-        except self._asyncpg.DataError as error:  # it never left this process
-            raise StorageFailed(f"PostgreSQL at {self.address}", self._short(error)) from error
-        except (OSError, self._asyncpg.InterfaceError) as error:
+        except self._lost as error:
             if isinstance(error, SagaError):
                 raise
             raise self._unreachable(self._short(error)) from error
