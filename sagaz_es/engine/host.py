@@ -1,9 +1,6 @@
-"""The partitions that this process serves, and the sagas that run there.
+"""The sagas that run in this process: starting them, running them to their end, waiting for it.
 
-From an assignment to running sagas: read each partition from its low-water mark, fold, claim what
-is unfinished, go on. A partition that is lost while alive is handed over: nothing new starts there,
-running steps finish (to a limit), SagaReleased says that nothing runs any more. So only a crash can
-run a step twice, and only the steps that were under way.
+Which partitions are served, and how sagas change hands with them, is `serving.py`'s.
 """
 
 from __future__ import annotations
@@ -14,15 +11,13 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from sagaz_es import errors
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.blobs import LargeValues
-from sagaz_es.engine.changes import branch_state, check_definition, claim
+from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.inputs import new_id
@@ -31,23 +26,18 @@ from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
 from sagaz_es.engine.runner import SagaRunner
+from sagaz_es.engine.serving import Serving
 from sagaz_es.engine.tail import Tail
-from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import (
-    DefinitionChanged,
     EngineClosed,
     HandingOver,
     LostOwnership,
-    MigrationFailed,
     RequestRefusedError,
     SagaError,
-    UnknownSagaName,
 )
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 
 logger = logging.getLogger("sagaz_es.engine")
-
-MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
 
 TOLD = ENDINGS | {e.RecoveryDecided, e.StepOutcomeUnknown}
 """Facts after which who waits for a saga may be told how it stands."""
@@ -76,22 +66,21 @@ class Host:
         self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
         self.on_serving: Callable[[frozenset[int]], None] = lambda partitions: None
         self.closing = False
-        self._runners: dict[str, SagaRunner] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.runners: dict[str, SagaRunner] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
         self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
         self._tails: dict[int, Tail] = {}
         self._background: set[asyncio.Task[Any]] = set()
-        self._rebalance = asyncio.Lock()
         self._next_partition = 0
-        self._told: set[str] = set()
+        self._serving = Serving(self)
         self._alarms = Alarms(clock, self.awake)
 
     # --- life ---
 
     async def open(self, instance_id: str | None) -> None:
         """Join the group; returns when what it gave is taken over."""
-        self.membership = await self.log.join(self.on_change, instance_id=instance_id)
-        self.spawn(self._housekeeping(), "housekeeping")
+        self.membership = await self.log.join(self._serving.on_change, instance_id=instance_id)
+        self.spawn(self._serving.keep_house(), "housekeeping")
         self.spawn(self._alarms.run(), "alarms")
 
     async def close(self) -> None:
@@ -99,7 +88,7 @@ class Host:
         self.closing = True
         if self.membership is not None:
             await self.membership.leave()
-        await self.on_change(frozenset())
+        await self._serving.on_change(frozenset())
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -132,18 +121,18 @@ class Host:
 
     def awake(self, saga_id: str) -> SagaRunner | None:
         """The runner of a saga that this engine carries on; a parked one is woken."""
-        runner = self._runners.get(saga_id)
+        runner = self.runners.get(saga_id)
         partition = self.partition_for(saga_id)
         if runner is not None or partition is None or partition.leaving:
             return runner
         cell = partition.cells.get(saga_id)
         if cell is None or not cell.ours or cell.lost or cell.state.ended:
             return None
-        return self._run(partition, cell, self.registry.by_name(cell.state.saga_name), ())
+        return self.carry_on(partition, cell, self.registry.by_name(cell.state.saga_name), ())
 
     def runner_of(self, saga_id: str) -> SagaRunner | None:
         """The runner of a saga that runs here."""
-        return self._runners.get(saga_id)
+        return self.runners.get(saga_id)
 
     def new_id_in(self, partition: int) -> str:
         """A random id whose saga lives in this partition."""
@@ -204,13 +193,13 @@ class Host:
         return ids
 
     async def _begun(self, saga_id: str) -> None:
-        runner = self._runners.get(saga_id)
+        runner = self.runners.get(saga_id)
         if runner is not None and runner.ready is not None:
             await asyncio.shield(runner.ready)
 
     def handle(self, saga_id: str) -> SagaHandle:
         """A handle on a saga that exists, whoever runs it."""
-        future = self._outcome_future(saga_id) if saga_id in self._runners else None
+        future = self._outcome_future(saga_id) if saga_id in self.runners else None
         return SagaHandle(saga_id, lambda: self._outcome(saga_id, future))
 
     async def begin(
@@ -246,7 +235,7 @@ class Host:
             raise HandingOver(state.saga_id)
         cell = Cell(state, Accepted(), ours=True)
         partition.cells[state.saga_id] = cell
-        runner = self._run(partition, cell, definition, first)
+        runner = self.carry_on(partition, cell, definition, first)
         runner.ready = asyncio.get_running_loop().create_future()
         handle = self.handle(state.saga_id)
         await asyncio.shield(runner.ready)
@@ -291,27 +280,27 @@ class Host:
         cell = Cell(state, Accepted.of(state), ours=True, begin=partition.position)
         partition.cells[state.saga_id] = cell
         partition.seen.pop(state.saga_id, None)
-        self._run(partition, cell, definition, first)
+        self.carry_on(partition, cell, definition, first)
         return self.handle(state.saga_id)
 
     # --- running ---
 
-    def _run(
+    def carry_on(
         self,
         partition: Partition,
         cell: Cell,
         definition: Definition,
         first: Sequence[e.Fact],
     ) -> SagaRunner:
-        runner = self._make_runner(partition, cell, definition)
+        runner = self.make_runner(partition, cell, definition)
         saga_id = cell.state.saga_id
-        self._runners[saga_id] = runner
-        self._tasks[saga_id] = asyncio.create_task(
+        self.runners[saga_id] = runner
+        self.tasks[saga_id] = asyncio.create_task(
             self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
         )
         return runner
 
-    def _make_runner(
+    def make_runner(
         self, partition: Partition, cell: Cell, definition: Definition | None = None
     ) -> SagaRunner:
         return SagaRunner(
@@ -347,8 +336,8 @@ class Host:
             if cell.begin >= 0:
                 partition.held[f"stopped {saga_id}"] = cell.begin
         finally:
-            self._runners.pop(saga_id, None)
-            self._tasks.pop(saga_id, None)
+            self.runners.pop(saga_id, None)
+            self.tasks.pop(saga_id, None)
         if runner.ready is not None and not runner.ready.done():
             runner.ready.set_exception(error or EngineClosed(saga_id))
             runner.ready.exception()
@@ -477,263 +466,6 @@ class Host:
         finally:
             tail.ignore(request.saga_id, hear)
 
-    # --- taking over ---
-
-    async def on_change(self, wanted: frozenset[int]) -> None:
-        """Serve exactly these partitions; returns when the others are handed over."""
-        async with self._rebalance:
-            lost = [index for index in self.partitions if index not in wanted]
-            await asyncio.gather(*(self._let_go(index) for index in lost))
-            if not self.closing:
-                gained = [index for index in sorted(wanted) if index not in self.partitions]
-                await asyncio.gather(*(self._serve(index) for index in gained))
-            self.on_serving(frozenset(self.partitions))
-
-    async def _serve(self, index: int) -> None:
-        """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
-        found = await read_from_mark(self.log, self.store, index)
-        partition = Partition(index, self.log, self.writer, self)
-        partition.position, partition.known_from = found.position, found.start
-        partition.seen, partition.answered = found.ended, found.answered
-        for saga_id, state in found.unfinished.items():
-            cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
-            cell.quiet_since = asyncio.get_running_loop().time()
-            partition.cells[saga_id] = cell
-        self.partitions[index] = partition
-        partition.start()
-        for cell in list(partition.cells.values()):
-            self.spawn(self._take_over(partition, cell), f"take-over {cell.state.saga_id}")
-        for event, offset in found.branched:
-            self.on_branched(partition, event, offset)
-        for record in found.requests:
-            self.on_request(partition, record)
-
-    async def _take_over(self, partition: Partition, cell: Cell) -> None:
-        """Claim an unfinished saga and go on with it, if its code is here and fits."""
-        state = cell.state
-        if not await self._fits(state):
-            return
-        membership = self.membership
-        if membership is not None and not state.released:
-            deadline = asyncio.get_running_loop().time() + self.config.drain_seconds + 5
-            while (  # noqa: ASYNC110 - the group has nothing to wait on
-                not state.released
-                and not state.ended
-                and asyncio.get_running_loop().time() < deadline
-                and await membership.predecessor_is_alive(partition.index)
-            ):
-                await asyncio.sleep(0.05)
-        if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
-            return
-        definition = self.registry.by_name(state.saga_name)
-        try:
-            claimed = await self.claim(state, "take-over")
-        except (DefinitionChanged, MigrationFailed) as error:
-            self._stays_unfinished(state, error)
-            return
-        if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
-            return
-        cell.ours = True
-        self._run(partition, cell, definition, (claimed,))
-
-    async def _refold(self, partition: Partition, cell: Cell) -> None:
-        """What was heard in passing may be a late copy: the whole fold says what the saga is."""
-        saga_id = cell.state.saga_id
-        state = await current_state(self.log, self.store, saga_id)
-        if cell.ours or partition.cells.get(saga_id) is not cell:
-            return
-        if state is None or state.ended:
-            partition.cells.pop(saga_id, None)
-        elif state.sequence >= cell.state.sequence:
-            cell.state, cell.accepted = state, Accepted.of(state)
-
-    async def _fits(self, state: SagaState) -> bool:
-        try:
-            definition = self.registry.by_name(state.saga_name)
-            check_definition(state, definition)
-        except (UnknownSagaName, DefinitionChanged) as error:
-            self._stays_unfinished(state, error)
-            return False
-        return True
-
-    def _stays_unfinished(self, state: SagaState, error: SagaError) -> None:
-        if state.saga_id not in self._told:  # once a saga, not once a round
-            self._told.add(state.saga_id)
-            logger.error("saga %s stays unfinished: %s", state.saga_id, error)
-
-    async def _let_go(self, index: int) -> None:
-        """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
-        partition = self.partitions.pop(index)
-        partition.leaving = True
-        runners = [
-            (saga_id, self._runners[saga_id], self._tasks[saga_id])
-            for saga_id, cell in partition.cells.items()
-            if cell.ours and saga_id in self._runners
-        ]
-        for _, runner, _ in runners:
-            runner.drain()
-        tasks = [task for _, _, task in runners]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self.config.drain_seconds)
-            partition.closed = True
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        parked = [
-            self._make_runner(partition, cell)
-            for saga_id, cell in partition.cells.items()
-            if cell.ours and saga_id not in self._runners and not cell.state.ended
-        ]
-        released = [
-            runner.release()
-            for runner in (*(runner for _, runner, _ in runners), *parked)
-            if not runner.state.ended and not runner.cell.lost
-        ]
-        if released:
-            try:
-                await asyncio.wait_for(asyncio.gather(*released, return_exceptions=True), 5)
-            except TimeoutError:
-                logger.warning("partition %d: releasing took too long", index)
-        await self._commit_mark(partition)
-        await partition.stop()
-
-    # --- told by a partition ---
-
-    def on_request(self, partition: Partition, record: Record) -> None:
-        """Somebody asked for something in a partition that is served here."""
-        request = record.entry
-        assert isinstance(request, e.Request)
-        if request.request_id not in partition.answered:
-            # It holds the mark also where it is left to the next owner.
-            partition.held[request.request_id] = record.offset
-            if not partition.leaving:
-                self.answer(partition, record)
-
-    def on_lost(self, partition: Partition, cell: Cell) -> None:
-        """Another engine's claim was accepted: stop at once, whatever runs here."""
-        saga_id = cell.state.saga_id
-        logger.warning("saga %s was taken over by another engine", saga_id)
-        task = self._tasks.get(saga_id)
-        if task is not None:
-            task.cancel()
-        self.spawn(self._adopt(partition, saga_id, max(cell.begin, 0)), f"adopt {saga_id}")
-
-    async def _adopt(self, partition: Partition, saga_id: str, begin: int) -> None:
-        """Watch a saga of our partition that another engine runs, to take it over if that dies."""
-        partition.held[f"lost {saga_id}"] = begin
-        try:
-            state = await current_state(self.log, self.store, saga_id)
-            if state is not None and not state.ended and saga_id not in partition.cells:
-                cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
-                cell.quiet_since = asyncio.get_running_loop().time()
-                partition.cells[saga_id] = cell
-        finally:
-            partition.held.pop(f"lost {saga_id}", None)
-
-    def on_foreign(self, partition: Partition, cell: Cell) -> None:
-        """Somebody else started a saga in our partition: housekeeping takes it over if it is
-        silent."""
-        logger.info("saga %s was started here by another engine", cell.state.saga_id)
-
-    def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None:
-        """A branch that may not have begun: begin it. Until then it holds the mark."""
-        fact = event.fact
-        assert isinstance(fact, e.ReplayBranched)
-        if fact.branch_saga_id in partition.cells or fact.branch_saga_id in partition.seen:
-            return
-        partition.held[fact.branch_saga_id] = offset
-        if not partition.leaving:
-            self.spawn(self._begin_branch(partition, event), f"branch {fact.branch_saga_id}")
-
-    async def _begin_branch(self, partition: Partition, event: e.Event) -> None:
-        fact = event.fact
-        assert isinstance(fact, e.ReplayBranched)
-        try:
-            await self.launch_branch(
-                partition, fact.branch_saga_id, branch_start(fact), event.saga_name
-            )
-        except (UnknownSagaName, DefinitionChanged, MigrationFailed) as error:
-            logger.warning("branch %s has not begun: %s", fact.branch_saga_id, error)
-            return  # stays held: an engine that has the class begins it
-        partition.held.pop(fact.branch_saga_id, None)
-
-    def on_broken(self, partition: Partition, error: BaseException) -> None:
-        """A partition cannot go on: fold it anew, and claim."""
-        logger.critical("partition %d is read anew: %s", partition.index, error)
-        self.spawn(self._again(partition.index), f"restart {partition.index}")
-
-    async def _again(self, index: int) -> None:
-        async with self._rebalance:
-            partition = self.partitions.pop(index, None)
-            if partition is None or self.closing:
-                return
-            partition.closed = True
-            for saga_id, cell in partition.cells.items():
-                if cell.ours and saga_id in self._tasks:
-                    cell.lost = True
-                    self._tasks[saga_id].cancel()
-            await partition.stop()
-            await self._serve(index)
-
-    # --- housekeeping ---
-
-    async def _housekeeping(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.housekeeping_seconds)
-            for partition in list(self.partitions.values()):
-                try:
-                    await self._commit_mark(partition)
-                    await self._forget(partition)
-                except (SagaError, OSError) as error:
-                    logger.warning("housekeeping: %s", error)
-                self._checkpoint_old(partition)
-                now = asyncio.get_running_loop().time()
-                for cell in list(partition.cells.values()):
-                    silent = now - cell.quiet_since > self.config.takeover_seconds
-                    if not cell.ours and silent:
-                        cell.quiet_since = now
-                        await self._refold(partition, cell)
-                        await self._take_over(partition, cell)
-
-    def _checkpoint_old(self, partition: Partition) -> None:
-        """Carry old unfinished sagas forward, so that they do not hold the mark back: a take-over
-        stays short whatever the age of the oldest saga."""
-        oldest = self.clock.now() - int(self.config.checkpoint_seconds * 1e6)
-        due = [
-            cell
-            for cell in partition.cells.values()
-            if cell.ours
-            and not cell.lost
-            and not cell.state.ended
-            and 0 <= cell.begin
-            and max(cell.state.started_at, cell.checkpointed_at) < oldest
-        ]
-        for cell in due[:MAX_CHECKPOINTS]:
-            cell.checkpointed_at = self.clock.now()
-            self.spawn(self._checkpoint(partition, cell), f"checkpoint {cell.state.saga_id}")
-
-    async def _checkpoint(self, partition: Partition, cell: Cell) -> None:
-        saga_id = cell.state.saga_id
-        runner = self._runners.get(saga_id) or self._make_runner(partition, cell)
-        cell.begin = await runner.checkpoint()
-
-    async def _forget(self, partition: Partition) -> None:
-        if is_indexed(self.log):
-            partition.forget_before(partition.position)  # the log itself answers for any id
-        elif self.store is not None:
-            checkpoint = await self.store.checkpoint(partition.index)
-            if checkpoint is not None:
-                partition.forget_before(checkpoint.next_offset)
-
-    async def _commit_mark(self, partition: Partition) -> None:
-        if self.membership is not None:
-            try:
-                await self.membership.commit_low_water_mark(
-                    partition.index, partition.low_water_mark()
-                )
-            except (SagaError, OSError) as error:
-                logger.warning("the low-water mark was not committed: %s", error)
-
 
 def needs_nobody_else(state: SagaState) -> bool:
     """It has ended, or only a person can carry it on."""
@@ -760,11 +492,3 @@ def refusal(answer: e.RequestRefused) -> SagaError:
 
     Refused.__name__ = Refused.__qualname__ = kind.__name__
     return Refused()
-
-
-_START = msgspec.json.Decoder(e.SagaStarted)
-
-
-def branch_start(fact: e.ReplayBranched) -> e.SagaStarted:
-    """The first fact of the branch that a ReplayBranched decided."""
-    return _START.decode(fact.start)

@@ -455,7 +455,7 @@ async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> Replay
         result.saga_status = outcome.status
         if outcome.compensation_errors:
             result.status = ReplayStatus.FAILED
-            result.error_message = "; ".join(outcome.compensation_errors)
+            result.error_message = "; ".join(map(str, outcome.compensation_errors))
     result.completed_at = _time(host.clock.now())
     return result
 

@@ -92,7 +92,7 @@ async def interrupted(ledger: Ledger, step: str = "reserve") -> MemoryEventLog:
     await engine.open()
     await engine.start(OrderSaga, {"sku": "A1"}, saga_id="order-1")
     await gate.entered()
-    for task in engine.host._tasks.values():  # as a crash does: nothing is released
+    for task in engine.host.tasks.values():  # as a crash does: nothing is released
         task.cancel()
     await engine.close()
     ledger.gates.clear()

@@ -1,0 +1,297 @@
+"""Which partitions this process serves, and the sagas that change hands with them.
+
+From an assignment to running sagas: read each partition from its low-water mark, claim what is
+unfinished, go on. A partition that is lost while alive is handed over: nothing new starts there,
+running steps finish (to a limit), SagaReleased says that nothing runs any more. So only a crash can
+run a step twice, and only the steps that were under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sagaz_es.core import events as e
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.lookup import current_state, is_indexed
+from sagaz_es.engine.partition import Accepted, Cell, Partition
+from sagaz_es.engine.takeover import read_from_mark
+from sagaz_es.errors import DefinitionChanged, MigrationFailed, SagaError, UnknownSagaName
+from sagaz_es.ports import Record
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.host import Host
+
+logger = logging.getLogger("sagaz_es.engine")
+
+MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
+
+
+class Serving:
+    """Takes partitions over and hands them over, for a host; the Owner of each Partition."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._rebalance = asyncio.Lock()
+        self._told: set[str] = set()  # sagas whose code is not here or does not fit: said once
+
+    # --- assignment ---
+
+    async def on_change(self, wanted: frozenset[int]) -> None:
+        """Serve exactly these partitions; returns when the others are handed over."""
+        async with self._rebalance:
+            lost = [index for index in self._host.partitions if index not in wanted]
+            await asyncio.gather(*(self._let_go(index) for index in lost))
+            if not self._host.closing:
+                gained = [index for index in sorted(wanted) if index not in self._host.partitions]
+                await asyncio.gather(*(self._serve(index) for index in gained))
+            self._host.on_serving(frozenset(self._host.partitions))
+
+    async def _serve(self, index: int) -> None:
+        """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
+        found = await read_from_mark(self._host.log, self._host.store, index)
+        partition = Partition(index, self._host.log, self._host.writer, self)
+        partition.position, partition.known_from = found.position, found.start
+        partition.seen, partition.answered = found.ended, found.answered
+        for saga_id, state in found.unfinished.items():
+            cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
+            cell.quiet_since = asyncio.get_running_loop().time()
+            partition.cells[saga_id] = cell
+        self._host.partitions[index] = partition
+        partition.start()
+        for cell in list(partition.cells.values()):
+            self._host.spawn(self._take_over(partition, cell), f"take-over {cell.state.saga_id}")
+        for event, offset in found.branched:
+            self.on_branched(partition, event, offset)
+        for record in found.requests:
+            self.on_request(partition, record)
+
+    async def _take_over(self, partition: Partition, cell: Cell) -> None:
+        """Claim an unfinished saga and go on with it, if its code is here and fits."""
+        state = cell.state
+        try:
+            definition = self._host.registry.by_name(state.saga_name)
+        except UnknownSagaName as error:
+            self._stays_unfinished(state, error)
+            return
+        membership = self._host.membership
+        if membership is not None and not state.released:
+            deadline = asyncio.get_running_loop().time() + self._host.config.drain_seconds + 5
+            while (  # noqa: ASYNC110 - the group has nothing to wait on
+                not state.released
+                and not state.ended
+                and asyncio.get_running_loop().time() < deadline
+                and await membership.predecessor_is_alive(partition.index)
+            ):
+                await asyncio.sleep(0.05)
+        if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
+            return
+        try:
+            claimed = await self._host.claim(state, "take-over")
+        except (DefinitionChanged, MigrationFailed) as error:
+            self._stays_unfinished(state, error)
+            return
+        if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
+            return
+        cell.ours = True
+        self._host.carry_on(partition, cell, definition, (claimed,))
+
+    async def _refold(self, partition: Partition, cell: Cell) -> None:
+        """What was heard in passing may be a late copy: the whole fold says what the saga is."""
+        saga_id = cell.state.saga_id
+        state = await current_state(self._host.log, self._host.store, saga_id)
+        if cell.ours or partition.cells.get(saga_id) is not cell:
+            return
+        if state is None or state.ended:
+            partition.cells.pop(saga_id, None)
+        elif state.sequence >= cell.state.sequence:
+            cell.state, cell.accepted = state, Accepted.of(state)
+
+    async def _let_go(self, index: int) -> None:
+        """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
+        partition = self._host.partitions.pop(index)
+        partition.leaving = True
+        runners = [
+            (saga_id, self._host.runners[saga_id], self._host.tasks[saga_id])
+            for saga_id, cell in partition.cells.items()
+            if cell.ours and saga_id in self._host.runners
+        ]
+        for _, runner, _ in runners:
+            runner.drain()
+        tasks = [task for _, _, task in runners]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._host.config.drain_seconds)
+            partition.closed = True
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        parked = [
+            self._host.make_runner(partition, cell)
+            for saga_id, cell in partition.cells.items()
+            if cell.ours and saga_id not in self._host.runners and not cell.state.ended
+        ]
+        released = [
+            runner.release()
+            for runner in (*(runner for _, runner, _ in runners), *parked)
+            if not runner.state.ended and not runner.cell.lost
+        ]
+        if released:
+            try:
+                await asyncio.wait_for(asyncio.gather(*released, return_exceptions=True), 5)
+            except TimeoutError:
+                logger.warning("partition %d: releasing took too long", index)
+        await self._commit_mark(partition)
+        await partition.stop()
+
+    # --- told by a partition ---
+
+    def on_request(self, partition: Partition, record: Record) -> None:
+        """Somebody asked for something in a partition that is served here."""
+        request = record.entry
+        assert isinstance(request, e.Request)
+        if request.request_id not in partition.answered:
+            # It holds the mark also where it is left to the next owner.
+            partition.held[request.request_id] = record.offset
+            if not partition.leaving:
+                self._host.answer(partition, record)
+
+    def on_lost(self, partition: Partition, cell: Cell) -> None:
+        """Another engine's claim was accepted: stop at once, whatever runs here."""
+        saga_id = cell.state.saga_id
+        logger.warning("saga %s was taken over by another engine", saga_id)
+        task = self._host.tasks.get(saga_id)
+        if task is not None:
+            task.cancel()
+        self._host.spawn(self._adopt(partition, saga_id, max(cell.begin, 0)), f"adopt {saga_id}")
+
+    async def _adopt(self, partition: Partition, saga_id: str, begin: int) -> None:
+        """Watch a saga of our partition that another engine runs, to take it over if that dies."""
+        partition.held[f"lost {saga_id}"] = begin
+        try:
+            state = await current_state(self._host.log, self._host.store, saga_id)
+            if state is not None and not state.ended and saga_id not in partition.cells:
+                cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
+                cell.quiet_since = asyncio.get_running_loop().time()
+                partition.cells[saga_id] = cell
+        finally:
+            partition.held.pop(f"lost {saga_id}", None)
+
+    def on_foreign(self, partition: Partition, cell: Cell) -> None:
+        """Somebody else started a saga in our partition: housekeeping takes it over if it is
+        silent."""
+        logger.info("saga %s was started here by another engine", cell.state.saga_id)
+
+    def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None:
+        """A branch that may not have begun: begin it. Until then it holds the mark."""
+        fact = event.fact
+        assert isinstance(fact, e.ReplayBranched)
+        if fact.branch_saga_id in partition.cells or fact.branch_saga_id in partition.seen:
+            return
+        partition.held[fact.branch_saga_id] = offset
+        if not partition.leaving:
+            self._host.spawn(self._begin_branch(partition, event), f"branch {fact.branch_saga_id}")
+
+    async def _begin_branch(self, partition: Partition, event: e.Event) -> None:
+        fact = event.fact
+        assert isinstance(fact, e.ReplayBranched)
+        try:
+            await self._host.launch_branch(
+                partition, fact.branch_saga_id, branch_start(fact), event.saga_name
+            )
+        except (UnknownSagaName, DefinitionChanged, MigrationFailed) as error:
+            logger.warning("branch %s has not begun: %s", fact.branch_saga_id, error)
+            return  # stays held: an engine that has the class begins it
+        partition.held.pop(fact.branch_saga_id, None)
+
+    def on_broken(self, partition: Partition, error: BaseException) -> None:
+        """A partition cannot go on: fold it anew, and claim."""
+        logger.critical("partition %d is read anew: %s", partition.index, error)
+        self._host.spawn(self._again(partition.index), f"restart {partition.index}")
+
+    async def _again(self, index: int) -> None:
+        async with self._rebalance:
+            partition = self._host.partitions.pop(index, None)
+            if partition is None or self._host.closing:
+                return
+            partition.closed = True
+            for saga_id, cell in partition.cells.items():
+                if cell.ours and saga_id in self._host.tasks:
+                    cell.lost = True
+                    self._host.tasks[saga_id].cancel()
+            await partition.stop()
+            await self._serve(index)
+
+    # --- housekeeping ---
+
+    async def keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(self._host.config.housekeeping_seconds)
+            for partition in list(self._host.partitions.values()):
+                try:
+                    await self._commit_mark(partition)
+                    await self._forget(partition)
+                except (SagaError, OSError) as error:
+                    logger.warning("housekeeping: %s", error)
+                self._checkpoint_old(partition)
+                now = asyncio.get_running_loop().time()
+                for cell in list(partition.cells.values()):
+                    silent = now - cell.quiet_since > self._host.config.takeover_seconds
+                    if not cell.ours and silent:
+                        cell.quiet_since = now
+                        await self._refold(partition, cell)
+                        await self._take_over(partition, cell)
+
+    def _checkpoint_old(self, partition: Partition) -> None:
+        """Carry old unfinished sagas forward, so that they do not hold the mark back: a take-over
+        stays short whatever the age of the oldest saga."""
+        oldest = self._host.clock.now() - int(self._host.config.checkpoint_seconds * 1e6)
+        due = [
+            cell
+            for cell in partition.cells.values()
+            if cell.ours
+            and not cell.lost
+            and not cell.state.ended
+            and 0 <= cell.begin
+            and max(cell.state.started_at, cell.checkpointed_at) < oldest
+        ]
+        for cell in due[:MAX_CHECKPOINTS]:
+            cell.checkpointed_at = self._host.clock.now()
+            self._host.spawn(self._checkpoint(partition, cell), f"checkpoint {cell.state.saga_id}")
+
+    async def _checkpoint(self, partition: Partition, cell: Cell) -> None:
+        saga_id = cell.state.saga_id
+        runner = self._host.runners.get(saga_id) or self._host.make_runner(partition, cell)
+        cell.begin = await runner.checkpoint()
+
+    async def _forget(self, partition: Partition) -> None:
+        if is_indexed(self._host.log):
+            partition.forget_before(partition.position)  # the log itself answers for any id
+        elif self._host.store is not None:
+            checkpoint = await self._host.store.checkpoint(partition.index)
+            if checkpoint is not None:
+                partition.forget_before(checkpoint.next_offset)
+
+    async def _commit_mark(self, partition: Partition) -> None:
+        if self._host.membership is not None:
+            try:
+                await self._host.membership.commit_low_water_mark(
+                    partition.index, partition.low_water_mark()
+                )
+            except (SagaError, OSError) as error:
+                logger.warning("the low-water mark was not committed: %s", error)
+
+    def _stays_unfinished(self, state: SagaState, error: SagaError) -> None:
+        if state.saga_id not in self._told:  # once a saga, not once a round
+            self._told.add(state.saga_id)
+            logger.error("saga %s stays unfinished: %s", state.saga_id, error)
+
+
+_START = msgspec.json.Decoder(e.SagaStarted)
+
+
+def branch_start(fact: e.ReplayBranched) -> e.SagaStarted:
+    """The first fact of the branch that a ReplayBranched decided."""
+    return _START.decode(fact.start)
