@@ -2,7 +2,8 @@
 
 Logs: `memory://[name]`, `sqlite:///file.db` (relative; `sqlite:////abs/file.db`),
 `kafka://[user:password@]host:port[,host:port]/namespace[?option=…]`. Stores: `memory://`,
-`sqlite:///…`, `postgresql://…`. A SQLite or memory log is its own store unless one is given.
+`sqlite:///…`, `postgresql://…[?schema=name]` (a schema for each namespace that shares a database).
+A SQLite or memory log is its own store unless one is given.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from sagaz_es.engine import recorder, standalone
 from sagaz_es.engine.config import EngineConfig
@@ -185,8 +186,17 @@ def open_store(store: str | ProjectionStore | None, log: EventLog) -> Projection
         opened: ProjectionStore = module.SQLiteProjectionStore(_file(address))
         return opened
     module = _adapter("sagaz_es.storage.postgresql")
-    served: ProjectionStore = module.PostgreSQLProjectionStore(url)
+    schema = address.options.get("schema", "")
+    if schema:  # ours, not the driver's: one database can hold the stores of several namespaces
+        url = _without_option(url, "schema")
+    served: ProjectionStore = module.PostgreSQLProjectionStore(url, schema=schema)
     return served
+
+
+def _without_option(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    options = [(key, value) for key, value in parse_qsl(parts.query) if key != name]
+    return urlunsplit(parts._replace(query=urlencode(options)))
 
 
 def _own_store(log: EventLog) -> ProjectionStore | None:
@@ -208,11 +218,25 @@ def _own_store(log: EventLog) -> ProjectionStore | None:
 
 
 def open_blobs(store: ProjectionStore | None) -> BlobStore | None:
-    """The blob store beside a store."""
-    if store is None:
-        return None
-    make: Callable[[], BlobStore] | None = getattr(store, "blob_store", None)
-    return make() if make is not None else None
+    """The blob store beside a store: large values are kept where the projections are."""
+    kind = type(store).__name__
+    of: Any = store  # its address, which is the adapter's own
+    if kind == "MemoryProjectionStore":
+        from sagaz_es.blobs.memory import MemoryBlobStore
+
+        # Engines that share a memory log find each other's large values, too.
+        shared: BlobStore | None = getattr(store, "own_blobs", None)
+        if shared is None:
+            shared = of.own_blobs = MemoryBlobStore()
+        return shared
+    if kind == "SQLiteProjectionStore":
+        opened: BlobStore = _adapter("sagaz_es.blobs.sqlite").SQLiteBlobStore(of.path)
+        return opened
+    if kind == "PostgreSQLProjectionStore":
+        module = _adapter("sagaz_es.blobs.postgresql")
+        served: BlobStore = module.PostgreSQLBlobStore(of.url, schema=of.schema)
+        return served
+    return None
 
 
 def parse_url(url: str, what: str, known: tuple[str, ...]) -> Address:
