@@ -13,7 +13,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sagaz_es", "sagaz_es_cli", "sagaz_es_projections"}
-OPTIONAL = {"aiokafka", "asyncpg", "click", "obstore", "redis", "rich", "starlette", "uvicorn", "yaml"}
+OPTIONAL = {
+    "aiokafka",
+    "asyncpg",
+    "click",
+    "obstore",
+    "redis",
+    "rich",
+    "starlette",
+    "uvicorn",
+    "yaml",
+}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import click
 
 from sagaz_es_cli import exits
 from sagaz_es_cli.doctor import add_doctor
+from sagaz_es_cli.engine import engine
 from sagaz_es_cli.importing import add_import
 from sagaz_es_cli.projector import projector
 from sagaz_es_cli.render import printable
@@ -121,6 +122,7 @@ def main() -> None:
 
 main.add_command(saga)
 main.add_command(replay)
+main.add_command(engine)
 main.add_command(projector)
 main.add_command(topics)
 add_doctor(main)

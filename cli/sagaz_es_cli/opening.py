@@ -24,6 +24,7 @@ from sagaz_es.ports import BlobStore, EventLog, ProjectionStore
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.options import Settings
 from sagaz_es_cli.render import note
+from sagaz_es_cli.resources import resources_of
 
 T = TypeVar("T")
 
@@ -168,17 +169,23 @@ async def asking(settings: Settings) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, saga_name: str) -> AsyncIterator[Engine]:
+async def serving(
+    settings: Settings, saga_name: str, resources: str | None = None
+) -> AsyncIterator[Engine]:
     """An engine that runs sagas of one name, also those that it finds unfinished.
 
     Of all code that `--app` names it has only this: what else is unfinished it leaves to others.
+    `resources`: where they are, as module:name.
     """
     found = sources.load(settings.apps)
     if saga_name not in found:
         raise UnknownSagaName(saga_name, tuple(found))
-    made = connect(settings.log, store=settings.store, sagas={saga_name: found[saga_name]})
-    async with _opened(made, join=True) as it:
-        yield it
+    sagas = {saga_name: found[saga_name]}
+    with redirect_stdout(sys.stderr):
+        async with resources_of(resources) as live:
+            made = connect(settings.log, store=settings.store, sagas=sagas, resources=live)
+            async with _opened(made, join=True) as it:
+                yield it
 
 
 @contextmanager

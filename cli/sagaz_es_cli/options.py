@@ -19,6 +19,7 @@ from sagaz_es_cli.overrides import parse_object
 from sagaz_es_cli.times import EXAMPLE, parse_time
 
 APP_VARIABLE = "SAGAZ_ES_APP"
+RESOURCES_VARIABLE = "SAGAZ_ES_RESOURCES"
 FORMATS = ("table", "json", "yaml", "text")
 COMMON = "Common options"
 
@@ -113,6 +114,17 @@ class JsonObject(click.ParamType[Any]):
             return parse_object(value)
         except (ValueError, OSError) as error:
             self.fail(str(error), param, ctx)
+
+
+def resources_option(function: AnyFunction) -> AnyFunction:
+    """For commands that run the code of sagas: what their steps find in `ctx.resources`."""
+    return click.option(
+        "--resources",
+        metavar="MODULE:NAME",
+        envvar=RESOURCES_VARIABLE,
+        show_envvar=True,
+        help="Live objects for the steps (ctx.resources): a mapping, or a function that gives one.",
+    )(function)
 
 
 # --- commands -------------------------------------------------------------------------------------

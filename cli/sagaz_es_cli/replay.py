@@ -13,7 +13,7 @@ from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es_cli import exits
 from sagaz_es_cli.history import add_list_changes, add_time_travel
 from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
-from sagaz_es_cli.options import AnyFunction, Settings, command
+from sagaz_es_cli.options import AnyFunction, Settings, command, resources_option
 from sagaz_es_cli.overrides import parse_overrides
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
 from sagaz_es_cli.saga import user
@@ -152,6 +152,7 @@ def plan_blocks(plan: ReplayPlan) -> list[Block]:
 @click.option("-d", "--dry-run", is_flag=True, help="Show the plan, check it, run nothing.")
 @click.option("--reason", default="", help="Recorded in the log.")
 @click.option("--actor", metavar="WHO", help="Recorded too; default: your user name.")
+@resources_option
 def run_replay(
     settings: Settings,
     saga_id: str,
@@ -162,6 +163,7 @@ def run_replay(
     dry_run: bool,
     reason: str,
     actor: str | None,
+    resources: str | None,
 ) -> None:
     """Replay saga ID from a step, as a branch with an id of its own, and show how it ended.
 
@@ -193,7 +195,7 @@ def run_replay(
                         f"without --app it is not checked whether the code of {plan.saga_name} fits"
                     )
                 return await replay_in(engine, plan)
-        async with serving(settings, plan.saga_name) as engine:
+        async with serving(settings, plan.saga_name, resources) as engine:
             with unless_interrupted(f"the replay of {saga_id!r}, if it has begun,"):
                 return await replay_in(engine, await plan_in(engine))
 
@@ -258,7 +260,10 @@ def result_blocks(result: ReplayResult, record: dict[str, Any]) -> list[Block]:
 @click.argument("replay_id", metavar="REPLAY_ID")
 @click.option("--reason", default="", help="Recorded in the log.")
 @click.option("--actor", metavar="WHO", help="Recorded too; default: your user name.")
-def undo(settings: Settings, replay_id: str, reason: str, actor: str | None) -> None:
+@resources_option
+def undo(
+    settings: Settings, replay_id: str, reason: str, actor: str | None, resources: str | None
+) -> None:
     """Compensate what the branch of a replay did; what it only reused stays.
 
     REPLAY_ID is the replay's id or its branch's saga id. A second undo does nothing.
@@ -268,7 +273,7 @@ def undo(settings: Settings, replay_id: str, reason: str, actor: str | None) -> 
     async def work() -> ReplayResult:
         async with reading(settings) as opened:
             name = (await opened.branch(replay_id)).saga_name
-        async with serving(settings, name) as engine:
+        async with serving(settings, name, resources) as engine:
             return await engine.undo_replay(replay_id, actor=actor or user(), reason=reason)
 
     result = run(work())

@@ -14,7 +14,7 @@ from sagaz_es.ports import Summary
 from sagaz_es_cli import exits
 from sagaz_es_cli.history import past_of, state_blocks, state_record
 from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
-from sagaz_es_cli.options import JsonObject, Settings, command
+from sagaz_es_cli.options import JsonObject, Settings, command, resources_option
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_cli.times import age, iso, shown
@@ -54,7 +54,14 @@ def user() -> str:
     help="Data to start with; @file reads a file, - stdin. Tags such as $decimal give types.",
 )
 @click.option("--saga-id", metavar="ID", help="The same id twice is the same saga; default: new.")
-def start(settings: Settings, name: str, context: dict[str, Any], saga_id: str | None) -> None:
+@resources_option
+def start(
+    settings: Settings,
+    name: str,
+    context: dict[str, Any],
+    saga_id: str | None,
+    resources: str | None,
+) -> None:
     """Start a saga NAME, run it here, and show how it ended.
 
     Status 1: it did not complete. Interrupted, it goes on when an engine of this log starts.
@@ -63,7 +70,7 @@ def start(settings: Settings, name: str, context: dict[str, Any], saga_id: str |
     settings.need_code("saga start")
 
     async def work() -> tuple[dict[str, Any], bool]:
-        async with serving(settings, name) as joined:
+        async with serving(settings, name, resources) as joined:
             if saga_id is not None:
                 known = await current_state(joined.log, joined.store, saga_id)
                 if known is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from sagaz_es.engine.definition import Saga
 from sagaz_es.errors import ConfigurationError, SagaError
@@ -28,22 +28,40 @@ class AppNotUsable(ConfigurationError):
         return f"--app {self.app}: {self.why}"
 
 
-def load(apps: Iterable[str]) -> dict[str, SagaSource]:
+def load(apps: Iterable[str], *, prints_to: TextIO | None = None) -> dict[str, SagaSource]:
     """Saga name -> class, object or factory. Raises AppNotUsable.
 
-    The current directory is looked in first. What a module prints goes to stderr.
+    The current directory is looked in first. What a module prints goes to stderr, or there.
     """
-    here = os.getcwd()
-    if sys.path[:1] not in ([""], [here]):
-        sys.path.insert(0, here)
+    _look_here_first()
     found: dict[str, SagaSource] = {}
     for app in apps:
-        with redirect_stdout(sys.stderr):
-            named = _load_one(app)
-        for name, source in named.items():
+        with redirect_stdout(prints_to or sys.stderr):
+            loaded = _load_one(app)
+        for name, source in loaded.items():
             if found.setdefault(name, source) is not source:
                 raise AppNotUsable(app, f"another --app gives a saga named {name!r} too")
     return found
+
+
+def named(text: str) -> Any:
+    """What `module:name` names. Raises AppNotUsable."""
+    _look_here_first()
+    module_name, _, path = text.partition(":")
+    if not module_name or not path:
+        raise AppNotUsable(text, "write it as module:name")
+    value: Any = _import(text, module_name)
+    for part in path.split("."):
+        if not hasattr(value, part):
+            raise AppNotUsable(text, f"module {module_name!r} has no {path!r}")
+        value = getattr(value, part)
+    return value
+
+
+def _look_here_first() -> None:
+    here = os.getcwd()
+    if sys.path[:1] not in ([""], [here]):
+        sys.path.insert(0, here)
 
 
 def _load_one(app: str) -> dict[str, SagaSource]:

@@ -12,6 +12,7 @@ import inspect
 import random
 import traceback
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from sagaz_es.codec.values import from_text, to_text
@@ -38,6 +39,9 @@ from sagaz_es.ports import Clock
 MAX_FACT_BYTES = 900_000
 MAX_ERROR_CHARS = 4_000
 MAX_TRACEBACK_CHARS = 16_000
+
+current_saga: ContextVar[str] = ContextVar("sagaz_es_current_saga", default="")
+"""The id of the saga whose code runs, also in its threads: for log lines."""
 
 
 class Blobs(Protocol):
@@ -76,6 +80,7 @@ class Attempts:
 
     async def perform(self, attempt: Attempt) -> e.Fact | None:
         """Run it to its outcome. None: the handler that was asked does not know."""
+        current_saga.set(self._state.saga_id)
         if attempt.ask == "recover":
             return await self._recover(attempt)
         if attempt.ask == "resolve":

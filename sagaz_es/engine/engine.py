@@ -22,6 +22,7 @@ from sagaz_es.engine.attempts import MAX_FACT_BYTES
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.definition import Definition
+from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import check_id, context_texts, new_id
 from sagaz_es.engine.lookup import current_state
@@ -136,6 +137,11 @@ class Engine:
         for part in (self.store, self.blob_store, self.log):
             if part is not None:
                 await part.close()
+
+    async def health(self) -> Health:
+        """How it is doing, also before `open` and while it closes. Raises nothing, and answers
+        within about a second, whatever log and store do."""
+        return await health_of(self.host, self._projector)
 
     def _project(self, served: frozenset[int]) -> None:
         """The projector in this process follows the engine: nobody else projects what it serves."""

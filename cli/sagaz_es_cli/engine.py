@@ -1,0 +1,168 @@
+"""`sagaz-es engine run`: a worker, which carries sagas on until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import click
+
+from sagaz_es.connect import INSTANCE_VARIABLE, connect
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.engine import Engine
+from sagaz_es.errors import MissingDependencyError, SagaError
+from sagaz_es_cli import exits, logs, sources
+from sagaz_es_cli.opening import run
+from sagaz_es_cli.options import Settings, command, resources_option
+from sagaz_es_cli.resources import resources_of
+
+logger = logging.getLogger("sagaz_es.worker")
+
+
+@click.group()
+def engine() -> None:
+    """Workers: processes that carry sagas on."""
+
+
+@command(
+    engine,
+    "run",
+    examples="""
+        sagaz-es engine run --app shop.sagas
+        sagaz-es engine run --app shop.sagas --health-port 8080 --log-format json
+        sagaz-es engine run --app shop.sagas --resources shop.wiring:resources --instance-id w-1
+        """,
+)
+@click.option(
+    "--instance-id",
+    metavar="ID",
+    envvar=INSTANCE_VARIABLE,
+    show_envvar=True,
+    help="A name that no other process has: after a crash the next one of this name goes on at "
+    "once, without waiting for the session time-out.",
+)
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Answer /healthz and /readyz there; 0: any free port. Default: no endpoint.",
+)
+@click.option(
+    "--health-host",
+    metavar="HOST",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address it listens on.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0),
+    metavar="S",
+    default=20.0,
+    show_default=True,
+    help="How long running steps may finish when it stops or loses partitions.",
+)
+@click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True)
+@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
+@resources_option
+def run_engine(
+    settings: Settings,
+    instance_id: str | None,
+    health_port: int | None,
+    health_host: str,
+    drain_seconds: float,
+    log_format: str,
+    log_level: str,
+    resources: str | None,
+) -> None:
+    """Serve a share of the log's sagas until told to stop.
+
+    Workers of one log share its partitions. SIGTERM or Ctrl-C drains: nothing new starts, running
+    steps finish, the other workers go on; status 0. A second one stops at once, as a crash would.
+    What is logged goes to stderr; what the code of sagas prints stays on stdout.
+    """
+    settings.need_code("engine run")
+
+    async def work() -> None:
+        async with resources_of(resources) as live:
+            worker = connect(
+                settings.log,
+                store=settings.store,
+                sagas=sources.load(settings.apps, prints_to=sys.stdout),
+                resources=live,
+                instance_id=instance_id,
+                config=EngineConfig(drain_seconds=drain_seconds),
+            )
+            with _told_to_stop() as stop:
+                async with _probed(worker, health_host, health_port):
+                    await _serve(worker, stop, drain_seconds)
+
+    with logs.logging_as(log_format, log_level):
+        try:
+            run(work())
+        except (SagaError, OSError) as error:
+            # A line like all others: whoever reads JSON reads this, too.
+            logger.critical("%s", exits.sentence_of(error))
+            raise click.exceptions.Exit(exits.status_of(error)) from error
+
+
+async def _serve(worker: Engine, stop: asyncio.Event, drain_seconds: float) -> None:
+    stopping = asyncio.create_task(stop.wait())
+    opening = asyncio.create_task(worker.open())
+    try:
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+            served = ", ".join(map(str, sorted(worker.host.partitions))) or "none yet"
+            logger.info("serving %s; partitions: %s", worker.log.name, served)
+            await stopping
+    finally:
+        for task in (opening, stopping):
+            task.cancel()
+        await asyncio.gather(opening, stopping, return_exceptions=True)
+        if stop.is_set():
+            logger.info("stopping: running steps may take up to %g s to finish", drain_seconds)
+        await worker.close()
+    logger.info("stopped; what is unfinished goes on where another worker runs")
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(number: int) -> None:
+        if stop.is_set():
+            os._exit(exits.SIGNALLED + number)
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, tell, number)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _probed(worker: Engine, host: str, port: int | None) -> AsyncIterator[None]:
+    """Answer probes meanwhile, if a port was given. Raises MissingDependencyError."""
+    if port is None:
+        yield
+        return
+    try:
+        from sagaz_es_cli.health import answering
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            (error.name or "").partition(".")[0], "the health endpoint", "worker"
+        ) from error
+    async with answering(worker.health, host, port) as url:
+        logger.info("health: %s/healthz and %s/readyz", url, url)
+        yield

@@ -1,0 +1,64 @@
+"""How an engine is doing, for whoever watches over its process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sagaz_es.errors import SagaError
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.host import Host
+    from sagaz_es.engine.projector import Projector
+
+LAG_SECONDS = 1.0
+"""How long log and store may take to tell how far the projector is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """An engine at a moment. `serving`: joined, what was unfinished is found, and not closing."""
+
+    serving: bool
+    partitions: tuple[int, ...]
+    sagas_in_flight: int  # with a step that runs or is about to, here
+    sagas_unfinished: int  # in the partitions served here: also those that wait for something
+    oldest_pending_append_s: float  # how long it has been waiting; 0: none waits
+    projector_lag: int | None  # records; None: there is no projector here, or it could not be told
+
+
+async def health_of(host: Host, projector: Projector | None) -> Health:
+    """See Engine.health."""
+    partitions = dict(host.partitions)
+    serving = host.membership is not None and not host.closing
+    return Health(
+        serving=serving,
+        partitions=tuple(sorted(partitions)),
+        sagas_in_flight=len(host.runners),
+        sagas_unfinished=sum(len(partition.cells) for partition in partitions.values()),
+        oldest_pending_append_s=_oldest_append(host),
+        projector_lag=await _lag(projector, partitions.keys()) if projector and serving else None,
+    )
+
+
+def _oldest_append(host: Host) -> float:
+    """A partition knows what it tries again, a log (where it tells) what it has not answered."""
+    now = asyncio.get_running_loop().time()
+    tried = [partition.pending_since for partition in host.partitions.values()]
+    ages = [now - since for since in tried if since]
+    since_us = getattr(host.log, "pending_since", None)
+    if since_us is not None:
+        ages.append(time.time() - since_us / 1e6)
+    return max(0.0, *ages) if ages else 0.0
+
+
+async def _lag(projector: Projector, partitions: Collection[int]) -> int | None:
+    try:
+        async with asyncio.timeout(LAG_SECONDS):
+            statuses = await projector.status()
+    except (SagaError, OSError):  # TimeoutError is one
+        return None
+    return sum(status.lag for status in statuses if status.partition in partitions)

@@ -1,0 +1,223 @@
+"""Workers as processes: stopped in the middle of steps, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagaz_es import SagaStatus, connect
+from sagaz_es_cli.health import STUCK_SECONDS, alive
+from tests.servers import KafkaServer
+from tests.services.takeover_worker import Order
+from tests.services.test_takeover import ROOT, Ledger, until
+
+ORDERS = 12
+APP = "tests.services.takeover_worker:Order"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+@pytest.fixture(params=["sqlite", "kafka"])
+def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/log.db"
+    namespace = request.getfixturevalue("kafka_namespace")
+    bootstrap = request.getfixturevalue("kafka_bootstrap")
+    return f"kafka://{bootstrap}/{namespace}?partitions=4"
+
+
+class Workers:
+    """Starts workers on one log; their charges take `seconds`."""
+
+    def __init__(self, log: str, ledger: Ledger) -> None:
+        self.log, self.ledger = log, ledger
+        self.started: list[Worker] = []
+
+    def start(self, seconds: float, *options: str) -> Worker:
+        run = ("engine", "run", "--log", self.log, "--app", APP, "--health-port", "0", *options)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sagaz_es_cli", *run, "--log-format", "json"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "LEDGER": str(self.ledger.path),
+                "CHARGE_SECONDS": str(seconds),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(Worker(process))
+        return self.started[-1]
+
+
+class Worker:
+    """A process that was told `engine run`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        self.process, self.lines = process, process.stderr
+        self.url = self._said("health: ").split()[1].removesuffix("/healthz")
+
+    def _said(self, start: str) -> str:
+        for line in self.lines:
+            message: str = json.loads(line)["message"]
+            if message.startswith(start):
+                return message
+        raise AssertionError(f"the worker ended before it said {start!r}")
+
+    async def probe(self, page: str) -> tuple[int, dict[str, Any]]:
+        return await asyncio.to_thread(self._probe, page)
+
+    def _probe(self, page: str) -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(self.url + page, timeout=10) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as refused:
+            return refused.code, json.load(refused)
+
+    async def ready(self) -> dict[str, Any]:
+        """Its health, once it serves."""
+        async with asyncio.timeout(60):
+            while True:
+                status, body = await self.probe("/readyz")
+                if status == 200:
+                    return body
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(self.lines.read)
+            return await asyncio.to_thread(self.process.wait)
+
+
+@pytest.fixture
+def workers(log_url: str, ledger: Ledger) -> Iterator[Workers]:
+    found = Workers(log_url, ledger)
+    yield found
+    for worker in found.started:
+        worker.process.kill()
+        worker.process.wait()
+        worker.lines.close()
+
+
+async def order(log: str, number: int) -> None:
+    """Ask whoever serves the log for so many orders."""
+    engine = connect(log, sagas=[Order])
+    await engine.open(join=False)
+    try:
+        for n in range(number):
+            await engine.start(Order, {"order": f"o-{n}"}, saga_id=f"o-{n}")
+    finally:
+        await engine.close()
+
+
+async def all_completed(log: str, number: int) -> None:
+    """Wait until these orders are."""
+    engine = connect(log, sagas=[Order])
+    await engine.open(join=False)
+    try:
+        for n in range(number):
+            handle = await engine.handle(f"o-{n}")
+            assert (await handle.result(60)).status is SagaStatus.COMPLETED
+    finally:
+        await engine.close()
+
+
+def once(number: int) -> Counter[str]:
+    return Counter({f"o-{n}": 1 for n in range(number)})
+
+
+async def test_told_to_stop_it_lets_running_steps_finish_and_no_step_runs_twice(
+    workers: Workers, ledger: Ledger
+) -> None:
+    first = workers.start(2.0)
+    assert (await first.ready())["sagas_in_flight"] == 0
+    await order(workers.log, ORDERS)
+    await until(ledger, "charge-begins", ORDERS)
+    assert (await first.ready())["sagas_in_flight"] == ORDERS
+
+    first.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        while (await first.probe("/readyz"))[0] == 200:
+            pass
+    assert (await first.probe("/healthz"))[0] == 200  # it drains, and wants to live
+    assert await first.ended() == 0
+    assert ledger.count("charge") == once(ORDERS)
+    assert ledger.count("ship") == Counter()
+
+    second = workers.start(2.0)
+    await all_completed(workers.log, ORDERS)
+    for step in ("reserve", "charge-begins", "charge", "ship"):
+        assert ledger.count(step) == once(ORDERS)
+    assert {row[4] for row in ledger.rows("ship")} == {str(second.process.pid)}
+
+
+async def test_steps_that_outlast_the_limit_are_left_to_the_next_worker(
+    workers: Workers, ledger: Ledger
+) -> None:
+    first = workers.start(3600, "--drain-seconds", "0.5")
+    await first.ready()
+    await order(workers.log, 2)
+    await until(ledger, "charge-begins", 2)
+    first.process.send_signal(signal.SIGTERM)
+    assert await first.ended() == 0
+
+    workers.start(0)
+    await all_completed(workers.log, 2)
+    assert sorted(row[3] for row in ledger.rows("charge-begins")) == ["1", "1", "2", "2"]
+    assert ledger.count("charge") == once(2)
+    assert ledger.count("reserve") == once(2)
+
+
+async def test_a_second_signal_stops_at_once(workers: Workers, ledger: Ledger) -> None:
+    worker = workers.start(3600, "--drain-seconds", "3600")
+    await worker.ready()
+    await order(workers.log, 1)
+    await until(ledger, "charge-begins", 1)
+    worker.process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        while (await worker.probe("/readyz"))[0] == 200:
+            pass
+    worker.process.send_signal(signal.SIGTERM)
+    assert await worker.ended() == 128 + signal.SIGTERM
+
+
+async def test_while_the_log_does_not_answer_the_oldest_append_grows_old(
+    kafka_server: KafkaServer, kafka_namespace: str
+) -> None:
+    url = f"kafka://{kafka_server.bootstrap}/{kafka_namespace}"
+    async with connect(url, sagas=[Order]) as engine:
+        assert (await engine.health()).oldest_pending_append_s == 0
+        kafka_server.pause()
+        try:
+            starting = asyncio.create_task(engine.start(Order, {"order": "o-0"}))
+            async with asyncio.timeout(30):
+                while True:
+                    health = await engine.health()
+                    if health.oldest_pending_append_s > 1:
+                        break
+                    await asyncio.sleep(0.05)
+            assert alive(health)[0] == 200
+            stuck = replace(health, oldest_pending_append_s=STUCK_SECONDS + 1)
+            assert (alive(stuck)[0], alive(stuck)[1]["status"]) == (503, "stuck")
+        finally:
+            kafka_server.resume()
+        handle = await starting
+        assert (await engine.health()).oldest_pending_append_s < 1
+        await handle.result(30)
