@@ -552,28 +552,45 @@ class HandingOver(LostOwnership):
 
 
 class SagaStepError(SagaError):
-    """A step failed, and its own exception is not at hand (another process ran it)."""
+    """A step failed, and its own exception is not at hand (another process ran it).
 
-    def __init__(self, step: str, error_type: str, message: str) -> None:
+    Steps may raise it, too, with a sentence alone: `SagaStepError("out of stock")`.
+    """
+
+    def __init__(self, step: str = "", error_type: str = "", message: str = "") -> None:
         super().__init__(step, error_type, message)
         self.step, self.error_type, self.message = step, error_type, message
 
     def __str__(self) -> str:
+        if not self.error_type:
+            return self.step
         return f"step {self.step!r} failed with {self.error_type}: {self.message}"
 
 
 class SagaCompensationError(SagaError):
-    """A compensation failed."""
+    """A compensation failed for good. Compensations may raise it, with a sentence alone."""
+
+    def __init__(self, step: str = "", error_type: str = "", message: str = "") -> None:
+        super().__init__(step, error_type, message)
+        self.step, self.error_type, self.message = step, error_type, message
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.error_type}: {self.message}" if self.error_type else self.step
 
 
 class SagaTimeoutError(SagaError, TimeoutError):
-    """A step or compensation was slower than its time limit."""
+    """A step or compensation was slower than its time limit.
 
-    def __init__(self, step: str, timeout_seconds: float, what: str = "step") -> None:
+    Steps may raise it, too, with a sentence alone.
+    """
+
+    def __init__(self, step: str = "", timeout_seconds: float = 0.0, what: str = "step") -> None:
         super().__init__(step, timeout_seconds, what)
         self.step, self.timeout_seconds, self.what = step, timeout_seconds, what
 
     def __str__(self) -> str:
+        if not self.timeout_seconds:
+            return self.step
         return f"{self.what} {self.step!r} took longer than {self.timeout_seconds:g} s"
 
 

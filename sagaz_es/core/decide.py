@@ -34,6 +34,14 @@ class ParallelFailureStrategy(StrEnum):
     WAIT_ALL = "wait_all"  # they finish first
     FAIL_FAST_WITH_GRACE = "fail_fast_with_grace"  # they may finish within the grace period
 
+    @classmethod
+    def _missing_(cls, value: object) -> ParallelFailureStrategy | None:
+        text = str(value).lower()  # sagaz spells it by the member's name, too
+        return _STRATEGY.get("fail_fast_with_grace" if text == "fail_fast_grace" else text)
+
+
+_STRATEGY = {str(strategy): strategy for strategy in ParallelFailureStrategy}
+
 
 class Attempt(Struct, frozen=True, gc=False):
     """Something to run once its start is accepted."""

@@ -19,7 +19,59 @@ _SCALARS = (str, int, float, bool, type(None))
 _MISSING = object()
 
 
-class StepContext(dict[str, Any]):
+class SagaContext(dict[str, Any]):
+    """A context as sagaz spells it: a dict with `set`, `has` and `data`. It holds what can be
+    recorded; large values go to the blob store by themselves."""
+
+    __slots__ = ("external_refs", "metadata")
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        external_refs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data or {})
+        self.metadata = dict(metadata or {})  # the caller's own: it is not recorded
+        self.external_refs = dict(external_refs or {})
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def has(self, key: str) -> bool:
+        return key in self
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The context itself, as sagaz names it."""
+        return self
+
+    async def set_async(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    async def get_async(self, key: str, default: Any = None) -> Any:
+        return self.get(key, default)
+
+    async def store_external(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    async def load_external(self, key: str) -> Any:
+        return self[key]
+
+    def configure(self, *args: Any, **options: Any) -> None:
+        """Accepted for sagaz. Where large values are kept is the store's matter."""
+
+    def register_stream(self, key: str, generator: object) -> None:
+        """Raises UnstorableValue: a stream cannot be recorded."""
+        hint = "a stream cannot be recorded; write it to a file or a bucket and keep its address"
+        raise UnstorableValue(key, type(generator).__name__, hint)
+
+    def stream(self, key: str) -> Any:
+        """As `register_stream`."""
+        self.register_stream(key, self.get(key))
+
+
+class StepContext(SagaContext):
     """A dict of the step's own. Changes to it are recorded when the step completes.
 
     `saga_id`, `step`, `attempt` (1, 2 …; grows over restarts, too), `idempotency_key` (the same in
@@ -55,7 +107,7 @@ class StepContext(dict[str, Any]):
         results: Mapping[str, str] | None = None,
         signal: str = "",
     ) -> None:
-        super().__init__((key, from_text(text)) for key, text in texts.items())
+        dict.__init__(self, ((key, from_text(text)) for key, text in texts.items()))
         self._before = dict(texts)  # `texts` goes on while steps run side by side
         self._reads: set[str] = set()
         self._written: set[str] = set()
@@ -88,8 +140,6 @@ class StepContext(dict[str, Any]):
             self._reads.add(key)
         return dict.__contains__(self, key) or key in self._results
 
-    has = __contains__
-
     def result_of(self, step: str) -> Any:
         """The recorded result of a completed step. Raises StepNotFound."""
         text = self._results.get(step)
@@ -97,11 +147,6 @@ class StepContext(dict[str, Any]):
             raise StepNotFound(self.saga_id, step, tuple(self._results), "has no completed step")
         self._reads.add(result_key(step))
         return from_text(text) if text else None
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The context itself, as sagaz names it."""
-        return self
 
     def _whole(self) -> None:
         self._reads.add(ALL_KEYS)
@@ -145,8 +190,6 @@ class StepContext(dict[str, Any]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None
-
     def __or__(self, other: Any) -> Any:
         return self.copy() | dict(other)
 
@@ -162,8 +205,6 @@ class StepContext(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         self._written.add(key)
         dict.__setitem__(self, key, value)
-
-    set = __setitem__
 
     def __delitem__(self, key: str) -> None:
         self._written.add(key)

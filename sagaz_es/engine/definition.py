@@ -11,18 +11,34 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from msgspec import Struct, structs
 
 from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules, Wait
 from sagaz_es.core.graph import Graph, StepNode
+from sagaz_es.engine.inspection import Inspection
 from sagaz_es.errors import ConfigurationError, DefinitionError
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.result import SagaResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__sagaz_es_step__"
 _US = 1_000_000
 _DEFAULT_RETRY = Retry()
+
+
+class _LeftInt(int):
+    """A default: what the saga or its configuration says goes before it."""
+
+
+class _LeftFloat(float):
+    """As _LeftInt."""
+
+
+_RETRIES, _TIMEOUT, _DELAY = _LeftInt(3), _LeftFloat(60), _LeftFloat(0.1)
+_LEAVABLE = ("max_retries", "timeout_seconds", "retry_delay_seconds")
 
 
 class Hooks(Struct, frozen=True):
@@ -60,6 +76,17 @@ class RecoveryAction(StrEnum):
     MANUAL_INTERVENTION = "manual_intervention"  # the saga waits for a person
     COMPENSATE_PIVOT = "compensate_pivot"  # everything is undone, the pivots too
 
+    @classmethod
+    def _missing_(cls, value: object) -> RecoveryAction | None:
+        return _RECOVERY_IN_SAGAZ.get(value)
+
+
+_RECOVERY_IN_SAGAZ: dict[object, RecoveryAction] = {
+    "retry_alt": RecoveryAction.RETRY_WITH_ALTERNATE,
+    "manual": RecoveryAction.MANUAL_INTERVENTION,
+    "compensate": RecoveryAction.COMPENSATE_PIVOT,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
@@ -91,6 +118,7 @@ class StepDefinition:
     description: str | None = None
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     no_retry: tuple[type[BaseException], ...] = ()
+    left: frozenset[str] = frozenset()  # options that nobody gave
 
     def node(self, depends_on: tuple[str, ...]) -> StepNode:
         """The step as the recorded graph has it."""
@@ -245,17 +273,18 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         resolve=options.get("resolve"),
         wait=_wait(name, options),
         hooks=_hooks(options),
+        left=frozenset(key for key in _LEAVABLE if isinstance(options[key], _LeftInt | _LeftFloat)),
     )
 
 
 def action(
     name: str,
-    *,
     depends_on: Iterable[str] | None = None,
-    max_retries: int = 3,
-    retry_delay_seconds: float = 0.1,
+    *,
+    max_retries: int = _RETRIES,
+    retry_delay_seconds: float = _DELAY,
     max_retry_delay_seconds: float = 30.0,
-    timeout_seconds: float = 60,
+    timeout_seconds: float = _TIMEOUT,
     pivot: bool = False,
     at_most_once: bool = False,
     effects: bool = True,
@@ -329,7 +358,7 @@ def compensate(
 
 
 def forward_recovery(
-    for_step: str, *, max_retries: int = 3, timeout_seconds: float = 30
+    for_step: str, max_retries: int = 3, timeout_seconds: float = 30
 ) -> Callable[[F], F]:
     """Declare a method `(self, ctx, error) -> RecoveryAction` for a step's failure behind a pivot.
 
@@ -379,7 +408,7 @@ def _positional(function: Callable[..., Any]) -> int:
 # --- the class ----------------------------------------------------------------------------------
 
 
-class Saga:
+class Saga(Inspection):
     """A saga: decorated methods in a subclass, or steps added by hand; not both.
 
     `saga_name` names it in the log; unset, it is the class name. A subclass is constructible
@@ -411,19 +440,49 @@ class Saga:
         if cls._collected:  # a base for others may have none
             Definition(cls.__name__, cls._collected, rules=Rules())
 
-    def __init__(self, name: str | None = None, config: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        config: Any = None,
+        failure_strategy: ParallelFailureStrategy | str | None = None,
+        retry_backoff_base: float | None = None,
+        replay_config: Any = None,
+        snapshot_storage: Any = None,
+        *,
+        version: str = "1.0",
+        grace_seconds: float | None = None,
+    ) -> None:
+        """`retry_backoff_base`: seconds, for steps that name no delay of their own. `version` is
+        only shown. `snapshot_storage` is accepted: snapshots are kept by the store of the log."""
+        if isinstance(config, str):  # one of sagaz's two classes has the version here
+            config, version = None, config
         self._name = name
         self._config = config
+        self._version = version
         self._added: list[StepDefinition] = []
-        for key in ("failure_strategy", "grace_seconds", "replay_config"):
-            if options.get(key) is not None:
-                setattr(self, key, options[key])
+        self._backoff = retry_backoff_base
+        self.snapshot_storage = snapshot_storage
+        if failure_strategy is not None:
+            self.set_failure_strategy(failure_strategy)
+        if grace_seconds is not None:
+            self.__dict__["grace_seconds"] = grace_seconds
+        if replay_config is not None:
+            self.replay_config = replay_config
 
     @property
     def name(self) -> str:
         """Its name in the log."""
         # A subclass whose __init__ does not call ours still has a name and no added steps.
-        return getattr(self, "_name", None) or type(self).saga_name or type(self).__name__
+        return self.__dict__.get("_name") or self.saga_name or type(self).__name__
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.__dict__["_name"] = name
+
+    @property
+    def version(self) -> str:
+        """As given to the constructor; what decides about code is the fingerprint."""
+        return str(self.__dict__.get("_version", "1.0"))
 
     @classmethod
     def registered_name(cls) -> str:
@@ -452,7 +511,7 @@ class Saga:
         depends_on: Iterable[str] | None = None,
         timeout_seconds: float | None = None,
         compensation_timeout_seconds: float | None = None,
-        max_retries: int = 3,
+        max_retries: int = _RETRIES,
         description: str | None = None,
         *,
         timeout: float | None = None,
@@ -463,7 +522,7 @@ class Saga:
         at_most_once: bool = False,
         effects: bool = True,
         on_unknown: bool = False,
-        retry_delay_seconds: float = 0.1,
+        retry_delay_seconds: float = _DELAY,
         max_retry_delay_seconds: float = 30.0,
         retry_on: tuple[type[BaseException], ...] = (Exception,),
         no_retry: tuple[type[BaseException], ...] = (),
@@ -494,7 +553,7 @@ class Saga:
             "max_retries": max_retries,
             "retry_delay_seconds": retry_delay_seconds,
             "max_retry_delay_seconds": max_retry_delay_seconds,
-            "timeout_seconds": _first(timeout_seconds, timeout, 60.0),
+            "timeout_seconds": _first(timeout_seconds, timeout, _TIMEOUT),
             "pivot": pivot,
             "at_most_once": at_most_once,
             "effects": effects,
@@ -530,6 +589,10 @@ class Saga:
         return self
         yield
 
+    async def build(self) -> Any:
+        """To be overridden: adds the steps. Awaited by `execute` and `run`, and whenever the steps
+        are asked for, while there are none; it must not wait for anything but `add_step`."""
+
     async def run(
         self, initial_context: Mapping[str, Any] | None = None, saga_id: Any = None
     ) -> dict[str, Any]:
@@ -542,14 +605,22 @@ class Saga:
 
         return await standalone.run(self, initial_context, saga_id)
 
+    async def execute(self) -> SagaResult:
+        """Run on the default log with what `saga.context` holds; a failure is a result.
+
+        The id is the object's (`saga.saga_id`): executed twice, it is one saga.
+        """
+        from sagaz_es.engine import standalone
+
+        return await standalone.execute(self)
+
     def definition(self) -> Definition:
         """Its steps, checked and bound to this object. Raises DefinitionError."""
         steps = type(self)._collected
-        bound = (
-            tuple(_bind(step, self) for step in steps)
-            if steps
-            else tuple(self.__dict__.get("_added", ()))
-        )
+        bound = tuple(_bind(step, self) for step in steps) if steps else _added(self)
+        backoff = self.__dict__.get("_backoff")
+        if backoff is not None:
+            bound = tuple(_backed_off(step, backoff) for step in bound)
         rules = Rules(ParallelFailureStrategy(self.failure_strategy), int(self.grace_seconds * _US))
         return Definition(
             self.name,
@@ -567,6 +638,30 @@ class Saga:
         if config is None:
             config = getattr(self.__dict__.get("_config"), "replay_config", None)
         return config.policy_text() if config is not None else ""
+
+
+def _added(saga: Saga) -> tuple[StepDefinition, ...]:
+    """Steps added by hand, by `build` if nobody has asked it yet."""
+    if not saga.__dict__.get("_added") and type(saga).build is not Saga.build:
+        building = saga.build()
+        try:
+            building.send(None)
+        except StopIteration:
+            pass
+        else:
+            building.close()
+            raise ConfigurationError(
+                f"saga {saga.name!r}: its build() waits for something; it may only add steps, as "
+                "any process that carries the saga on has to build it"
+            )
+    return tuple(saga.__dict__.get("_added", ()))
+
+
+def _backed_off(step: StepDefinition, seconds: float) -> StepDefinition:
+    if "retry_delay_seconds" not in step.left:
+        return step
+    base = int(_seconds(step.name, "retry_backoff_base", seconds, zero=True) * _US)
+    return replace(step, retry=structs.replace(step.retry, base_us=base))
 
 
 def _first(*values: float | None) -> float:

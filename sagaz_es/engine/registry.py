@@ -39,7 +39,7 @@ class Registry:
         else:
             raise ConfigurationError(f"sagas: {saga!r} is neither a Saga class nor a Saga object")
         known = self._sources.setdefault(name, saga)
-        if known is not saga and _kind(known) is not _kind(saga):
+        if known is not saga and _kind(known) is not _kind(saga) and not _alike(known, saga):
             raise DefinitionError(
                 f"two sagas are named {name!r}: {_called(known)} and {_called(saga)}; "
                 "give one of them another saga_name"
@@ -94,6 +94,13 @@ def _kind(source: object) -> object:
     if isinstance(source, Saga):
         return source if type(source) is Saga else type(source)
     return source
+
+
+def _alike(known: object, saga: object) -> bool:
+    """Two sagas built by hand with the same steps: a function that builds one was called twice."""
+    if not (type(known) is Saga and type(saga) is Saga):
+        return False
+    return known.definition().graph.fingerprint == saga.definition().graph.fingerprint
 
 
 def _called(source: object) -> str:

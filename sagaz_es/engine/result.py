@@ -9,8 +9,10 @@ from typing import Any
 
 from sagaz_es.core.decide import completed_pivots
 from sagaz_es.core.effects import standing
+from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, SagaStatus
-from sagaz_es.errors import SagaStepError
+from sagaz_es.core.zones import zones_of
+from sagaz_es.errors import SagaCompensationError, SagaStepError
 
 
 @dataclass(slots=True)
@@ -18,25 +20,23 @@ class SagaResult:
     """How a saga ended. `context` is the final one; `error` the failing step's exception (its own
     where this process ran it, else a SagaStepError); `steps` maps step to status."""
 
-    saga_id: str
+    success: bool  # every step is done
     saga_name: str
     status: SagaStatus
-    context: dict[str, Any]
+    completed_steps: int  # those that did their work, whether undone since or not
+    total_steps: int
     error: BaseException | None = None
-    steps: dict[str, str] = field(default_factory=dict)
-    completed_steps: int = 0
-    total_steps: int = 0
     execution_time: float = 0.0  # seconds, from its first to its last event
-    compensation_errors: list[str] = field(default_factory=list)
+    context: dict[str, Any] = field(default_factory=dict)
+    compensation_errors: list[SagaCompensationError] = field(default_factory=list)
     pivot_reached: bool = False
     committed_step_names: list[str] = field(default_factory=list)  # effects that stand
-    unknown_step_names: list[str] = field(default_factory=list)  # nobody knows whether they do
+    tainted_step_names: list[str] = field(default_factory=list)  # locked by a completed pivot
+    forward_recovery_needed: bool = False  # it waits for a decision (`Engine.decide_recovery`)
     rollback_boundary: str | None = None  # the last completed pivot
-
-    @property
-    def success(self) -> bool:
-        """Every step is done."""
-        return self.status is SagaStatus.COMPLETED
+    saga_id: str = ""
+    steps: dict[str, str] = field(default_factory=dict)
+    unknown_step_names: list[str] = field(default_factory=list)  # nobody knows whether they stand
 
     @property
     def is_completed(self) -> bool:
@@ -51,13 +51,10 @@ class SagaResult:
         return self.status is SagaStatus.PARTIALLY_COMMITTED
 
     @property
-    def forward_recovery_needed(self) -> bool:
-        """It waits for a person's decision (`Engine.decide_recovery`)."""
-        return self.status is SagaStatus.FORWARD_RECOVERY
-
-    @property
     def needs_intervention(self) -> bool:
         """A person has to look at it."""
+        if self.forward_recovery_needed:
+            return True
         unfinished = self.status is SagaStatus.EXECUTING  # parked by a step of unknown outcome
         waits = self.status in (SagaStatus.FAILED, SagaStatus.FORWARD_RECOVERY)
         return unfinished or waits
@@ -76,31 +73,42 @@ def result_of(
         error = SagaStepError(state.failed_step, state.error_type, state.error_message)
     steps = {name: "pending" for name in graph.order}
     steps.update({name: str(step.status) for name, step in state.steps.items()})
+    status = SagaStatus(state.status)
     return SagaResult(
-        saga_id=state.saga_id,
+        success=status is SagaStatus.COMPLETED,
         saga_name=state.saga_name,
-        status=SagaStatus(state.status),
-        context=context,
-        error=error,
-        steps=steps,
-        # As sagaz counts: steps that did their work, whether undone since or not.
+        status=status,
+        # As sagaz counts: undone steps did their work, too.
         completed_steps=sum(
             1
             for step in state.steps.values()
             if step.status in ("completed", "compensating", "compensated", "compensation_failed")
         ),
         total_steps=len(steps),
+        error=error,
         execution_time=((state.ended_at or state.updated_at) - state.started_at) / 1e6,
+        context=context,
         compensation_errors=[
-            f"{name}: {step.error_type}: {step.error_message}"
+            SagaCompensationError(name, step.error_type, step.error_message)
             for name, step in state.steps.items()
             if step.status == "compensation_failed"
         ],
         pivot_reached=bool(pivots),
         committed_step_names=[effect.step for effect in effects if not effect.unknown],
-        unknown_step_names=[effect.step for effect in effects if effect.unknown],
+        tainted_step_names=_tainted(graph, pivots),
+        forward_recovery_needed=status is SagaStatus.FORWARD_RECOVERY,
         rollback_boundary=pivots[-1] if pivots else None,
+        saga_id=state.saga_id,
+        steps=steps,
+        unknown_step_names=[effect.step for effect in effects if effect.unknown],
     )
+
+
+def _tainted(graph: Graph, pivots: tuple[str, ...]) -> list[str]:
+    if not pivots:
+        return []
+    tainted = zones_of(graph, pivots).tainted
+    return [name for name in graph.order if name in tainted]
 
 
 class SagaHandle:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sagaz_es.core.state import SagaStatus
+from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.engine.context import SagaContext
+from sagaz_es.engine.inspection import own_id, remember, start_context
 from sagaz_es.errors import SagaExecutionError
 
 if TYPE_CHECKING:
@@ -53,17 +55,39 @@ class _Shared:
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
 
 
-async def execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> SagaResult:
-    """Run a saga to its end on the default log."""
-    async with _shared.setdefault(asyncio.get_running_loop(), _Shared()) as engine:
-        return await engine.run(saga, context, saga_id=saga_id)
+def _engine() -> _Shared:
+    return _shared.setdefault(asyncio.get_running_loop(), _Shared())
+
+
+async def execute(saga: Saga) -> SagaResult:
+    """See Saga.execute."""
+    return await _execute(saga, start_context(saga), own_id(saga))
 
 
 async def run(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> dict[str, Any]:
     """See Saga.run."""
-    result = await execute(saga, context, saga_id)
+    result = await _execute(saga, context, saga_id)
     if result.status is SagaStatus.COMPLETED:
-        return {**result.context, "saga_id": result.saga_id}
+        return SagaContext({**result.context, "saga_id": result.saga_id})
     if result.error is not None:
         raise result.error
     raise SagaExecutionError(f"saga {result.saga_id!r} ended {result.status}")
+
+
+async def _execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> SagaResult:
+    if not type(saga)._collected and not saga.__dict__.get("_added"):
+        await saga.build()
+    async with _engine() as engine:
+        result = await engine.run(saga, context, saga_id=saga_id)
+        result.context = SagaContext(result.context)
+        remember(saga, await engine.current(result.saga_id), result)
+        return result
+
+
+async def state_of(saga_id: Any, engine: Any) -> SagaState:
+    """A recorded saga, from the given engine or the default log. Raises SagaNotFound."""
+    if hasattr(engine, "current"):
+        found: SagaState = await engine.current(saga_id)
+        return found
+    async with _engine() as default:
+        return await default.current(saga_id)
