@@ -43,6 +43,18 @@ class ParallelFailureStrategy(StrEnum):
 _STRATEGY = {str(strategy): strategy for strategy in ParallelFailureStrategy}
 
 
+class CompensationFailureStrategy(StrEnum):
+    """What happens to the other compensations when one has failed for good.
+
+    What is not tried is a stuck compensation, as the failed one is: it can be retried by a person.
+    """
+
+    FAIL_FAST = "fail_fast"  # the first failure is final, and no further one is begun
+    CONTINUE_ON_ERROR = "continue_on_error"  # a failure is final at once, the others go on
+    RETRY_THEN_CONTINUE = "retry_then_continue"  # it is repeated, then the others go on
+    SKIP_DEPENDENTS = "skip_dependents"  # final at once; what was to be undone after it is not
+
+
 class Attempt(Struct, frozen=True, gc=False):
     """Something to run once its start is accepted."""
 
@@ -68,6 +80,10 @@ class Rules(Struct, frozen=True, gc=False):
     recoverable: frozenset[str] = frozenset()  # steps with a forward recovery handler
     waits: Mapping[str, Wait] = {}
     resolvable: frozenset[str] = frozenset()  # at-most-once steps that can find out what happened
+    compensation_failure: CompensationFailureStrategy = (
+        CompensationFailureStrategy.RETRY_THEN_CONTINUE
+    )
+    manual: frozenset[str] = frozenset()  # steps that a person has to have undone
 
 
 DEFAULT_RULES = Rules()
@@ -101,7 +117,7 @@ def decide(state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULE
             return structs.replace(decision, wake_at=deadline)
         return decision
     if state.status == "compensating":
-        return _backward(state, graph, now)
+        return _backward(state, graph, now, rules)
     return IDLE
 
 
@@ -126,7 +142,7 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
         return _after_failure(state, graph, now, rules)
     stale = [name for name, step in steps.items() if _to_undo_first(step)]
     if stale:
-        return _undo_wave(stale, state, graph, now)
+        return _undo_wave(stale, state, graph, now, rules)
     facts: list[e.Fact] = []
     run: list[Attempt] = []
     wake_at = 0
@@ -316,7 +332,9 @@ def go_back(
 # --- backward -------------------------------------------------------------------------------------
 
 
-def _undo_wave(todo: Sequence[str], state: SagaState, graph: Graph, now: int) -> Decision:
+def _undo_wave(
+    todo: Sequence[str], state: SagaState, graph: Graph, now: int, rules: Rules
+) -> Decision:
     """Start every compensation of `todo` whose dependents in `todo` are undone."""
     facts: list[e.Fact] = []
     run: list[Attempt] = []
@@ -334,6 +352,10 @@ def _undo_wave(todo: Sequence[str], state: SagaState, graph: Graph, now: int) ->
             wake_at = min(wake_at or step.retry_at, step.retry_at)
             continue
         facts.append(e.StepCompensationStarted(name, step.undo_attempt + 1))
+        if name in rules.manual and not step.undo_attempt:
+            why = "a person has to undo it: retry the compensation, or skip it"
+            facts.append(e.StepCompensationFailed(name, 1, "ManualCompensation", why))
+            continue
         run.append(Attempt(name, step.undo_attempt + 1, undo=True))
     return Decision(tuple(facts), tuple(run), wake_at)
 
@@ -342,10 +364,39 @@ def _settled(step: StepState) -> bool:
     return step.status in ("compensated", "compensation_failed") or bool(step.undo_skipped)
 
 
-def _backward(state: SagaState, graph: Graph, now: int) -> Decision:
-    if any(not _settled(state.step(name)) for name in state.undo):
-        return _undo_wave(state.undo, state, graph, now)
-    return Decision((_ending(state, graph),))
+def _backward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision:
+    if all(_settled(state.step(name)) for name in state.undo):
+        return Decision((_ending(state, graph),))
+    given_up = _given_up(state, graph, rules.compensation_failure)
+    if given_up:
+        return Decision(given_up)
+    return _undo_wave(state.undo, state, graph, now, rules)
+
+
+def _given_up(
+    state: SagaState, graph: Graph, strategy: CompensationFailureStrategy
+) -> tuple[e.Fact, ...]:
+    """Compensations that are not begun because others have failed; those under way may end."""
+    failed = [n for n in state.undo if state.step(n).status == "compensation_failed"]
+    if not failed or strategy not in _GIVING_UP:
+        return ()
+    facts: list[e.Fact] = []
+    for name in state.undo:
+        step = state.step(name)
+        if _settled(step) or (step.status == "compensating" and not step.interrupted):
+            continue
+        first = failed[0]
+        if strategy is CompensationFailureStrategy.SKIP_DEPENDENTS:
+            first = next((n for n in failed if n in graph.dependents.get(name, ())), "")
+        if first:
+            why = f"not tried: the compensation of {first!r} failed before"
+            facts.append(
+                e.StepCompensationFailed(name, step.undo_attempt, "CompensationSkipped", why)
+            )
+    return tuple(facts)
+
+
+_GIVING_UP = (CompensationFailureStrategy.FAIL_FAST, CompensationFailureStrategy.SKIP_DEPENDENTS)
 
 
 def _ending(state: SagaState, graph: Graph) -> e.Fact:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core import events as e
-from sagaz_es.core.decide import Attempt, failed_attempt
+from sagaz_es.core.decide import Attempt, CompensationFailureStrategy, failed_attempt
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.context import StepContext
@@ -170,7 +170,10 @@ class Attempts:
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
         may_retry = not stopped
-        if not attempt.undo:
+        if attempt.undo:
+            strategy = self._definition.rules.compensation_failure
+            may_retry &= strategy is CompensationFailureStrategy.RETRY_THEN_CONTINUE
+        else:
             if unknown and step.at_most_once:
                 return e.StepOutcomeUnknown(attempt.step, attempt.attempt, _message(error))
             # What cannot be kept will not be kept the next time either.

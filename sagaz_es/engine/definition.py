@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from msgspec import Struct, structs
 
-from sagaz_es.core.decide import ParallelFailureStrategy, Retry, Rules, Wait
+from sagaz_es.core.decide import (
+    CompensationFailureStrategy,
+    ParallelFailureStrategy,
+    Retry,
+    Rules,
+    Wait,
+)
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.engine.inspection import Inspection
 from sagaz_es.errors import ConfigurationError, DefinitionError
@@ -55,6 +61,14 @@ class Hooks(Struct, frozen=True):
 _NO_HOOKS = Hooks()
 
 
+class CompensationType(StrEnum):
+    """How a step is undone."""
+
+    MECHANICAL = "mechanical"  # what was done is taken back
+    SEMANTIC = "semantic"  # something else makes up for it
+    MANUAL = "manual"  # a person sees to it, and retries or skips the stuck compensation
+
+
 @dataclass(frozen=True, slots=True)
 class Compensation:
     """How one step is undone. `passes_result`: the function takes (result, ctx) instead of
@@ -65,6 +79,7 @@ class Compensation:
     retry: Retry
     timeout_seconds: float
     on_unknown: bool = False
+    type: CompensationType = CompensationType.MECHANICAL
 
 
 class RecoveryAction(StrEnum):
@@ -178,6 +193,12 @@ class Definition:
             recoverable=frozenset(step.name for step in listed if step.recovery is not None),
             waits={step.name: step.wait for step in listed if step.wait is not None},
             resolvable=frozenset(step.name for step in listed if step.resolve is not None),
+            manual=frozenset(
+                step.name
+                for step in listed
+                if step.compensation is not None
+                and step.compensation.type is CompensationType.MANUAL
+            ),
         )
         self.observed = bool(self.listeners) or any(s.hooks != _NO_HOOKS for s in listed)
         keys: dict[str, str] = {}
@@ -326,6 +347,7 @@ def action(
 
 def compensate(
     for_step: str,
+    compensation_type: CompensationType | str = CompensationType.MECHANICAL,
     *,
     max_retries: int = 2,
     retry_delay_seconds: float = 0.1,
@@ -338,6 +360,8 @@ def compensate(
     """Declare a method `(self, ctx)` or `(self, result, ctx)` as the undoing of a step.
 
     `on_unknown`: also called for a step whose outcome is unknown (timed out, cancelled, crashed).
+    `compensation_type=MANUAL`: it is not called by itself; the saga ends `failed` with a stuck
+    compensation, and a person retries it (then it is called) or skips it, see `Engine`.
     """
 
     def mark(function: F) -> F:
@@ -350,6 +374,7 @@ def compensate(
             on_unknown=on_unknown,
             delay=retry_delay_seconds,
             cap=max_retry_delay_seconds,
+            kind=compensation_type,
         )
         setattr(function, _MARK, _CompensationMark(for_step, undo, on_compensate))
         return function
@@ -385,6 +410,7 @@ def _compensation(
     on_unknown: bool = False,
     delay: float = 0.1,
     cap: float = 30.0,
+    kind: CompensationType | str = CompensationType.MECHANICAL,
 ) -> Compensation:
     return Compensation(
         function,
@@ -392,6 +418,7 @@ def _compensation(
         retry=Retry(max_retries, int(delay * _US), int(cap * _US)),
         timeout_seconds=_seconds(step, "timeout_seconds of its compensation", timeout_seconds),
         on_unknown=on_unknown,
+        type=CompensationType(kind),
     )
 
 
@@ -422,6 +449,9 @@ class Saga(Inspection):
     failure_strategy: ClassVar[ParallelFailureStrategy] = (
         ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
     )
+    compensation_failure_strategy: ClassVar[CompensationFailureStrategy | str] = (
+        CompensationFailureStrategy.RETRY_THEN_CONTINUE
+    )
     grace_seconds: ClassVar[float] = 5.0
     listeners: ClassVar[Sequence[Any]] = ()
     deadline_seconds: ClassVar[float | None] = None
@@ -451,6 +481,7 @@ class Saga(Inspection):
         *,
         version: str = "1.0",
         grace_seconds: float | None = None,
+        compensation_failure_strategy: CompensationFailureStrategy | str | None = None,
     ) -> None:
         """`retry_backoff_base`: seconds, for steps that name no delay of their own. `version` is
         only shown. `snapshot_storage` is accepted: snapshots are kept by the store of the log."""
@@ -464,6 +495,9 @@ class Saga(Inspection):
         self.snapshot_storage = snapshot_storage
         if failure_strategy is not None:
             self.set_failure_strategy(failure_strategy)
+        if compensation_failure_strategy is not None:
+            chosen = CompensationFailureStrategy(compensation_failure_strategy)
+            self.__dict__["compensation_failure_strategy"] = chosen
         if grace_seconds is not None:
             self.__dict__["grace_seconds"] = grace_seconds
         if replay_config is not None:
@@ -522,6 +556,7 @@ class Saga(Inspection):
         at_most_once: bool = False,
         effects: bool = True,
         on_unknown: bool = False,
+        compensation_type: CompensationType | str = CompensationType.MECHANICAL,
         retry_delay_seconds: float = _DELAY,
         max_retry_delay_seconds: float = 30.0,
         retry_on: tuple[type[BaseException], ...] = (Exception,),
@@ -579,6 +614,7 @@ class Saga(Inspection):
                 method=False,
                 timeout_seconds=_first(compensation_timeout_seconds, compensation_timeout, 30.0),
                 on_unknown=on_unknown,
+                kind=compensation_type,
             )
             step = replace(step, compensation=undo)
         added.append(step)
@@ -621,7 +657,11 @@ class Saga(Inspection):
         backoff = self.__dict__.get("_backoff")
         if backoff is not None:
             bound = tuple(_backed_off(step, backoff) for step in bound)
-        rules = Rules(ParallelFailureStrategy(self.failure_strategy), int(self.grace_seconds * _US))
+        rules = Rules(
+            ParallelFailureStrategy(self.failure_strategy),
+            int(self.grace_seconds * _US),
+            compensation_failure=CompensationFailureStrategy(self.compensation_failure_strategy),
+        )
         return Definition(
             self.name,
             bound,

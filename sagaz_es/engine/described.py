@@ -79,6 +79,7 @@ def _declared(step: StepDefinition, depends_on: tuple[str, ...]) -> SagaStepDefi
         step.function,
         undo.function if undo is not None else None,
         depends_on,
+        str(undo.type) if undo is not None else "mechanical",
         timeout_seconds=step.timeout_seconds,
         compensation_timeout_seconds=undo.timeout_seconds if undo is not None else 30.0,
         max_retries=step.retry.max_retries,
