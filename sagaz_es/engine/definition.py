@@ -24,6 +24,7 @@ from sagaz_es.core.decide import (
 )
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.engine.inspection import Inspection
+from sagaz_es.engine.saga_config import SagaConfig, settings_of
 from sagaz_es.errors import ConfigurationError, DefinitionError
 
 if TYPE_CHECKING:
@@ -446,14 +447,14 @@ class Saga(Inspection):
     """
 
     saga_name: ClassVar[str | None] = None
-    failure_strategy: ClassVar[ParallelFailureStrategy] = (
+    failure_strategy: ClassVar[ParallelFailureStrategy | str] = (
         ParallelFailureStrategy.FAIL_FAST_WITH_GRACE
     )
     compensation_failure_strategy: ClassVar[CompensationFailureStrategy | str] = (
         CompensationFailureStrategy.RETRY_THEN_CONTINUE
     )
     grace_seconds: ClassVar[float] = 5.0
-    listeners: ClassVar[Sequence[Any]] = ()
+    listeners: ClassVar[Sequence[Any] | None] = ()  # unset or None: the configuration's
     deadline_seconds: ClassVar[float | None] = None
     replay_config: Any = None
     compatible_with: ClassVar[tuple[str, ...]] = ()
@@ -654,11 +655,19 @@ class Saga(Inspection):
         """Its steps, checked and bound to this object. Raises DefinitionError."""
         steps = type(self)._collected
         bound = tuple(_bind(step, self) for step in steps) if steps else _added(self)
+        settings = settings_of(self.__dict__.get("_config"))
+        if settings is not None:
+            bound = tuple(_with_defaults(step, settings) for step in bound)
+        strategy, listeners = self.failure_strategy, self.listeners or ()
+        if settings is not None and not _says(self, "failure_strategy"):
+            strategy = settings.failure_strategy
+        if settings is not None and (self.listeners is None or not _says(self, "listeners")):
+            listeners = settings.listeners
         backoff = self.__dict__.get("_backoff")
         if backoff is not None:
             bound = tuple(_backed_off(step, backoff) for step in bound)
         rules = Rules(
-            ParallelFailureStrategy(self.failure_strategy),
+            ParallelFailureStrategy(strategy),
             int(self.grace_seconds * _US),
             compensation_failure=CompensationFailureStrategy(self.compensation_failure_strategy),
         )
@@ -667,7 +676,7 @@ class Saga(Inspection):
             bound,
             rules=rules,
             snapshot_policy=self._snapshot_policy(),
-            listeners=self.listeners,
+            listeners=listeners,
             deadline_us=int((self.deadline_seconds or 0) * _US),
             compatible_with=self.compatible_with,
             migrate=self.migrate,
@@ -676,7 +685,7 @@ class Saga(Inspection):
     def _snapshot_policy(self) -> str:
         config = self.replay_config
         if config is None:
-            config = getattr(self.__dict__.get("_config"), "replay_config", None)
+            config = getattr(settings_of(self.__dict__.get("_config")), "replay_config", None)
         return config.policy_text() if config is not None else ""
 
 
@@ -695,6 +704,21 @@ def _added(saga: Saga) -> tuple[StepDefinition, ...]:
                 "any process that carries the saga on has to build it"
             )
     return tuple(saga.__dict__.get("_added", ()))
+
+
+def _says(saga: Saga, attribute: str) -> bool:
+    """Whether the object or its class says something of its own here."""
+    own = (kind for kind in type(saga).__mro__ if kind is not Saga)
+    return attribute in saga.__dict__ or any(attribute in vars(kind) for kind in own)
+
+
+def _with_defaults(step: StepDefinition, settings: SagaConfig) -> StepDefinition:
+    if "max_retries" in step.left:
+        retry = structs.replace(step.retry, max_retries=settings.default_max_retries)
+        step = replace(step, retry=retry)
+    if "timeout_seconds" in step.left:
+        step = replace(step, timeout_seconds=float(settings.default_timeout))
+    return step
 
 
 def _backed_off(step: StepDefinition, seconds: float) -> StepDefinition:

@@ -214,7 +214,7 @@ class Inspection:
         anything else means the default log. Raises SagaNotFound."""
         from sagaz_es.engine import standalone
 
-        state = await standalone.state_of(saga_id, storage)
+        state = await standalone.state_of(saga_id, storage, self.__dict__.get("_config"))
         return mermaid.draw(
             state.step_graph,
             direction=direction,

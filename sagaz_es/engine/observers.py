@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sagaz_es.engine.definition import Definition
+if TYPE_CHECKING:
+    from sagaz_es.engine.definition import Definition
 
 logger = logging.getLogger("sagaz_es.engine")
 

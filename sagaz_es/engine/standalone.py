@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.engine.context import SagaContext
 from sagaz_es.engine.inspection import own_id, remember, start_context
+from sagaz_es.engine.saga_config import settings_of
 from sagaz_es.errors import SagaExecutionError
 
 if TYPE_CHECKING:
@@ -18,18 +19,19 @@ if TYPE_CHECKING:
     from sagaz_es.engine.engine import Engine
     from sagaz_es.engine.result import SagaResult
 
-_openers: list[Callable[[], Engine]] = []
+_openers: list[Callable[..., Engine]] = []
 
 
-def open_with(opener: Callable[[], Engine]) -> None:
+def open_with(opener: Callable[..., Engine]) -> None:
     """Told by `sagaz_es.connect`, which alone knows URLs: how to make the default engine."""
     _openers[:] = [opener]
 
 
 class _Shared:
-    """The engine of one event loop, while anything runs on it."""
+    """The engine of one event loop and one log, while anything runs on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: str | None, store: str | None) -> None:
+        self._log, self._store = log, store
         self._lock = asyncio.Lock()
         self._users = 0
         self._engine: Engine | None = None
@@ -38,7 +40,7 @@ class _Shared:
         async with self._lock:
             if self._engine is None:
                 (opener,) = _openers
-                engine = opener()
+                engine = opener(self._log, store=self._store)
                 await engine.open()
                 self._engine = engine
             self._users += 1
@@ -52,11 +54,16 @@ class _Shared:
                 await engine.close()
 
 
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
+_Place = tuple[str | None, str | None]
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Place, _Shared]] = WeakKeyDictionary()
 
 
-def _engine() -> _Shared:
-    return _shared.setdefault(asyncio.get_running_loop(), _Shared())
+def engine_of(config: Any = None) -> _Shared:
+    """The engine of these settings (None: those of all sagas), to be used with `async with`."""
+    settings = settings_of(config)
+    place = (settings.log, settings.store) if settings is not None else (None, None)
+    here = _shared.setdefault(asyncio.get_running_loop(), {})
+    return here.setdefault(place, _Shared(*place))
 
 
 async def execute(saga: Saga) -> SagaResult:
@@ -77,17 +84,17 @@ async def run(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> di
 async def _execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> SagaResult:
     if not type(saga)._collected and not saga.__dict__.get("_added"):
         await saga.build()
-    async with _engine() as engine:
+    async with engine_of(saga.__dict__.get("_config")) as engine:
         result = await engine.run(saga, context, saga_id=saga_id)
         result.context = SagaContext(result.context)
         remember(saga, await engine.current(result.saga_id), result)
         return result
 
 
-async def state_of(saga_id: Any, engine: Any) -> SagaState:
+async def state_of(saga_id: Any, engine: Any = None, config: Any = None) -> SagaState:
     """A recorded saga, from the given engine or the default log. Raises SagaNotFound."""
     if hasattr(engine, "current"):
         found: SagaState = await engine.current(saga_id)
         return found
-    async with _engine() as default:
+    async with engine_of(config) as default:
         return await default.current(saga_id)

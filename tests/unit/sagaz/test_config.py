@@ -1,0 +1,216 @@
+"""`SagaConfig`: where sagas are kept, and defaults that take effect; the orchestrator on top."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from sagaz_es import ParallelFailureStrategy, ReplayConfig, Saga, SagaStatus, action
+from sagaz_es.engine import saga_config
+from sagaz_es.engine.listeners import LoggingSagaListener, MetricsSagaListener
+from sagaz_es.engine.orchestrator import SagaOrchestrator
+from sagaz_es.engine.saga_config import (
+    InMemorySagaStorage,
+    SagaConfig,
+    configure,
+    get_config,
+)
+from sagaz_es.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured() -> Iterator[None]:
+    saga_config._configured.clear()
+    yield
+    saga_config._configured.clear()
+
+
+class Order(Saga):
+    saga_name = "order"
+
+    @action("left")
+    async def left(self, ctx: Any) -> None: ...
+
+    @action("said", max_retries=3, timeout_seconds=60)
+    async def said(self, ctx: Any) -> None:
+        if ctx.get("poor"):
+            raise ValueError("poor")
+
+
+def test_the_defaults_are_for_steps_that_say_nothing() -> None:
+    saga = Order(config=SagaConfig(default_timeout=5, default_max_retries=1))
+    shown = [(step.max_retries, step.timeout_seconds) for step in saga.get_steps()]
+    assert shown == [(1, 5.0), (3, 60.0)]
+    assert [step.max_retries for step in Order().get_steps()] == [3, 3]
+
+
+def test_the_failure_strategy_is_for_sagas_that_say_nothing() -> None:
+    class Waiting(Order):
+        failure_strategy = ParallelFailureStrategy.WAIT_ALL
+
+    configure(SagaConfig(failure_strategy="FAIL_FAST"))
+    assert Order().definition().rules.failure_strategy is ParallelFailureStrategy.FAIL_FAST
+    assert Waiting().definition().rules.failure_strategy is ParallelFailureStrategy.WAIT_ALL
+
+
+def test_listeners_are_for_sagas_that_name_none() -> None:
+    class Quiet(Order):
+        listeners: ClassVar[list[Any]] = []
+
+    assert Order().definition().listeners == ()
+    configure(SagaConfig())
+    assert [type(each) for each in Order().definition().listeners] == [
+        LoggingSagaListener,
+        MetricsSagaListener,
+    ]
+    assert Quiet().definition().listeners == ()
+    mine = LoggingSagaListener()
+    assert SagaConfig(logging=mine, metrics=False).listeners == [mine]
+
+
+def test_snapshots_are_asked_for_by_the_configuration_too() -> None:
+    configure(SagaConfig(replay_config=ReplayConfig(enable_snapshots=True)))
+    assert Order().definition().snapshot_policy
+
+
+def test_what_is_configured_is_given_back() -> None:
+    config = SagaConfig(default_timeout=5)
+    configure(config)
+    assert get_config() is config
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"default_timeout": 0}, "default_timeout"),
+        ({"default_max_retries": -1}, "default_max_retries"),
+        ({"failure_strategy": "HOPE"}, "failure_strategy"),
+        ({"storage": "redis://localhost"}, "redis"),
+        ({"storage": object()}, "InMemorySagaStorage"),
+        ({"storage_manager": object()}, "log=URL"),
+    ],
+)
+def test_a_setting_that_is_not_usable_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        SagaConfig(**fields)
+
+
+def test_brokers_are_ignored_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="subscribe"):
+        SagaConfig(broker=object())
+
+
+# --- where sagas are kept -------------------------------------------------------------------------
+
+
+async def test_storage_in_memory_means_the_embedded_log_in_memory(tmp_path: Path) -> None:
+    storage = InMemorySagaStorage()
+    config = SagaConfig(storage=storage)
+    await Order(config=config).run({}, saga_id="order-1")
+    assert await Order(config=config).run({"late": True}, saga_id="order-1") == {
+        "saga_id": "order-1"
+    }
+    assert os.listdir(tmp_path) == []
+    state = await storage.load_saga_state("order-1")
+    assert state is not None and state["status"] == "completed"
+    assert await storage.load_saga_state("order-2") is None
+    assert [each["saga_id"] for each in await storage.list_sagas(status="completed")] == ["order-1"]
+
+
+async def test_the_log_of_the_configuration_is_used(tmp_path: Path) -> None:
+    configure(SagaConfig(log="sqlite:///mine.db", logging=False))
+    await Order().run({})
+    assert "mine.db" in os.listdir(tmp_path)
+    assert "sagaz-es.db" not in os.listdir(tmp_path)
+
+
+def test_the_variables_of_sagaz_are_still_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SAGAZ_STORAGE_URL", "postgresql://host/db")
+    monkeypatch.setenv("SAGAZ_BROKER_URL", "kafka://host:9092")
+    monkeypatch.setenv("SAGAZ_METRICS", "false")
+    config = SagaConfig.from_env()
+    assert (config.log, config.store) == ("kafka://host:9092/sagaz", "postgresql://host/db")
+    assert config.metrics is False
+    assert "SAGAZ_ES_STORE" in caplog.text and "SAGAZ_ES_LOG" in caplog.text
+
+
+def test_variables_can_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('# mine\nexport SAGAZ_ES_LOG="sqlite:///env.db"\n')
+    assert SagaConfig.from_env().log == "sqlite:///env.db"
+    assert SagaConfig.from_env(load_dotenv=False).log is None
+
+
+FILE = """\
+storage:
+  type: postgresql
+  connection:
+    host: ${DB_HOST:-localhost}
+    password: ${DB_PASSWORD}
+    database: sagas
+observability:
+  tracing: {enabled: false}
+  prometheus: {enabled: false}
+default_timeout: 5
+"""
+
+
+def test_a_file_with_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sagaz.yaml"
+    path.write_text(FILE)
+    with pytest.raises(ConfigurationError, match="DB_PASSWORD"):
+        SagaConfig.from_file(path)
+    monkeypatch.setenv("DB_PASSWORD", "p@ss")
+    config = SagaConfig.from_file(path)
+    assert config.store == "postgresql://postgres:p%40ss@localhost:5432/sagas"
+    assert (config.default_timeout, config.metrics, config.logging) == (5, False, True)
+
+
+def test_a_file_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "sagaz.json"
+    path.write_text(json.dumps({"log": "sqlite:///a.db", "failure_strategy": "WAIT_ALL"}))
+    config = SagaConfig.from_file(path)
+    assert config.log == "sqlite:///a.db"
+    assert config.failure_strategy is ParallelFailureStrategy.WAIT_ALL
+    path.write_text("[1]")
+    with pytest.raises(ConfigurationError, match="mapping"):
+        SagaConfig.from_file(path)
+
+
+# --- the orchestrator -----------------------------------------------------------------------------
+
+
+async def test_the_orchestrator_tells_of_all_sagas_of_the_log() -> None:
+    configure(SagaConfig(storage=InMemorySagaStorage(), logging=False, default_max_retries=0))
+    await Order().run({}, saga_id="elsewhere")
+    orchestrator = SagaOrchestrator()
+    good, bad = Order(), Order()
+    good.context.set("poor", False)
+    assert (await orchestrator.execute_saga(good)).success
+
+    class Poor(Order):
+        saga_name = "poor"
+
+        @action("said", max_retries=0)
+        async def said(self, ctx: Any) -> None:
+            raise ValueError("poor")
+
+    bad = Poor()
+    result = await orchestrator.execute_saga(bad)
+    assert result.status is SagaStatus.ROLLED_BACK
+    assert await orchestrator.get_saga(result.saga_id) is bad
+    status = await orchestrator.get_saga_status("elsewhere")
+    assert status is not None and (status["status"], status["completed_steps"]) == ("completed", 2)
+    assert await orchestrator.get_saga_status("nothing") is None
+    assert (await orchestrator.count_completed(), await orchestrator.count_rolled_back()) == (2, 1)
+    assert (await orchestrator.get_statistics())["total_sagas"] == 3
+    assert {each["name"] for each in await orchestrator.get_all_sagas_status()} == {
+        "order",
+        "poor",
+    }
