@@ -25,10 +25,142 @@ from sagaz_es.errors import SagaError
 
 if TYPE_CHECKING:
     from sagaz_es.connect import SagaRecorder
+    from sagaz_es.core.decide import (
+        CompensationFailureStrategy as CompensationFailureStrategy,
+    )
     from sagaz_es.core.snapshot import SnapshotStrategy
+    from sagaz_es.core.zones import (
+        PivotInfo as PivotInfo,
+    )
+    from sagaz_es.core.zones import (
+        SagaZones as SagaZones,
+    )
+    from sagaz_es.core.zones import (
+        StepZone as StepZone,
+    )
+    from sagaz_es.core.zones import (
+        TaintPropagator as TaintPropagator,
+    )
+    from sagaz_es.engine.context import (
+        SagaContext as SagaContext,
+    )
+    from sagaz_es.engine.definition import (
+        CompensationType as CompensationType,
+    )
+    from sagaz_es.engine.described import (
+        SagaStep as SagaStep,
+    )
+    from sagaz_es.engine.described import (
+        SagaStepDefinition as SagaStepDefinition,
+    )
+    from sagaz_es.engine.execution_graph import (
+        CompensationNode as CompensationNode,
+    )
+    from sagaz_es.engine.execution_graph import (
+        CompensationResult as CompensationResult,
+    )
+    from sagaz_es.engine.execution_graph import (
+        SagaCompensationContext as SagaCompensationContext,
+    )
+    from sagaz_es.engine.execution_graph import (
+        SagaExecutionGraph as SagaExecutionGraph,
+    )
     from sagaz_es.engine.historical import HistoricalState, StateChange
+    from sagaz_es.engine.listeners import (
+        LoggingSagaListener as LoggingSagaListener,
+    )
+    from sagaz_es.engine.listeners import (
+        MetricsSagaListener as MetricsSagaListener,
+    )
+    from sagaz_es.engine.listeners import (
+        TracingSagaListener as TracingSagaListener,
+    )
+    from sagaz_es.engine.listeners import (
+        default_listeners as default_listeners,
+    )
+    from sagaz_es.engine.listeners import (
+        log_step_lifecycle as log_step_lifecycle,
+    )
+    from sagaz_es.engine.listeners import (
+        on_step_compensate as on_step_compensate,
+    )
+    from sagaz_es.engine.listeners import (
+        on_step_enter as on_step_enter,
+    )
+    from sagaz_es.engine.listeners import (
+        on_step_exit as on_step_exit,
+    )
+    from sagaz_es.engine.listeners import (
+        on_step_failure as on_step_failure,
+    )
+    from sagaz_es.engine.listeners import (
+        on_step_success as on_step_success,
+    )
+    from sagaz_es.engine.orchestrator import (
+        SagaOrchestrator as SagaOrchestrator,
+    )
+    from sagaz_es.engine.saga_config import (
+        InMemorySagaStorage as InMemorySagaStorage,
+    )
+    from sagaz_es.engine.saga_config import (
+        SagaConfig as SagaConfig,
+    )
+    from sagaz_es.engine.saga_config import (
+        configure as configure,
+    )
+    from sagaz_es.engine.saga_config import (
+        get_config as get_config,
+    )
     from sagaz_es.engine.saga_time_travel import SagaTimeTravel
     from sagaz_es.engine.time_travel import SagaHistory
+    from sagaz_es.errors import (
+        CircularDependencyError as CircularDependencyError,
+    )
+    from sagaz_es.errors import (
+        CompensationGraphError as CompensationGraphError,
+    )
+    from sagaz_es.errors import (
+        ConfigurationError as ConfigurationError,
+    )
+    from sagaz_es.errors import (
+        IdempotencyKeyMissingInPayloadError as IdempotencyKeyMissingInPayloadError,
+    )
+    from sagaz_es.errors import (
+        IdempotencyKeyRequiredError as IdempotencyKeyRequiredError,
+    )
+    from sagaz_es.errors import (
+        LargePayloadWarning as LargePayloadWarning,
+    )
+    from sagaz_es.errors import (
+        MemoryFootprintError as MemoryFootprintError,
+    )
+    from sagaz_es.errors import (
+        MissingDependencyError as MissingDependencyError,
+    )
+    from sagaz_es.errors import (
+        ReplayError as ReplayError,
+    )
+    from sagaz_es.errors import (
+        SagaCompensationError as SagaCompensationError,
+    )
+    from sagaz_es.errors import (
+        SagaDependencyError as SagaDependencyError,
+    )
+    from sagaz_es.errors import (
+        SagaExecutionError as SagaExecutionError,
+    )
+    from sagaz_es.errors import (
+        SagaStepError as SagaStepError,
+    )
+    from sagaz_es.errors import (
+        SagaTimeoutError as SagaTimeoutError,
+    )
+    from sagaz_es.errors import (
+        SnapshotCaptureError as SnapshotCaptureError,
+    )
+    from sagaz_es.errors import (
+        SnapshotNotFoundError as SnapshotNotFoundError,
+    )
     from sagaz_es.once import once
     from sagaz_es.ports import SnapshotStorage
     from sagaz_es.snapshots import ReplayConfig, SagaSnapshot
@@ -54,10 +186,43 @@ _LAZY = {
     "once": "sagaz_es.once",
 }
 
+# What else a file written for sagaz may import.
+_OF_SAGAZ = {
+    "sagaz_es.core.decide": "CompensationFailureStrategy",
+    "sagaz_es.core.zones": "PivotInfo SagaZones StepZone TaintPropagator",
+    "sagaz_es.engine.context": "SagaContext",
+    "sagaz_es.engine.definition": "CompensationType",
+    "sagaz_es.engine.described": "SagaStep SagaStepDefinition",
+    "sagaz_es.engine.execution_graph": (
+        "CompensationNode CompensationResult SagaCompensationContext SagaExecutionGraph"
+    ),
+    "sagaz_es.engine.listeners": (
+        "LoggingSagaListener MetricsSagaListener TracingSagaListener default_listeners "
+        "log_step_lifecycle on_step_compensate on_step_enter on_step_exit on_step_failure "
+        "on_step_success"
+    ),
+    "sagaz_es.engine.orchestrator": "SagaOrchestrator",
+    "sagaz_es.engine.saga_config": "InMemorySagaStorage SagaConfig configure get_config",
+    "sagaz_es.errors": (
+        "CircularDependencyError CompensationGraphError ConfigurationError "
+        "IdempotencyKeyMissingInPayloadError IdempotencyKeyRequiredError LargePayloadWarning "
+        "MemoryFootprintError MissingDependencyError ReplayError SagaCompensationError "
+        "SagaDependencyError SagaExecutionError SagaStepError SagaTimeoutError "
+        "SnapshotCaptureError SnapshotNotFoundError"
+    ),
+}
+_LAZY.update({name: module for module, names in _OF_SAGAZ.items() for name in names.split()})
+
 
 def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
     if module is None:
+        if not name.startswith("_"):
+            from sagaz_es.dropped import why
+
+            if said := why(name):
+                # `from sagaz_es import …` would hide the sentence of an AttributeError.
+                raise ImportError(said)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(module), name)
 
