@@ -293,6 +293,7 @@ class Host:
         first: Sequence[e.Fact],
     ) -> SagaRunner:
         runner = self.make_runner(partition, cell, definition)
+        runner.starting = True
         saga_id = cell.state.saga_id
         self.runners[saga_id] = runner
         self.tasks[saga_id] = asyncio.create_task(

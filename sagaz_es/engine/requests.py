@@ -6,6 +6,8 @@ once. It is answered by the fact that it leads to, or by a RequestRefused.
 
 from __future__ import annotations
 
+import asyncio
+
 from sagaz_es.core import events as e
 from sagaz_es.engine import compensations, decisions, replayer
 from sagaz_es.engine.definition import Definition
@@ -66,6 +68,8 @@ class Answers:
 
     async def _answer(self, partition: Partition, request: e.Request) -> None:
         try:
+            if isinstance(request, e.CancelRequested | decisions.Decision):
+                await _taken_over(partition, request.saga_id)
             await self._do(partition, request)
         except HandingOver:
             return  # the next owner answers; until then the request holds the mark
@@ -108,3 +112,12 @@ class Answers:
             await decisions.answer(host, request)
         else:
             raise RequestRefusedError(f"{type(request).__name__} is not served by this version")
+
+
+async def _taken_over(partition: Partition, saga_id: str) -> None:
+    """Wait while the saga is another engine's: its death may not be noticed yet, or its class may
+    not be here. Raises HandingOver."""
+    while (cell := partition.cells.get(saga_id)) is not None and not cell.ours:
+        if partition.leaving:
+            raise HandingOver(saga_id)
+        await asyncio.sleep(0.05)

@@ -23,7 +23,7 @@ from sagaz_es.core.state import SagaState, dump_state
 from sagaz_es.engine.attempts import Attempts, Blobs, fact_size
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
-from sagaz_es.errors import RequestRefusedError, SagaEnded
+from sagaz_es.errors import LostOwnership, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
 
 logger = logging.getLogger("sagaz_es.engine")
@@ -61,11 +61,13 @@ class SagaRunner:
         self._inline: asyncio.Task[Any] | None = None  # this loop's own task while it runs a step
         self._inline_step = ""
         self._asked: set[str] = set()  # steps whose resolve did not know
+        self._posting = 0  # facts from outside that are on their way
         self._news = False  # something was posted since the last decision
         self._cancel_request: e.CancelRequested | None = None
         self._cancelled: asyncio.Future[None] | None = None
         self._draining = False
         self.ready: asyncio.Future[None] | None = None
+        self.starting = False  # its task is made; until it runs, nothing else may be numbered
         self.parked = False  # ended with nothing to run until somebody, or `wake_at`, wakes it
         self.wake_at = 0  # µs; 0: only somebody
 
@@ -97,13 +99,17 @@ class SagaRunner:
 
         Safe between any two awaits of the loop: what it has numbered is in the queue by then.
         """
-        if self.state.ended:
-            raise SagaEnded(self.state.saga_id, self.state.status, "changed")
-        self._number(fact)
-        await self._flush()
-        self._news = True
-        if self._woken is not None:
-            self._woken.set()
+        self._posting += 1  # the loop must not park on what it decided without the fact
+        try:
+            await self._begun()
+            if self.state.ended:
+                raise SagaEnded(self.state.saga_id, self.state.status, "changed")
+            self._number(fact)
+            await self._flush()
+        finally:
+            self._posting -= 1
+            self._news = True
+            self._wake()
 
     def abandon(self, error: Exception) -> None:
         """The loop has ended: tell whoever still waits for a cancel."""
@@ -118,6 +124,7 @@ class SagaRunner:
 
     async def checkpoint(self) -> int:
         """Write the whole state down; the offset of that. From there a take-over finds the saga."""
+        await self._begun()
         text = dump_state(self.state).decode()
         self._number(e.SagaCheckpointed(text))
         events, size = self._out, self._out_size
@@ -131,6 +138,13 @@ class SagaRunner:
         events, self._out = self._out, []
         return self._partition.enqueue(self.cell, events)
 
+    async def _begun(self) -> None:
+        """Wait until the loop has numbered its first facts: nothing may stand before the claim."""
+        while self.starting:  # its task has not had its first turn
+            if self.cell.lost or self._partition.closed:
+                raise LostOwnership(self.state.saga_id)
+            await asyncio.sleep(0)
+
     def _wake(self) -> None:
         if self._woken is not None:
             self._woken.set()
@@ -141,6 +155,7 @@ class SagaRunner:
         """To the end. Raises LostOwnership; leaves the saga unfinished when cancelled."""
         for fact in first:
             self._number(fact)
+        self.starting = False
         state = self.state
         while True:
             attempts, wake_at, stop = self._decide()
@@ -181,7 +196,7 @@ class SagaRunner:
 
     def _may_park(self, wake_at: int) -> bool:
         """Whether nothing will happen for long: then the saga costs no task while it waits."""
-        if self._cancel_request is not None or self._news:
+        if self._cancel_request is not None or self._news or self._posting:
             return False
         return not wake_at or wake_at - self._attempts.now() > PARK_US
 

@@ -1,0 +1,117 @@
+"""Requests that reach a saga while it changes hands: in the log before anybody serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sagaz_es import Engine, Saga, SagaStatus, action
+from sagaz_es.core import events as e
+from sagaz_es.core.fold import fold
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.log.memory import MemoryEventLog
+
+
+class Approval(Saga):
+    """ask → act, which waits for the signal `approved`."""
+
+    saga_name = "approval"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    @action("ask")
+    async def ask(self, ctx: Any) -> None:
+        self.calls.append("ask")
+
+    @action("act", depends_on=["ask"], wait_for="approved", wait_seconds=3600)
+    async def act(self, ctx: Any) -> None:
+        self.calls.append("act")
+
+
+async def left_waiting(log: MemoryEventLog) -> None:
+    """Saga a-1 waits for its signal, and its engine has stopped."""
+    async with Engine(log, sagas=[Approval()]) as engine:
+        await engine.start("approval", saga_id="a-1")
+        async with asyncio.timeout(5):
+            while (await engine.current("a-1")).step("act").status != "waiting":  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+SIGNAL = e.SignalSent("r-1", "a-1", 0, "olga", name="approved")
+PAUSE = e.PauseRequested("r-1", "a-1", 0, "olga", "strike")
+CANCEL = e.CancelRequested("r-1", "a-1", 0, "olga", "too late")
+
+
+async def folded(log: MemoryEventLog) -> tuple[SagaState, list[type[e.Fact]]]:
+    """The saga as the log alone has it, and the facts that the fold rejects."""
+    state, rejected = SagaState(), []
+    for record in await log.read_saga("a-1"):
+        if isinstance(record.entry, e.Event):
+            after = fold(state, record.entry)
+            if after is state:
+                rejected.append(type(record.entry.fact))
+            state = after
+    return state, rejected
+
+
+WITH_REQUESTS = pytest.mark.parametrize(
+    ("request_", "status", "calls"),
+    [
+        (SIGNAL, SagaStatus.COMPLETED, ["act"]),
+        (CANCEL, SagaStatus.CANCELLED, []),
+    ],
+    ids=["signal", "cancel"],
+)
+
+
+@WITH_REQUESTS
+async def test_what_was_asked_before_anybody_served_the_saga_is_answered(
+    request_: e.Request, status: SagaStatus, calls: list[str]
+) -> None:
+    log = MemoryEventLog()
+    await left_waiting(log)
+    await log.append(log.partition_of("a-1"), [request_])
+    saga = Approval()
+    async with Engine(log, sagas=[saga]) as engine:
+        handle = await engine.handle("a-1")
+        assert (await handle.result(5)).status is status
+    assert saga.calls == calls
+    state, rejected = await folded(log)
+    assert (state.status, rejected) == (status, [])
+
+
+@WITH_REQUESTS
+async def test_what_was_asked_of_a_dead_engine_is_answered_once_the_saga_is_taken_over(
+    request_: e.Request, status: SagaStatus, calls: list[str]
+) -> None:
+    other = MemoryEventLog()
+    await left_waiting(other)
+    events = [record.entry for record in await other.read_saga("a-1")]
+    assert isinstance(events[-1], e.Event)
+    assert type(events.pop().fact) is e.SagaReleased  # it was killed and released nothing
+
+    log, saga = MemoryEventLog(), Approval()
+    quickly = EngineConfig(takeover_seconds=0.1, housekeeping_seconds=0.02)
+    async with Engine(log, sagas=[saga], config=quickly) as engine:
+        await log.append(log.partition_of("a-1"), [*events, request_])
+        handle = await engine.handle("a-1")
+        assert (await handle.result(5)).status is status
+    assert saga.calls == calls
+    state, rejected = await folded(log)
+    assert (state.status, rejected) == (status, [])
+
+
+async def test_nothing_that_is_asked_stands_before_the_claim() -> None:
+    log = MemoryEventLog()
+    await left_waiting(log)
+    await log.append(log.partition_of("a-1"), [PAUSE])
+    async with Engine(log, sagas=[Approval()]) as engine, asyncio.timeout(5):
+        while not (await engine.current("a-1")).paused:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    state, rejected = await folded(log)
+    assert (state.paused, rejected) == (True, [])
