@@ -15,6 +15,8 @@ from typing import Any, TextIO
 import click
 
 from sagaz_es_cli import exits
+from sagaz_es_cli.compensations import compensations
+from sagaz_es_cli.decisions import add_decisions
 from sagaz_es_cli.doctor import add_doctor
 from sagaz_es_cli.engine import engine
 from sagaz_es_cli.importing import add_import
@@ -120,8 +122,10 @@ def main() -> None:
     """
 
 
+add_decisions(saga)
 main.add_command(saga)
 main.add_command(replay)
+main.add_command(compensations)
 main.add_command(engine)
 main.add_command(projector)
 main.add_command(topics)

@@ -159,12 +159,12 @@ async def writing(settings: Settings) -> AsyncIterator[tuple[EventLog, Projectio
 
 
 @asynccontextmanager
-async def asking(settings: Settings) -> AsyncIterator[Engine]:
-    """An engine that serves no partition: what it is asked to change, others do."""
+async def asking(settings: Settings, timeout_s: float | None = None) -> AsyncIterator[Engine]:
+    """An engine that serves no partition: what it is asked to change, others do, in that time."""
     log, store, _ = await adapters(settings)
-    async with _opened(
-        connect(log, store=store, sagas=sources.load(settings.apps)), join=False
-    ) as it:
+    config = EngineConfig() if timeout_s is None else EngineConfig(request_seconds=timeout_s)
+    made = connect(log, store=store, sagas=sources.load(settings.apps), config=config)
+    async with _opened(made, join=False) as it:
         yield it
 
 

@@ -15,7 +15,7 @@ import click
 from sagaz_es.connect import DEFAULT_LOG, LOG_VARIABLE, STORE_VARIABLE
 from sagaz_es.core.history import Step
 from sagaz_es_cli.exits import MEANINGS
-from sagaz_es_cli.overrides import parse_object
+from sagaz_es_cli.overrides import parse_object, parse_value
 from sagaz_es_cli.times import EXAMPLE, parse_time
 
 APP_VARIABLE = "SAGAZ_ES_APP"
@@ -97,10 +97,11 @@ class When(click.ParamType[Any]):
             )
 
 
-class JsonObject(click.ParamType[Any]):
-    """A JSON object; `@file` reads it from a file, `-` from stdin."""
+class JsonValue(click.ParamType[Any]):
+    """JSON; `@file` reads it from a file, `-` from stdin."""
 
     name = "json"
+    parse = staticmethod(parse_value)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -111,9 +112,35 @@ class JsonObject(click.ParamType[Any]):
             elif value.startswith("@"):
                 with open(value[1:], encoding="utf-8") as file:
                     value = file.read()
-            return parse_object(value)
+            return self.parse(value)
         except (ValueError, OSError) as error:
             self.fail(str(error), param, ctx)
+
+
+class JsonObject(JsonValue):
+    """A JSON object, from the same places."""
+
+    parse = staticmethod(parse_object)
+
+
+def timeout_option(function: AnyFunction) -> AnyFunction:
+    """For commands that ask the engine which serves a saga."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0, min_open=True),
+        metavar="S",
+        default=30.0,
+        show_default=True,
+        help="How long to wait for the engine that serves the saga.",
+    )(function)
+
+
+def actor_option(function: AnyFunction) -> AnyFunction:
+    """For commands that are recorded in a saga's history."""
+    return click.option(
+        "--actor", metavar="WHO", help="Recorded in the log; default: your user name."
+    )(function)
 
 
 def resources_option(function: AnyFunction) -> AnyFunction:

@@ -22,6 +22,11 @@ def parse_object(text: str) -> dict[str, Any]:
     return value
 
 
+def parse_value(text: str) -> Any:
+    """Any JSON value. Raises ValueError that says where it is malformed."""
+    return _parse(text)
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Several overrides in one; of two with one key the later counts. Raises InvalidOverride."""
     merged: dict[str, Any] = {}

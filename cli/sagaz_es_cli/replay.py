@@ -11,12 +11,12 @@ from sagaz_es.core.plan import ReplayPlan, Verdict
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es_cli import exits
+from sagaz_es_cli.asking import user
 from sagaz_es_cli.history import add_list_changes, add_time_travel
 from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
 from sagaz_es_cli.options import AnyFunction, Settings, command, resources_option
 from sagaz_es_cli.overrides import parse_overrides
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
-from sagaz_es_cli.saga import user
 from sagaz_es_cli.tables import Column, Rows
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Any
 
 import click
 
-from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.core.state import SagaStatus
+from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.historical import HistoricalState, plain
 from sagaz_es.engine.lookup import current_state
 from sagaz_es.ports import Summary
 from sagaz_es_cli import exits
+from sagaz_es_cli.asking import tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
-from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
-from sagaz_es_cli.options import JsonObject, Settings, command, resources_option
-from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
+from sagaz_es_cli.opening import reading, run, serving, unless_interrupted
+from sagaz_es_cli.options import (
+    JsonObject,
+    Settings,
+    actor_option,
+    command,
+    resources_option,
+    timeout_option,
+)
+from sagaz_es_cli.render import Block, Fields, cells, emit, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_cli.times import age, iso, shown
 
@@ -23,14 +31,6 @@ from sagaz_es_cli.times import age, iso, shown
 @click.group()
 def saga() -> None:
     """Start sagas, list them, look at one, cancel one."""
-
-
-def user() -> str:
-    """Who gives a command, for the record."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container without a user of that number
-        return ""
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -227,13 +227,6 @@ def show_record(state: HistoricalState) -> dict[str, Any]:
     return state_record(state) | {"steps": steps} | {key: whole[key] or None for key in more}
 
 
-def error_of(state: SagaState) -> str | None:
-    """Which step failed, and how."""
-    if not state.error_type and not state.failed_step:
-        return None
-    return f"{state.failed_step}: {state.error_type}: {state.error_message}"
-
-
 # --- cancel ---------------------------------------------------------------------------------------
 
 
@@ -245,27 +238,23 @@ def error_of(state: SagaState) -> str | None:
 )
 @click.argument("saga_id", metavar="ID")
 @click.option("--reason", required=True, help="Recorded in the log, shown in the history.")
-@click.option("--actor", metavar="WHO", help="Recorded too; default: your user name.")
-def cancel(settings: Settings, saga_id: str, reason: str, actor: str | None) -> None:
+@actor_option
+@timeout_option
+@resources_option
+def cancel(
+    settings: Settings,
+    saga_id: str,
+    reason: str,
+    actor: str | None,
+    timeout_s: float,
+    resources: str | None,
+) -> None:
     """Stop a running saga and undo what it did.
 
     The engine that runs it decides; the command waits for that, not for the undoing.
     """
 
-    async def work() -> dict[str, Any]:
-        async with asking(settings) as engine:
-            await engine.cancel(saga_id, reason=reason, actor=actor or user())
-            state = await engine.current(saga_id)
-            return {
-                "saga_id": state.saga_id,
-                "saga_name": state.saga_name,
-                "status": state.status,
-                "error": error_of(state),
-            }
+    async def cancel_in(engine: Engine) -> None:
+        await engine.cancel(saga_id, reason=reason, actor=actor or user())
 
-    record = run(work())
-    emit(
-        settings.format,
-        record,
-        lambda: [Line(f"saga {record['saga_id']} is {record['status']}")],
-    )
+    tell(settings, saga_id, cancel_in, timeout_s=timeout_s, resources=resources)

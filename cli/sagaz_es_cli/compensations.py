@@ -1,0 +1,203 @@
+"""`sagaz-es compensations …`: effects that should have been undone and still stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.engine.compensations import stuck_steps
+from sagaz_es.engine.engine import Engine
+from sagaz_es.ports import ProjectionStore
+from sagaz_es_cli import exits
+from sagaz_es_cli.asking import STATE_KEYS, asked, state_record, user
+from sagaz_es_cli.opening import reading, run
+from sagaz_es_cli.options import (
+    AnyFunction,
+    Settings,
+    actor_option,
+    command,
+    resources_option,
+    timeout_option,
+)
+from sagaz_es_cli.render import Block, Line, cells, emit, note
+from sagaz_es_cli.tables import Column, Rows
+from sagaz_es_cli.times import age, iso, shown
+
+PAGE = 100
+"""Failed sagas asked of the store at a time."""
+
+
+@click.group()
+def compensations() -> None:
+    """Compensations that are stuck: look at them, try them again, let them be."""
+
+
+# --- list -----------------------------------------------------------------------------------------
+
+
+@command(
+    compensations,
+    "list",
+    keys="a list of saga_id, saga_name, step, error, since",
+    examples="""
+        sagaz-es compensations list
+        sagaz-es compensations list --name order --format json
+        """,
+)
+@click.option("--name", metavar="NAME", help="Only of sagas of this name.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+def list_stuck(settings: Settings, name: str | None, limit: int) -> None:
+    """List compensations that failed for good, of the newest sagas first.
+
+    `since` is when their saga ended. Those that were let be, or that a branch of their saga has to
+    do now, are not among them.
+    """
+
+    async def work() -> list[tuple[SagaState, str]]:
+        async with reading(settings) as opened:
+            return await _stuck(await opened.up_to_date_store(), name, limit + 1)
+
+    found = run(work())
+    records = [
+        {
+            "saga_id": state.saga_id,
+            "saga_name": state.saga_name,
+            "step": step,
+            "error": f"{state.step(step).error_type}: {state.step(step).error_message}",
+            "since": iso(state.ended_at),
+        }
+        for state, step in found[:limit]
+    ]
+
+    def view() -> list[Block]:
+        columns = (
+            Column("saga"),
+            Column("name"),
+            Column("step"),
+            Column("since (UTC)", only="wide"),
+            Column("age", only="narrow", number=True),
+            Column("error", free="cut"),
+        )
+        rows = [
+            cells(
+                record["saga_id"],
+                record["saga_name"],
+                record["step"],
+                shown(record["since"])[:19],
+                age(state.ended_at),
+                record["error"],
+            )
+            for record, (state, _) in zip(records, found, strict=False)
+        ]
+        return [Rows(columns, rows, empty="no compensation is stuck")]
+
+    emit(settings.format, records, view)
+    if len(found) > limit:
+        note(f"there are more than these {limit}; see --limit and --name")
+
+
+async def _stuck(
+    store: ProjectionStore, name: str | None, limit: int
+) -> list[tuple[SagaState, str]]:
+    found: list[tuple[SagaState, str]] = []
+    offset = 0
+    while len(found) < limit:
+        page = await store.summaries(
+            status=SagaStatus.FAILED, saga_name=name, limit=PAGE, offset=offset
+        )
+        heads = await store.heads([summary.saga_id for summary in page])
+        for summary in page:
+            state = heads.get(summary.saga_id)
+            if state is not None and not state.branch:
+                found += [(state, step) for step in stuck_steps(state)]
+        if len(page) < PAGE:
+            break
+        offset += PAGE
+    return found[:limit]
+
+
+# --- retry, skip ----------------------------------------------------------------------------------
+
+
+def _stuck_options(function: AnyFunction) -> AnyFunction:
+    for option in (
+        resources_option,
+        timeout_option,
+        actor_option,
+        click.option("--reason", required=True, help="Recorded in the log."),
+        click.option("--step", metavar="STEP", required=True, help="The step to undo."),
+        click.argument("saga_id", metavar="ID"),
+    ):
+        function = option(function)
+    return function
+
+
+@command(
+    compensations,
+    "retry",
+    keys=f"{STATE_KEYS}, stuck (the steps that are)",
+    examples="""
+        sagaz-es compensations retry order-4711 --step charge --reason "the bank is back"
+        sagaz-es compensations retry order-4711 --step charge --reason "fixed" --app shop.sagas
+        """,
+)
+@_stuck_options
+def retry(
+    settings: Settings,
+    saga_id: str,
+    step: str,
+    reason: str,
+    actor: str | None,
+    timeout_s: float,
+    resources: str | None,
+) -> None:
+    """Try to undo a step of saga ID once more, and show what became of it.
+
+    Done by the engine that serves the saga, or, where none answers, with --app by this process.
+    Status 1: it is still stuck.
+    """
+
+    async def retry_in(engine: Engine) -> None:
+        await engine.retry_compensation(saga_id, step, reason=reason, actor=actor or user())
+
+    state = run(asked(settings, saga_id, retry_in, timeout_s=timeout_s, resources=resources))
+    _emit(settings, state)
+    if step in stuck_steps(state):
+        raise click.exceptions.Exit(exits.FAILED)
+
+
+@command(
+    compensations,
+    "skip",
+    keys="as `compensations retry`",
+    examples='sagaz-es compensations skip order-4711 --step charge --reason "refunded by hand"',
+)
+@_stuck_options
+def skip(
+    settings: Settings,
+    saga_id: str,
+    step: str,
+    reason: str,
+    actor: str | None,
+    timeout_s: float,
+    resources: str | None,
+) -> None:
+    """Let the effect of a step of saga ID stand, although it should have been undone.
+
+    Done by the engine that serves the saga, or, where none answers, with --app by this process.
+    """
+
+    async def skip_in(engine: Engine) -> None:
+        await engine.skip_compensation(saga_id, step, reason=reason, actor=actor or user())
+
+    state = run(asked(settings, saga_id, skip_in, timeout_s=timeout_s, resources=resources))
+    _emit(settings, state)
+
+
+def _emit(settings: Settings, state: SagaState) -> None:
+    stuck = stuck_steps(state)
+    record: dict[str, Any] = state_record(state) | {"stuck": list(stuck)}
+    said = f"; stuck: {', '.join(stuck)}" if stuck else "; nothing is stuck"
+    emit(settings.format, record, lambda: [Line(f"saga {state.saga_id} is {state.status}{said}")])
