@@ -251,6 +251,12 @@ def parse_url(url: str, what: str, known: tuple[str, ...]) -> Address:
         parts = urlsplit(url)
     except ValueError as error:
         raise ConfigurationError(f"{what} URL with scheme {scheme!r}: {error}") from None
+    if scheme not in ("sqlite", "memory") and "@" in parts.path + parts.fragment:
+        # Taken apart at the wrong place, the password would be shown as a host or a path.
+        raise ConfigurationError(
+            f"{what} URL with scheme {scheme!r}: write the special characters of user and password "
+            "percent-encoded, such as %2F for / and %23 for #"
+        )
     credentials, _, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     shown = f"{scheme}://{hosts}{parts.path}"

@@ -452,6 +452,20 @@ class SagaStillRunning(RequestRefusedError):
         )
 
 
+class SagaSetAside(RequestRefusedError):
+    """A damaged record stands where a fact of the saga should: what follows cannot be folded."""
+
+    def __init__(self, saga_id: str, partition: int, offset: int) -> None:
+        super().__init__(saga_id, partition, offset)
+        self.saga_id, self.partition, self.offset = saga_id, partition, offset
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} is set aside: the record at partition {self.partition}, offset "
+            f"{self.offset} cannot be read, and later events depend on it; see `sagaz-es doctor`"
+        )
+
+
 class PivotPassed(RequestRefusedError):
     """A saga was asked to go back after its pivot."""
 

@@ -123,7 +123,9 @@ class Attempts:
                 raise  # this process stops: the saga stays unfinished, and is taken over
             # Otherwise something inside the step was cancelled, not the step.
             return self._failed(attempt, step, context, error, True)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise  # whoever raises these wants the process to end, not the step to fail
+        except BaseException as error:
             return self._failed(attempt, step, context, error, False)
 
     async def _completed(self, attempt: Attempt, context: StepContext, value: Any) -> e.Fact:
@@ -349,8 +351,15 @@ async def _call(function: Any, *args: Any) -> Any:
     """Call a step's function: a coroutine function here, any other one in a thread."""
     if inspect.iscoroutinefunction(function):
         return await function(*args)
-    value = await asyncio.to_thread(function, *args)
+    value = await asyncio.to_thread(_in_thread, function, args)
     return await value if inspect.isawaitable(value) else value
+
+
+def _in_thread(function: Any, args: tuple[Any, ...]) -> Any:
+    try:
+        return function(*args)
+    except StopIteration as error:  # no future can hold it: the step would never end
+        raise RuntimeError("the step raised StopIteration") from error
 
 
 def _message(error: BaseException) -> str:

@@ -195,7 +195,7 @@ class Host:
     async def _begun(self, saga_id: str) -> None:
         runner = self.runners.get(saga_id)
         if runner is not None and runner.ready is not None:
-            await asyncio.shield(runner.ready)
+            await self._accepted(runner)
 
     def handle(self, saga_id: str) -> SagaHandle:
         """A handle on a saga that exists, whoever runs it."""
@@ -238,8 +238,17 @@ class Host:
         runner = self.carry_on(partition, cell, definition, first)
         runner.ready = asyncio.get_running_loop().create_future()
         handle = self.handle(state.saga_id)
-        await asyncio.shield(runner.ready)
+        await self._accepted(runner)
         return handle
+
+    async def _accepted(self, runner: SagaRunner) -> None:
+        """Until the saga stands in the log, whoever has put it there."""
+        assert runner.ready is not None
+        try:
+            await asyncio.shield(runner.ready)
+        except LostOwnership:
+            if not runner.cell.lost:
+                raise
 
     async def launch_branch(
         self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str

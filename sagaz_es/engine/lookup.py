@@ -7,23 +7,37 @@ answers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 from sagaz_es.core.events import Event
-from sagaz_es.core.fold import fold_into
+from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
+from sagaz_es.errors import SagaSetAside
 from sagaz_es.ports import EventLog, ProjectionStore
+
+logger = logging.getLogger("sagaz_es.engine")
 
 
 async def current_state(
     log: EventLog, store: ProjectionStore | None, saga_id: str
 ) -> SagaState | None:
-    """The saga's state at the end of the log as it is at the call; None: there is no such saga."""
-    state, offset = await _base(log, store, log.partition_of(saga_id), [saga_id])
+    """The saga's state at the end of the log as it is at the call; None: there is no such saga.
+
+    Foreign bytes under its id are passed over. Raises SagaSetAside where a fact of the saga itself
+    is damaged: what follows cannot be known, and nobody may decide on a guess.
+    """
+    partition = log.partition_of(saga_id)
+    state, offset = await _base(log, store, partition, [saga_id])
+    parked = [] if store is None else await store.parked_of(partition, saga_id)
+    # The store's head of a saga that was set aside stands before what was parked.
+    offset = min([offset, *(record.offset for record in parked)])
     found = state.get(saga_id) or SagaState()
     for record in await log.read_saga(saga_id, offset):
         if isinstance(record.entry, Event) and record.entry.saga_id == saga_id:
-            fold_into(found, record.entry)
+            verdict = fold_into(found, record.entry)
+            if parked and verdict is Verdict.GAP:
+                raise SagaSetAside(saga_id, parked[0].partition, parked[0].offset)
     return found if found.sequence else None
 
 
@@ -31,9 +45,18 @@ async def current_states(
     log: EventLog, store: ProjectionStore | None, partition: int, saga_ids: Collection[str]
 ) -> dict[str, SagaState]:
     """The same for many sagas of one partition, in one pass; what does not exist is left out."""
-    if is_indexed(log):
-        found = {saga_id: await current_state(log, store, saga_id) for saga_id in saga_ids}
-        return {saga_id: state for saga_id, state in found.items() if state is not None}
+    aside = frozenset() if store is None else await store.parked_sagas(partition)
+    if is_indexed(log) or not aside.isdisjoint(saga_ids):
+        found: dict[str, SagaState] = {}
+        for saga_id in saga_ids:
+            try:
+                state = await current_state(log, store, saga_id)
+            except SagaSetAside as error:
+                logger.error("%s", error)  # nobody carries it on; the others go on
+            else:
+                if state is not None:
+                    found[saga_id] = state
+        return found
     states, offset = await _base(log, store, partition, saga_ids)
     wanted = frozenset(saga_ids)
     end = (await log.bounds(partition)).end

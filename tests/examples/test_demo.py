@@ -92,7 +92,11 @@ def test_the_commands_that_the_pages_show_work_on_what_make_demo_leaves(tmp_path
         command = [COMMAND, *shlex.split(line)[1:]]
         done = run(*command, cwd=tmp_path, SAGAZ_ES_LOG="sqlite:///sagaz-es-demo.db")
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-        assert json.loads(done.stdout), line
+        told_of = json.loads(done.stdout)
+        if "compensations list" in line:
+            assert told_of == []  # the demo leaves none that is stuck
+        else:
+            assert told_of, line
 
 
 def test_a_second_run_begins_anew_and_one_on_a_file_of_yours_adds_to_it(tmp_path: Path) -> None:
