@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sagaz_es import Engine, EngineConfig, Saga, action, compensate
 from sagaz_es.core import events as e
+from sagaz_es.core.fold import Verdict, fold_into
+from sagaz_es.core.state import SagaState
+from sagaz_es.errors import AppendUnknown
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog
 
@@ -227,6 +230,33 @@ class OrderSaga(LedgerSaga):
         return await self.undo(ctx, result)
 
 
+class FaultyLog(MemoryEventLog):
+    """A memory log whose appends go wrong as a test says, one outcome for each append.
+
+    `"lands, unknown"`: it stands, but AppendUnknown is raised; `"lost, unknown"`: it does not.
+    A Gate holds the append before it stands (`late`: behind that, so that the answer is late).
+    """
+
+    def __init__(self, partitions: int = 1) -> None:
+        super().__init__(partitions)
+        self.outcomes: deque[str | Gate] = deque()
+        self.appends: list[list[str]] = []  # of each append: its entries, in words
+
+    async def append(self, partition: int, entries: Sequence[e.Entry]) -> int:
+        self.appends.append([in_words(entry) for entry in entries])
+        outcome = self.outcomes.popleft() if self.outcomes else ""
+        if outcome == "lost, unknown":
+            raise AppendUnknown(partition, "nobody knows")
+        if isinstance(outcome, Gate) and not outcome.late:
+            await outcome.pass_through()
+        base = await super().append(partition, entries)
+        if isinstance(outcome, Gate) and outcome.late:
+            await outcome.pass_through()
+        if outcome == "lands, unknown":
+            raise AppendUnknown(partition, "nobody knows")
+        return base
+
+
 class Declined(Exception):
     """A step's own error."""
 
@@ -271,9 +301,22 @@ async def facts(log: EventLog, saga_id: str) -> list[e.Fact]:
     ]
 
 
+def in_words(entry: e.Entry | e.Fact) -> str:
+    """`StepStarted charge`, `SagaCompleted`."""
+    fact = entry.fact if isinstance(entry, e.Event) else entry
+    return f"{type(fact).__name__} {getattr(fact, 'step', '')}".rstrip()
+
+
 async def story(log: EventLog, saga_id: str) -> list[str]:
-    """As `facts`, in words: `StepStarted charge`, `SagaCompleted`."""
-    return [
-        f"{type(fact).__name__} {getattr(fact, 'step', '')}".rstrip()
-        for fact in await facts(log, saga_id)
-    ]
+    """As `facts`, in words."""
+    return [in_words(fact) for fact in await facts(log, saga_id)]
+
+
+async def accepted_story(log: EventLog, saga_id: str) -> list[str]:
+    """As `story`, without what the fold rejects."""
+    state, told = SagaState(), []
+    for record in await log.read_saga(saga_id):
+        entry = record.entry
+        if isinstance(entry, e.Event) and fold_into(state, entry) is Verdict.ACCEPTED:
+            told.append(in_words(entry))
+    return told
