@@ -112,21 +112,30 @@ class Attempts:
                 late = SagaTimeoutError(attempt.step, plan.timeout_seconds, what)
                 late = late.with_traceback(error.__traceback__)
                 return self._failed(attempt, step, context, late, True)
-            return await self._completed(attempt, context, value)
+            fact = await self._completed(attempt, context, value)
+            self._was_stopped(attempt.step)  # the step swallowed it
+            return fact
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             assert task is not None
-            if attempt.step in self.stopped:
-                self.stopped.discard(attempt.step)
-                task.uncancel()
-            elif task.cancelling():
+            if not self._was_stopped(attempt.step) and task.cancelling():
                 raise  # this process stops: the saga stays unfinished, and is taken over
             # Otherwise something inside the step was cancelled, not the step.
             return self._failed(attempt, step, context, error, True)
         except (KeyboardInterrupt, SystemExit):
             raise  # whoever raises these wants the process to end, not the step to fail
         except BaseException as error:
+            self._was_stopped(attempt.step)
             return self._failed(attempt, step, context, error, False)
+
+    def _was_stopped(self, step: str) -> bool:
+        """Whether this attempt was cancelled on purpose; its task is as new then."""
+        task = asyncio.current_task()
+        if step not in self.stopped or task is None:
+            return False
+        self.stopped.discard(step)
+        task.uncancel()
+        return True
 
     async def _completed(self, attempt: Attempt, context: StepContext, value: Any) -> e.Fact:
         if attempt.undo:
@@ -171,7 +180,7 @@ class Attempts:
         plan = step.compensation if attempt.undo else step
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
-        may_retry = not stopped
+        may_retry = attempt.undo or not stopped
         if attempt.undo:
             strategy = self._definition.rules.compensation_failure
             may_retry &= strategy is CompensationFailureStrategy.RETRY_THEN_CONTINUE

@@ -203,7 +203,8 @@ class SagaRunner:
     def _decide(self) -> tuple[list[Attempt], int, bool]:
         """Number every fact that follows now, and what may run once they are accepted."""
         for step in [name for name, task in self._running.items() if task.done()]:
-            self._take(step, self._running.pop(step).result())
+            task = self._running.pop(step)
+            self._take(step, self._never_began(step) if task.cancelled() else task.result())
         self._news = False
         if self._cancel_request is not None and not self._running:
             self._answer_cancel(self._cancel_request)
@@ -232,6 +233,16 @@ class SagaRunner:
             self._asked.add(step)
         else:
             self._number(fact)
+
+    def _never_began(self, step: str) -> e.Fact:
+        """Its task was stopped before its first turn: the action was not called."""
+        self._attempts.stopped.discard(step)
+        return e.StepFailed(
+            step,
+            self.state.step(step).attempt,
+            error_type="Cancelled",
+            error_message="it was stopped before it ran",
+        )
 
     def _withdraw(self, attempts: list[Attempt]) -> None:
         """A cancel came while their start was on its way: they never ran."""
