@@ -53,7 +53,7 @@ class Blobs(Protocol):
 
 
 class Attempts:
-    """Performs the attempts of one saga. `error` is the last failing step's own exception."""
+    """Performs the attempts of one saga."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Attempts:
         resources: Mapping[str, Any],
         blobs: Blobs | None,
     ) -> None:
-        self.error: BaseException | None = None
+        self._errors: dict[str, BaseException] = {}  # by step, of its last attempt that failed
         self.stopped: set[str] = set()  # steps whose attempt is cancelled on purpose
         self._state = state
         self._definition = definition
@@ -73,6 +73,13 @@ class Attempts:
         self._blobs = blobs
         self._observers = Observers(definition) if definition.observed else None
         self._untold: list[tuple[Any, ...]] = []  # accepted once the next append is
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception that the saga fails with, or that the last handler asked raised."""
+        if self._state.failed_step:
+            return self._errors.get(self._state.failed_step)
+        return next(reversed(self._errors.values()), None)
 
     def now(self) -> int:
         """µs; never before the saga's last event: a clock that steps back must not lower it."""
@@ -176,7 +183,7 @@ class Attempts:
         unknown: bool,
     ) -> e.Fact:
         if not attempt.undo:
-            self.error = error
+            self._errors[attempt.step] = error
         plan = step.compensation if attempt.undo else step
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
@@ -265,8 +272,9 @@ class Attempts:
 
     def _step_error(self, name: str) -> BaseException:
         step = self._state.step(name)
-        if self.error is not None and type(self.error).__name__ == step.error_type:
-            return self.error
+        error = self._errors.get(name)
+        if error is not None and type(error).__name__ == step.error_type:
+            return error
         return SagaStepError(name, step.error_type, step.error_message)
 
     async def _resolve(self, attempt: Attempt) -> e.Fact | None:
@@ -285,7 +293,7 @@ class Attempts:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            self.error = error
+            self._errors[attempt.step] = error
             return None  # it could not find out: a person has to
 
     # --- telling ---

@@ -41,7 +41,7 @@ def saga_of(ledger: Ledger, *names: str, **options: dict[str, Any]) -> Saga:
     return saga
 
 
-# --- where the saga is when it is cancelled ---------------------------------------------------------
+# --- where the saga is when it is cancelled -------------------------------------------------------
 
 
 async def test_a_cancel_stops_the_running_step_and_undoes_the_finished_ones_in_reverse() -> None:
@@ -60,9 +60,7 @@ async def test_a_cancel_stops_the_running_step_and_undoes_the_finished_ones_in_r
     assert last == e.SagaCancelled("customer called", "ann")
 
 
-async def test_a_step_that_was_cancelled_is_undone_if_its_compensation_is_for_unknown_outcomes() -> (
-    None
-):
+async def test_a_cancelled_step_is_undone_if_its_compensation_is_for_unknown_outcomes() -> None:
     ledger = Ledger()
     saga = saga_of(ledger, "a", a={"on_unknown": True})
     gate = ledger.gate("a", late=True)
@@ -235,7 +233,7 @@ async def test_a_cancel_at_any_turn_of_the_loop_leaves_nothing_standing() -> Non
             assert done == [], (turns, result.steps, ledger.order)
 
 
-# --- code that does not take it as it is meant ------------------------------------------------------
+# --- code that does not take it as it is meant ----------------------------------------------------
 
 
 async def test_a_step_that_swallows_the_cancellation_and_completes_is_undone() -> None:

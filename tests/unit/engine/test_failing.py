@@ -1,0 +1,385 @@
+"""Steps that fail: retries and their waits, time limits, errors of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus
+from sagaz_es.core import events as e
+from sagaz_es.errors import SagaStepError, SagaTimeoutError
+from sagaz_es.log.memory import MemoryEventLog
+from tests.helpers import (
+    After,
+    Declined,
+    Ledger,
+    OrderSaga,
+    SetClock,
+    engine_on,
+    facts,
+)
+
+
+def one_step(step: Any, undo: Any = None, **options: Any) -> Saga:
+    return Saga("one").add_step("step", step, undo, **options)
+
+
+async def failed(log: MemoryEventLog, saga_id: str = "s") -> list[e.StepFailed]:
+    return [fact for fact in await facts(log, saga_id) if isinstance(fact, e.StepFailed)]
+
+
+# --- retries --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("retries", "failures", "attempts", "status"),
+    [
+        (3, 2, 3, "completed"),
+        (3, 3, 4, "completed"),
+        (3, 9, 4, "rolled_back"),
+        (0, 9, 1, "rolled_back"),
+        (0, 0, 1, "completed"),
+        (1, 1, 2, "completed"),
+    ],
+)
+async def test_max_retries_are_attempts_after_the_first(
+    retries: int, failures: int, attempts: int, status: str
+) -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("step", *[Declined(str(n)) for n in range(failures)])
+    async with engine_on(log, one_step(ledger.do, max_retries=retries)) as engine:
+        result = await engine.run("one", saga_id="s")
+    assert result.status == status
+    assert [call.attempt for call in ledger.calls] == list(range(1, attempts + 1))
+    assert {call.key for call in ledger.calls} == {"s/step"}
+    assert len(await failed(log)) == min(failures, attempts)
+    if status == "rolled_back":
+        assert str(result.error) == str(retries)
+
+
+async def test_waits_grow_from_the_base_by_two_up_to_the_cap() -> None:
+    clock, log, ledger = SetClock(jumps=True), MemoryEventLog(1), Ledger()
+    ledger.fails("step", *[Declined()] * 9)
+    saga = one_step(ledger.do, max_retries=5, retry_delay_seconds=1, max_retry_delay_seconds=6)
+    async with engine_on(log, saga, clock=clock) as engine:
+        await engine.run(saga, saga_id="s")
+    events = [record.entry for record in await log.read_saga("s")]
+    waits = [
+        (event.fact.retry_at - event.occurred_at) / 1e6
+        for event in events
+        if isinstance(event, e.Event) and isinstance(event.fact, e.StepFailed)
+    ]
+    assert waits[-1] < 0  # the last attempt: there is no next one
+    for wait, base in zip(waits, [1, 2, 4, 6, 6], strict=False):
+        # Up to a tenth more, so that many sagas do not come back at one moment.
+        assert base <= wait <= min(base * 1.1, 6)
+
+
+async def test_no_attempt_begins_before_its_time() -> None:
+    clock, ledger = SetClock(), Ledger()
+    ledger.fails("step", Declined())
+    saga = one_step(ledger.do, max_retries=1, retry_delay_seconds=0.5)
+    async with engine_on(None, saga, clock=clock) as engine:
+        handle = await engine.start(saga)
+        wait = await clock.wait()
+        clock.advance(wait - 1)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(ledger.calls) == 1
+        clock.advance(1)
+        assert (await handle.result()).success
+    assert len(ledger.calls) == 2
+
+
+async def test_a_take_over_continues_a_wait_instead_of_starting_it_anew() -> None:
+    clock, log, ledger = SetClock(), MemoryEventLog(1), Ledger()
+    ledger.fails("step", Declined())
+    saga = one_step(ledger.do, max_retries=1, retry_delay_seconds=20)
+    async with engine_on(log, saga, clock=clock) as engine:
+        await engine.start(saga, saga_id="s")
+        whole = await clock.wait()
+    clock.advance(6_000_000)
+    async with engine_on(log, saga, clock=clock) as another:
+        assert await clock.wait() == whole - 6_000_000
+        clock.advance(whole)
+        assert (await (await another.handle("s")).result()).success
+    assert [call.attempt for call in ledger.calls] == [1, 2]
+    assert {call.key for call in ledger.calls} == {"s/step"}
+
+
+async def test_a_wait_that_is_over_at_the_take_over_is_not_waited_again() -> None:
+    clock, log, ledger = SetClock(), MemoryEventLog(1), Ledger()
+    ledger.fails("step", Declined())
+    saga = one_step(ledger.do, max_retries=1, retry_delay_seconds=20)
+    async with engine_on(log, saga, clock=clock) as engine:
+        await engine.start(saga, saga_id="s")
+        await clock.wait()
+    clock.advance(200_000_000)
+    async with engine_on(log, saga, clock=clock) as another:
+        assert (await (await another.handle("s")).result(timeout=5)).success
+
+
+async def test_failures_count_over_a_take_over_and_interruptions_do_not() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    gate = ledger.gate("step")
+    saga = one_step(ledger.do, max_retries=1)
+    one = engine_on(log, saga)
+    await one.open()
+    await one.start(saga, saga_id="s")
+    await gate.entered()
+    other = engine_on(log, saga)
+    await other.open()
+    del ledger.gates["step"]
+    ledger.fails("step", Declined(), Declined())
+    await other.host._serving._serve(0)
+    result = await (await other.handle("s")).result()
+    assert result.status is SagaStatus.ROLLED_BACK
+    assert [call.attempt for call in ledger.calls] == [1, 2, 3]
+    await one.close()
+    await other.close()
+
+
+async def test_only_the_errors_named_are_retried() -> None:
+    ledger = Ledger()
+    ledger.fails("a", KeyError("k"), ValueError("v"))
+    ledger.fails("b", ValueError("v"), KeyError("k"))
+    for name, error in (("a", "ValueError"), ("b", "ValueError")):
+        only = {"retry_on": (KeyError,)} if name == "a" else {"no_retry": (ValueError,)}
+        saga = Saga(name).add_step(name, ledger.do, max_retries=3, **only)
+        async with engine_on(None, saga) as engine:
+            assert type((await engine.run(saga)).error).__name__ == error
+    assert ledger.order == ["a", "a", "b"]
+
+
+async def test_an_at_most_once_step_is_not_tried_again_whatever_its_retries_say() -> None:
+    ledger = Ledger()
+    ledger.fails("step", Declined("no"))
+    saga = one_step(ledger.do, at_most_once=True, max_retries=3)
+    async with engine_on(None, saga) as engine:
+        result = await engine.run(saga)
+    assert (result.status, ledger.order) == (SagaStatus.ROLLED_BACK, ["step"])
+
+
+# --- time limits ----------------------------------------------------------------------------------
+
+
+async def test_a_step_slower_than_its_limit_fails_with_a_time_out_that_names_it() -> None:
+    log = MemoryEventLog(1)
+    attempts: list[int] = []
+
+    async def forever(ctx: Any) -> None:
+        attempts.append(ctx.attempt)
+        await asyncio.Event().wait()
+
+    saga = one_step(forever, timeout_seconds=0.01, max_retries=2)
+    async with engine_on(log, saga) as engine:
+        result = await engine.run(saga, saga_id="s")
+    assert attempts == [1, 2, 3], "each attempt has the full limit"
+    assert isinstance(result.error, SagaTimeoutError)
+    assert str(result.error) == "step 'step' took longer than 0.01 s"
+    assert (result.status, result.unknown_step_names) == (SagaStatus.ROLLED_BACK, ["step"])
+    assert {(f.error_type, f.unknown) for f in await failed(log)} == {("SagaTimeoutError", True)}
+
+
+async def test_a_time_out_of_the_steps_own_is_an_error_like_others() -> None:
+    log = MemoryEventLog(1)
+
+    async def impatient(ctx: Any) -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    saga = one_step(impatient, max_retries=0)
+    async with engine_on(log, saga) as engine:
+        result = await engine.run(saga, saga_id="s")
+    assert type(result.error) is TimeoutError
+    assert [(f.error_type, f.unknown) for f in await failed(log)] == [("TimeoutError", False)]
+
+
+async def test_a_step_that_swallows_its_time_out_and_completes_has_completed() -> None:
+    async def stubborn(ctx: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return {"late": True}
+
+    saga = one_step(stubborn, timeout_seconds=0.01, max_retries=0)
+    async with engine_on(None, saga) as engine:
+        result = await engine.run(saga)
+    assert (result.status, result.context) == (SagaStatus.COMPLETED, {"late": True})
+
+
+async def test_a_time_out_is_undone_by_key_if_the_compensation_is_for_unknown_outcomes() -> None:
+    ledger = Ledger()
+    ledger.gate("step", late=True)
+    undone: list[tuple[Any, str]] = []
+
+    async def undo(result: Any, ctx: Any) -> None:
+        undone.append((result, ctx.idempotency_key))
+
+    saga = one_step(ledger.do, undo, timeout_seconds=0.01, max_retries=0, on_unknown=True)
+    async with engine_on(None, saga) as engine:
+        result = await engine.run(saga, saga_id="s")
+    assert ledger.standing == ["step"], "the effect had happened"
+    assert undone == [(None, "s/step/compensation")]
+    assert (result.status, result.unknown_step_names) == (SagaStatus.ROLLED_BACK, [])
+
+
+async def test_a_sync_step_has_a_limit_too() -> None:
+    released = threading.Event()
+
+    def slow(ctx: Any) -> None:
+        released.wait(10)
+
+    saga = one_step(slow, timeout_seconds=0.01, max_retries=0)
+    async with engine_on(None, saga) as engine:
+        result = await engine.run(saga)
+        released.set()
+    assert isinstance(result.error, SagaTimeoutError)
+
+
+# --- errors of every kind -------------------------------------------------------------------------
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class NotText(Exception):
+    def __str__(self) -> str:
+        return 7  # type: ignore[return-value]
+
+
+class Outcome(BaseException):
+    """As pytest's own `fail` and `skip` are."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (Declined("no money"), "no money"),
+        (Declined(), "Declined"),
+        (Mute(), "Mute"),
+        (NotText(), "NotText"),
+        (Declined("\ud800 half"), "\\ud800 half"),
+        (Declined("x" * 10_000), "x" * 4_000),
+        (Outcome("stop"), "stop"),
+        (GeneratorExit("odd"), "odd"),
+        (ExceptionGroup("many", [Declined("a"), KeyError("b")]), "many (2 sub-exceptions)"),
+        (BaseExceptionGroup("many", [Outcome()]), "many (1 sub-exception)"),
+    ],
+)
+async def test_whatever_a_step_raises_is_recorded_and_the_saga_goes_back(
+    error: BaseException, message: str
+) -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("charge", error)
+    async with engine_on(log, ledger=ledger) as engine:
+        result = await asyncio.wait_for(engine.run(OrderSaga, saga_id="s"), 5)
+    assert result.status is SagaStatus.ROLLED_BACK
+    assert ledger.order == ["reserve", "charge", "undo reserve"]
+    (fact,) = await failed(log)
+    assert (fact.error_type, fact.error_message) == (type(error).__name__, message)
+    assert fact.error_type in fact.traceback
+    assert result.error is error
+
+
+@pytest.mark.parametrize("error", [StopIteration("end"), Outcome("stop"), Declined("no")])
+async def test_whatever_a_sync_step_raises_is_recorded_too(error: BaseException) -> None:
+    def raises(ctx: Any) -> None:
+        raise error
+
+    saga = one_step(raises, max_retries=0, timeout_seconds=5)
+    async with engine_on(None, saga) as engine:
+        result = await asyncio.wait_for(engine.run(saga), 2)
+    assert result.status is SagaStatus.ROLLED_BACK
+    if isinstance(error, StopIteration):  # it cannot pass through a coroutine
+        assert str(result.error) == "the step raised StopIteration"
+    else:
+        assert result.error is error
+
+
+async def test_an_error_that_holds_itself_is_recorded() -> None:
+    log = MemoryEventLog(1)
+
+    async def raises(ctx: Any) -> None:
+        one, other = Declined("one"), Declined("other")
+        one.__cause__, other.__cause__ = other, one
+        one.add_note("see the manual")
+        raise one
+
+    saga = one_step(raises, max_retries=0)
+    async with engine_on(log, saga) as engine:
+        await engine.run(saga, saga_id="s")
+    (fact,) = await failed(log)
+    assert "see the manual" in fact.traceback
+
+
+async def test_the_error_of_a_result_is_the_steps_own_and_not_its_compensations() -> None:
+    ledger = Ledger()
+    ledger.fails("charge", Declined("the card"))
+    ledger.fails("undo reserve", *[Declined("the stock")] * 3)
+    async with engine_on(ledger=ledger) as engine:
+        result = await engine.run(OrderSaga)
+    assert result.status is SagaStatus.FAILED
+    assert str(result.error) == "the card"
+
+
+async def test_of_two_steps_that_fail_the_first_ones_error_is_the_sagas() -> None:
+    ledger = Ledger()
+    gate = ledger.gate("b")
+    ledger.fails("a", Declined("first"))
+    ledger.fails("b", Declined("second"))
+    saga = Saga("two", failure_strategy=ParallelFailureStrategy.WAIT_ALL)
+    for name in "ab":
+        saga.add_step(name, ledger.do, depends_on=[], max_retries=0)
+    log = MemoryEventLog(1)
+    async with engine_on(log, saga) as engine:
+        handle = await engine.start(saga, saga_id="s")
+        await gate.entered()
+        gate.open()
+        result = await handle.result()
+    assert str(result.error) == "first"
+    assert (await facts(log, "s"))[-1] == e.SagaRolledBack("Declined", "first", "a")
+
+
+async def test_an_effect_of_a_step_that_says_it_failed_is_not_undone() -> None:
+    ledger = Ledger()
+    ledger.fails("charge", After(Declined("it happened all the same")))
+    async with engine_on(ledger=ledger) as engine:
+        result = await engine.run(OrderSaga)
+    assert result.status is SagaStatus.ROLLED_BACK
+    assert ledger.standing == ["charge"], "an error says that nothing happened; a time-out does not"
+
+
+async def test_a_keyboard_interrupt_leaves_the_saga_to_the_next_engine() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    ledger.fails("charge", KeyboardInterrupt())
+
+    def first() -> None:
+        async def run() -> None:
+            async with engine_on(log, ledger=ledger) as engine:
+                await engine.run(OrderSaga, saga_id="s")
+
+        asyncio.run(run())
+
+    with pytest.raises(KeyboardInterrupt):
+        await asyncio.to_thread(first)
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await (await engine.handle("s")).result()).success
+    assert ledger.order == ["reserve", "charge", "charge", "ship"]
+
+
+async def test_who_was_told_later_gets_the_error_in_words() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("reserve", Mute())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="s")
+    async with engine_on(log, ledger=ledger) as another:
+        told = await (await another.handle("s")).result()
+    assert isinstance(told.error, SagaStepError)
+    assert str(told.error) == "step 'reserve' failed with Mute: Mute"
+    assert told.completed_steps == 0
