@@ -57,10 +57,7 @@ def main() -> None:
     if "import" in arguments:
         add(asyncio.run(importing.run()))
     if "memory" in arguments:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as directory:
-            add(asyncio.run(memory.run(f"sqlite:///{directory}/log.db")))
+        add(memory.run())
     if "--save" in sys.argv:
         path = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}.md"
         path.write_text("\n".join(report))
