@@ -71,6 +71,9 @@ class Attempts:
         self._clock = clock
         self._resources = resources
         self._blobs = blobs
+        self._values: dict[
+            str, tuple[str, Any]
+        ] = {}  # key -> text and its value, if it is a scalar
         self._observers = Observers(definition) if definition.observed else None
         self._untold: list[tuple[Any, ...]] = []  # accepted once the next append is
 
@@ -137,9 +140,10 @@ class Attempts:
 
     def _was_stopped(self, step: str) -> bool:
         """Whether this attempt was cancelled on purpose; its task is as new then."""
-        task = asyncio.current_task()
-        if step not in self.stopped or task is None:
+        if step not in self.stopped:
             return False
+        task = asyncio.current_task()
+        assert task is not None
         self.stopped.discard(step)
         task.uncancel()
         return True
@@ -223,14 +227,12 @@ class Attempts:
         elif attempt.undo and state.step(step.name).owner:
             # An override may stand where the step has kept what its undoing needs.
             texts = {**texts, **split_object(state.step(step.name).keys_set)}
-        results = {
-            name: other.result
-            for name, other in state.steps.items()
-            if other.status in ("completed", "stale", "compensating", "compensated")
+        results: Mapping[str, str] = {
+            name: other.result for name, other in state.steps.items() if other.status in _HAS_RESULT
         }
         if self._blobs is not None:
             texts = await self._blobs.load(texts)
-            results = dict(await self._blobs.load(results))
+            results = await self._blobs.load(results)
         name = step.name
         return StepContext(
             texts,
@@ -242,6 +244,7 @@ class Attempts:
             resources=self._resources,
             results=results,
             signal=state.step(name).signal,
+            known=self._values,
         )
 
     # --- handlers that decide ---
@@ -392,14 +395,17 @@ def _traceback(error: BaseException) -> str:
     return "".join(lines).encode("utf-8", "backslashreplace").decode()[-MAX_TRACEBACK_CHARS:]
 
 
+_HAS_RESULT = frozenset({"completed", "stale", "compensating", "compensated"})
+
+
 def fact_size(fact: e.Fact) -> int:
     """About how many bytes a fact's long texts take."""
-    if isinstance(fact, e.StepStarted):
+    if type(fact) is e.StepStarted:
         return 0
-    if isinstance(fact, e.StepCompleted):
+    if type(fact) is e.StepCompleted:
         return len(fact.result) + len(fact.keys_set) + len(fact.reads)
-    if isinstance(fact, e.SagaStarted):
+    if type(fact) is e.SagaStarted:
         return len(fact.context) + len(fact.graph) + len(fact.standing)
-    if isinstance(fact, e.StepFailed):
+    if type(fact) is e.StepFailed:
         return len(fact.traceback) + len(fact.error_message)
     return 1000

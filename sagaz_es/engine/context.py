@@ -106,8 +106,9 @@ class StepContext(SagaContext):
         resources: Mapping[str, Any] | None = None,
         results: Mapping[str, str] | None = None,
         signal: str = "",
+        known: dict[str, tuple[str, Any]] | None = None,
     ) -> None:
-        dict.__init__(self, ((key, from_text(text)) for key, text in texts.items()))
+        dict.__init__(self, _values(texts, known))
         self._before = dict(texts)  # `texts` goes on while steps run side by side
         self._reads: set[str] = set()
         self._written: set[str] = set()
@@ -280,3 +281,22 @@ class StepContext(SagaContext):
                 changed[key] = text
         deleted.sort()
         return changed, deleted
+
+
+def _values(texts: Mapping[str, str], known: dict[str, tuple[str, Any]] | None) -> dict[str, Any]:
+    """Each text's value, a copy of the step's own.
+
+    `known` keeps scalars for the steps that follow: nobody can change them in place.
+    """
+    if known is None:
+        return {key: from_text(text) for key, text in texts.items()}
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        was = known.get(key)
+        if was is not None and was[0] is text:
+            values[key] = was[1]
+            continue
+        value = values[key] = from_text(text)
+        if type(value) in _SCALARS:
+            known[key] = (text, value)
+    return values

@@ -115,12 +115,9 @@ class Engine:
 
     async def _check_store(self, store: ProjectionStore) -> None:
         """A store of another log would answer for sagas that this one does not have."""
-        from sagaz_es.engine.projection import verify_checkpoint
+        from sagaz_es.engine.projection import verify_store
 
-        for partition in range(self.log.partitions):
-            checkpoint = await store.checkpoint(partition)
-            if checkpoint is not None:
-                await verify_checkpoint(self.log, checkpoint)
+        await verify_store(self.log, store)
 
     async def close(self) -> None:
         """Let running steps finish (`drain_seconds`), release, disconnect. Unfinished sagas go on
@@ -209,9 +206,8 @@ class Engine:
         host = self.host
         self._check_open()
         if given is None and host.partitions:
-            partition = host.choose_partition()
+            saga_id, partition = host.new_id_here()
             await partition.room()
-            saga_id = host.new_id_in(partition.index)
             return await host.begin(partition, definition, saga_id, text, actor=actor)
         saga_id = given or new_id()
         served = host.partition_for(saga_id)

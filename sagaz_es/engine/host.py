@@ -71,7 +71,6 @@ class Host:
         self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
         self._tails: dict[int, Tail] = {}
         self._background: set[asyncio.Task[Any]] = set()
-        self._next_partition = 0
         self._serving = Serving(self)
         self._alarms = Alarms(clock, self.awake)
 
@@ -113,12 +112,6 @@ class Host:
 
     # --- starting ---
 
-    def choose_partition(self) -> Partition:
-        """One of those served here, in turn."""
-        owned = list(self.partitions.values())
-        self._next_partition += 1
-        return owned[self._next_partition % len(owned)]
-
     def awake(self, saga_id: str) -> SagaRunner | None:
         """The runner of a saga that this engine carries on; a parked one is woken."""
         runner = self.runners.get(saga_id)
@@ -133,6 +126,15 @@ class Host:
     def runner_of(self, saga_id: str) -> SagaRunner | None:
         """The runner of a saga that runs here."""
         return self.runners.get(saga_id)
+
+    def new_id_here(self) -> tuple[str, Partition]:
+        """A random id whose saga lives in a partition that is served here, of which there is one
+        at least."""
+        while True:
+            saga_id = new_id()
+            partition = self.partitions.get(self.log.partition_of(saga_id))
+            if partition is not None:
+                return saga_id, partition
 
     def new_id_in(self, partition: int) -> str:
         """A random id whose saga lives in this partition."""

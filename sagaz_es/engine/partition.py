@@ -164,6 +164,7 @@ class Partition:
         self._room.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
         self._appends = 0
         self.leaving = False  # being handed over: what runs may end, nothing new begins
         self.closed = False
@@ -177,7 +178,7 @@ class Partition:
 
         Fails with LostOwnership if another engine won the saga, AppendRefused if they cannot stand.
         """
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[int] = self._loop.create_future()
         if cell is not None and cell.lost:
             future.set_exception(LostOwnership(cell.state.saga_id))
             return future

@@ -58,7 +58,8 @@ class SagaRunner:
         self._out_size = 0
         self._woken: asyncio.Event | None = None
         self._running: dict[str, asyncio.Task[e.Fact | None]] = {}
-        self._inline: asyncio.Task[Any] | None = None  # this loop's own task while it runs a step
+        self._task: asyncio.Task[Any] | None = None  # this loop's own
+        self._inline: asyncio.Task[Any] | None = None  # the same, while it runs a step
         self._inline_step = ""
         self._asked: set[str] = set()  # steps whose resolve did not know
         self._posting = 0  # facts from outside that are on their way
@@ -157,6 +158,7 @@ class SagaRunner:
             self._number(fact)
         self.starting = False
         state = self.state
+        self._task = asyncio.current_task()
         while True:
             attempts, wake_at, stop = self._decide()
             if self._out:
@@ -202,20 +204,22 @@ class SagaRunner:
 
     def _decide(self) -> tuple[list[Attempt], int, bool]:
         """Number every fact that follows now, and what may run once they are accepted."""
-        for step in [name for name, task in self._running.items() if task.done()]:
-            task = self._running.pop(step)
-            self._take(step, self._never_began(step) if task.cancelled() else task.result())
+        if self._running:
+            for step in [name for name, task in self._running.items() if task.done()]:
+                task = self._running.pop(step)
+                self._take(step, self._never_began(step) if task.cancelled() else task.result())
         self._news = False
         if self._cancel_request is not None and not self._running:
             self._answer_cancel(self._cancel_request)
         if self._draining or self._cancel_request is not None:
             return [], 0, False
         attempts: list[Attempt] = []
+        state = self.state
         while True:
             now = self._attempts.now()
-            decision: Decision = decide(self.state, self._graph, now, self.definition.rules)
+            decision: Decision = decide(state, self._graph, now, self.definition.rules)
             for fact in decision.facts:
-                self._number(fact)
+                self._number(fact, now)
             attempts += [
                 attempt
                 for attempt in decision.run
@@ -224,7 +228,7 @@ class SagaRunner:
             if not decision.facts or decision.run:
                 # With attempts to run, whatever else can start is among them already.
                 return attempts, decision.wake_at, decision.stop_running
-            if self.state.ended:
+            if state.ended:
                 return attempts, 0, False
 
     def _take(self, step: str, fact: e.Fact | None) -> None:
@@ -272,9 +276,9 @@ class SagaRunner:
                 answer.set_result(None)
         self._cancelled = None
 
-    def _number(self, fact: e.Fact) -> None:
+    def _number(self, fact: e.Fact, now: int = 0) -> None:
         """Give the fact its number, once and for all, and go on from it."""
-        state = self.state
+        state = self.cell.state
         epoch = state.epoch + 1 if type(fact) is e.SagaClaimed else state.epoch
         event = e.Event(
             state.saga_id,
@@ -282,7 +286,7 @@ class SagaRunner:
             self._writer,
             epoch,
             state.sequence + 1,
-            self._attempts.now(),
+            now or self._attempts.now(),
             fact,
             state.replay_id,
         )
@@ -318,7 +322,7 @@ class SagaRunner:
 
     async def _alone(self, attempt: Attempt) -> e.Fact | None:
         """Run the only attempt in this task: most sagas never need another one."""
-        self._inline, self._inline_step = asyncio.current_task(), attempt.step
+        self._inline, self._inline_step = self._task, attempt.step
         try:
             return await self._attempts.perform(attempt)
         finally:
