@@ -109,6 +109,7 @@ class StepSkipped(Fact, frozen=True, gc=False):
     step: str
     reason: str = ""
     actor: str = ""
+    request_id: str = ""  # of the request that asked for it, if any
 
 
 class StepOutcomeUnknown(Fact, frozen=True, gc=False):
@@ -117,6 +118,19 @@ class StepOutcomeUnknown(Fact, frozen=True, gc=False):
     step: str
     attempt: int = 1
     reason: str = ""
+
+
+class OutcomeResolved(Fact, frozen=True, gc=False):
+    """Somebody said what became of a step of unknown outcome: it completed, or it had no effect."""
+
+    step: str
+    attempt: int = 1
+    happened: bool = False
+    result: str = ""  # JSON; of a step that happened
+    keys_set: str = ""  # JSON object: context keys that the result sets
+    actor: str = ""
+    reason: str = ""
+    request_id: str = ""
 
 
 class StepWaiting(Fact, frozen=True, gc=False):
@@ -198,6 +212,7 @@ class RecoveryDecided(Fact, frozen=True, gc=False):
     keys_set: str = ""  # JSON object: what the handler changed in the context
     actor: str = ""
     reason: str = ""
+    request_id: str = ""  # empty: a handler decided
 
 
 class SagaCompleted(Fact, frozen=True, gc=False):
@@ -409,6 +424,11 @@ class ReplayLogged(Request, frozen=True, gc=False):
     error_message: str = ""
 
 
+def request_of(fact: Fact) -> str:
+    """The id of the request that a fact answers; empty: nobody asked for it."""
+    return getattr(fact, "request_id", "") or getattr(fact, "cause", "")
+
+
 class NamespaceCreated(Struct, frozen=True, gc=False):
     """The first record of each partition."""
 
@@ -432,6 +452,7 @@ FACTS: tuple[type[Fact], ...] = (
     StepFailed,
     StepSkipped,
     StepOutcomeUnknown,
+    OutcomeResolved,
     StepWaiting,
     SagaPaused,
     SagaResumed,

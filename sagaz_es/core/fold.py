@@ -16,6 +16,7 @@ Law (one winner): of all events of a saga with one sequence, at most one changes
 Law (one writer an epoch): all accepted facts of an epoch have one writer.
 Law (late is harmless): an event that comes again, or from a writer that lost the saga, changes
 nothing.
+Law (asked once): of the decisions that answer one request, only the first changes what a saga is.
 Law (total): no event raises, whatever its order.
 Source: DESIGN.md §4; `tests/property/test_fold.py`.
 """
@@ -37,6 +38,12 @@ from sagaz_es.errors import DefinitionError
 
 _replace = msgspec.structs.replace
 _PLAN = msgspec.json.Decoder(list[tuple[str, str, str]])
+
+MAX_ANSWERED = 256
+"""Requests of one saga that the state remembers: who asks again later than that asks anew."""
+
+NOT_HAPPENED = "NotHappened"
+"""The error type of a step of unknown outcome that turned out to have had no effect."""
 
 
 class Verdict(StrEnum):
@@ -300,7 +307,19 @@ def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
         state.error_type, state.error_message = fact.error_type, fact.error_message
 
 
+def _answers(state: SagaState, request_id: str) -> bool:
+    """Whether a fact is the first answer to its request, or answers none."""
+    if not request_id:
+        return True
+    if request_id in state.answered:
+        return False
+    state.answered = (*state.answered[1 - MAX_ANSWERED :], request_id)
+    return True
+
+
 def _step_skipped(state: SagaState, fact: e.StepSkipped) -> None:
+    if not _answers(state, fact.request_id):
+        return
     step = state.steps.get(fact.step, PENDING)
     if state.status == "compensating" or step.status == "compensation_failed":
         state.steps[fact.step] = _replace(step, undo_skipped=fact.reason or "skipped")
@@ -319,6 +338,16 @@ def _step_outcome_unknown(state: SagaState, fact: e.StepOutcomeUnknown) -> None:
     )
 
 
+def _outcome_resolved(state: SagaState, fact: e.OutcomeResolved) -> None:
+    if not _answers(state, fact.request_id):
+        return
+    if fact.happened:
+        _step_completed(state, e.StepCompleted(fact.step, fact.attempt, fact.result, fact.keys_set))
+    else:
+        why = (NOT_HAPPENED, "its effect did not happen")
+        _step_failed(state, e.StepFailed(fact.step, fact.attempt, *why))
+
+
 def _step_waiting(state: SagaState, fact: e.StepWaiting) -> None:
     state.steps[fact.step] = StepState(
         status="waiting", waits_for=fact.signal, wait_until=fact.until
@@ -327,6 +356,8 @@ def _step_waiting(state: SagaState, fact: e.StepWaiting) -> None:
 
 
 def _signal_received(state: SagaState, fact: e.SignalReceived) -> None:
+    if not _answers(state, fact.request_id):
+        return
     state.signals[fact.name] = (*state.signals.get(fact.name, ()), fact.payload or "null")
 
 
@@ -343,14 +374,17 @@ def _taken_signal(state: SagaState, step: StepState) -> str:
 
 
 def _saga_paused(state: SagaState, fact: e.SagaPaused) -> None:
-    state.paused = True
+    if _answers(state, fact.request_id):
+        state.paused = True
 
 
 def _saga_resumed(state: SagaState, fact: e.SagaResumed) -> None:
-    state.paused = False
+    if _answers(state, fact.request_id):
+        state.paused = False
 
 
 def _compensation_started(state: SagaState, fact: e.CompensationStarted) -> None:
+    _answers(state, fact.cause)
     state.status = "compensating"
     state.ended_at = 0
     state.goal = fact.goal
@@ -410,6 +444,8 @@ def _step_compensation_failed(state: SagaState, fact: e.StepCompensationFailed) 
 
 
 def _recovery_decided(state: SagaState, fact: e.RecoveryDecided) -> None:
+    if not _answers(state, fact.request_id):
+        return
     _merge(state.context, fact.keys_set, "")
     step = state.steps.get(fact.step, PENDING)
     decided = step.recoveries + 1
@@ -456,6 +492,7 @@ def _end(status: str) -> Callable[[SagaState, Any], None]:
 
 
 def _replay_branched(state: SagaState, fact: e.ReplayBranched) -> None:
+    _answers(state, fact.request_id)
     state.branch = fact.branch_saga_id
 
 
@@ -493,6 +530,7 @@ _READ: dict[type[e.Fact], Callable[[Any], object]] = {
     e.SagaClaimed: _read_claim,
     e.StepCompleted: _read_changes,
     e.CompensationStarted: lambda fact: names(fact.steps),
+    e.OutcomeResolved: lambda fact: split_object(fact.keys_set),
     e.RecoveryDecided: lambda fact: split_object(fact.keys_set),
 }
 """The facts whose texts the fold reads."""
@@ -507,6 +545,7 @@ _EVOLVE: dict[type[e.Fact], Callable[[SagaState, Any], None]] = {
     e.StepFailed: _step_failed,
     e.StepSkipped: _step_skipped,
     e.StepOutcomeUnknown: _step_outcome_unknown,
+    e.OutcomeResolved: _outcome_resolved,
     e.StepWaiting: _step_waiting,
     e.SagaPaused: _saga_paused,
     e.SagaResumed: _saga_resumed,

@@ -56,6 +56,8 @@ def begins(fact: e.Fact, step: str) -> bool:
 
 def completes(fact: e.Fact, step: str) -> bool:
     """Whether the step is done with this fact."""
+    if type(fact) is e.OutcomeResolved:
+        return fact.happened and fact.step == step
     return type(fact) is e.StepCompleted and fact.step == step
 
 

@@ -165,6 +165,8 @@ def _before_going_back(state: SagaState, fact: e.Fact) -> Due | None:
 def _after_step(state: SagaState, fact: e.Fact) -> Due | None:
     if isinstance(fact, (e.StepCompleted, e.StepSkipped)):
         return _due(state, fact.step)
+    if type(fact) is e.OutcomeResolved and fact.happened:
+        return _due(state, fact.step)
     if type(fact) is e.StepCompensated and state.status == "compensating":
         return _due(state, fact.step)
     return None

@@ -121,6 +121,8 @@ class SagaState(Struct, omit_defaults=True):
     undo_reason: str = ""
     undo_actor: str = ""
 
+    answered: tuple[str, ...] = ()  # ids of the requests that became facts, the last ones
+
     recorded: bool = False
     recorders: dict[str, int] = {}  # writer (hex) -> its count for this saga
 
