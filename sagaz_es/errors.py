@@ -298,6 +298,36 @@ class LogReplaced(SagaError):
         )
 
 
+class StoreOfAnotherLog(LogReplaced):
+    """A store was made from another log than the one it is opened with.
+
+    `belongs_to`, `log`: "<namespace>/<when it was created, in µs since 1970>".
+    """
+
+    def __init__(self, store: str, belongs_to: str, where: str, log: str) -> None:
+        Exception.__init__(self, store, belongs_to, where, log)
+        self.store, self.belongs_to, self.where, self.log = store, belongs_to, where, log
+
+    @property
+    def same_namespace(self) -> bool:
+        """A log of the same namespace was made anew."""
+        return self.belongs_to.rpartition("/")[0] == self.log.rpartition("/")[0]
+
+    def __str__(self) -> str:
+        namespace = self.belongs_to.rpartition("/")[0]
+        if self.same_namespace:
+            return (
+                f"the store {self.store} belongs to an earlier log {namespace!r}, not to "
+                f"{self.where} as it is now, which is another log: use another store, or make this "
+                "one anew with `sagaz-es projector rebuild`"
+            )
+        return (
+            f"the store {self.store} belongs to the log {namespace!r}, and {self.where} is another "
+            "log: give each log a store of its own, in another database or file, or in another "
+            "schema (postgresql://…?schema=name)"
+        )
+
+
 class HistoryGone(SagaError):
     """A position or time before the first one that is still kept."""
 

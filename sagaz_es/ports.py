@@ -136,12 +136,13 @@ class EventLog(Protocol):
 
 
 class Checkpoint(Struct, frozen=True, gc=False):
-    """A projector's next offset, and the identity of the last record before it, to notice a log
-    that was replaced or lost its tail."""
+    """A projector's next offset, the identity of the last record before it, to notice a log that
+    was replaced or lost its tail, and which log that is, to notice that two share a store."""
 
     partition: int
     next_offset: int
     last_identity: str = ""  # "<offset>/<what it is>", see engine.projector; empty: none
+    log: str = ""  # "<namespace>/<when it was created>" of the partition; empty: not known
 
 
 class ArchivedEvent(Struct, frozen=True, gc=False):
@@ -205,6 +206,16 @@ class Summary(Struct, frozen=True, gc=False):
     root_saga_id: str = ""
     replay_id: str = ""
     recorded: bool = False
+
+
+class DefinitionCount(Struct, frozen=True, gc=False):
+    """How many sagas of one name, recorded definition and status there are."""
+
+    saga_name: str
+    definition: str  # fingerprint; empty: it was recorded, no engine ran it
+    status: str
+    count: int
+    graph: str = ""  # the recorded step graph, as SagaState has it
 
 
 class ReplayEntry(Struct, frozen=True, gc=False):
@@ -293,6 +304,8 @@ class ProjectionStore(Protocol):
         """Newest start first; of equal starts, by saga id."""
 
     async def count_by_status(self) -> dict[str, int]: ...
+    async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
+        """How many sagas there are of each name, recorded definition and status, in that order."""
 
     async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]:
         """By partition and offset."""

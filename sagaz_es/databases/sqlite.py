@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from sagaz_es.databases.versions import other_version
-from sagaz_es.errors import SagaError, StorageFailed, Unreachable
+from sagaz_es.errors import StorageFailed, Unreachable
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -93,7 +96,7 @@ class SQLiteDatabase:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except sqlite3.Error as error:
-            raise self._explained(error) from error
+            raise explained(error, self.path) from error
 
     # --- in the thread
 
@@ -173,19 +176,58 @@ class SQLiteDatabase:
         row = connection.execute(version, (self._component,)).fetchone()
         return row[0] if row is not None else None
 
-    def _explained(self, error: sqlite3.Error) -> SagaError:
-        code = _code(error)
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return Unreachable("SQLite", self.path, "another process holds its lock")
-        if code == sqlite3.SQLITE_CANTOPEN:
-            return Unreachable("SQLite", self.path, "it cannot be opened; check the permissions")
-        known = {
-            sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
-            sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy",
-            sqlite3.SQLITE_READONLY: "it is read-only",
-            sqlite3.SQLITE_FULL: "the disk is full",
-        }
-        return StorageFailed(self.path, known.get(code, str(error)))
+
+def explained(error: sqlite3.Error, path: str) -> Unreachable | StorageFailed:
+    """What an error of SQLite means."""
+    code = _code(error)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Unreachable("SQLite", path, "another process holds its lock")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return Unreachable("SQLite", path, "it cannot be opened; check the permissions")
+    known = {
+        sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
+        sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy",
+        sqlite3.SQLITE_READONLY: "it is read-only",
+        sqlite3.SQLITE_FULL: "the disk is full",
+    }
+    return StorageFailed(path, known.get(code, str(error)))
+
+
+def tables_in(path: str) -> frozenset[str] | None:
+    """The names of a file's tables, without changing it or anything beside it; None: there is no
+    such file, or it is empty. Raises Unreachable, StorageFailed: it is no SQLite database.
+    """
+    file = Path(path)
+    try:
+        if not file.exists() or (file.is_file() and not file.stat().st_size):
+            return None
+        if file.is_dir():
+            raise StorageFailed(path, "it is a directory")
+        # Without a WAL nobody writes now, and SQLite need not make one to read the file.
+        mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+        url = f"file:{quote(os.path.abspath(path))}?{mode}"
+        with closing(sqlite3.connect(url, uri=True, timeout=5)) as connection:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            return frozenset(name for (name,) in rows)
+    except sqlite3.Error as error:
+        raise explained(error, path) from error
+    except OSError as error:
+        raise Unreachable("SQLite", path, error.strerror or str(error)) from error
+
+
+def why_not_writable(path: str) -> str:
+    """Why nothing can be written to a database now; empty: it can. It is left as it was."""
+    try:
+        with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            # Only what is committed needs room: what a rollback takes back never saw the disk.
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {version}")
+            connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        found = explained(error, path)
+        return found.detail
+    return ""
 
 
 VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (

@@ -251,36 +251,48 @@ class Engine:
         await requests.cancel(self.host, check_id(saga_id), reason, actor)
 
     async def signal(
-        self, saga_id: Any, name: str, payload: Any = None, *, actor: str = ""
+        self,
+        saga_id: Any,
+        name: str,
+        payload: Any = None,
+        *,
+        actor: str = "",
+        request_id: str | None = None,
     ) -> None:
         """Tell the saga something a step waits for (`wait_for`); returns once it is recorded.
 
-        A signal that no step waits for yet is kept. Raises SagaNotFound, SagaEnded.
+        A signal that no step waits for yet is kept. `request_id`, here and below: whoever does not
+        know what became of a request asks again with the same id, and it counts once.
+        Raises SagaNotFound, SagaEnded.
         """
         self._check_open()
         text = to_text(payload, "payload") if payload is not None else ""
         now = self.host.clock.now()
-        request = e.SignalSent(new_id(), check_id(saga_id), now, actor, name=name, payload=text)
+        request = e.SignalSent(
+            request_id or new_id(), check_id(saga_id), now, actor, name=name, payload=text
+        )
         await decisions.decide(self.host, request)
 
-    async def pause(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
+    async def pause(
+        self, saga_id: Any, *, reason: str = "", actor: str = "", request_id: str | None = None
+    ) -> None:
         """Start no further step of the saga until `resume`; what runs may end.
 
         Raises SagaNotFound, SagaEnded.
         """
         self._check_open()
         now = self.host.clock.now()
-        await decisions.decide(
-            self.host, e.PauseRequested(new_id(), check_id(saga_id), now, actor, reason)
-        )
+        request = e.PauseRequested(request_id or new_id(), check_id(saga_id), now, actor, reason)
+        await decisions.decide(self.host, request)
 
-    async def resume(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
+    async def resume(
+        self, saga_id: Any, *, reason: str = "", actor: str = "", request_id: str | None = None
+    ) -> None:
         """Let a paused saga go on. Raises SagaNotFound, SagaEnded."""
         self._check_open()
         now = self.host.clock.now()
-        await decisions.decide(
-            self.host, e.ResumeRequested(new_id(), check_id(saga_id), now, actor, reason)
-        )
+        request = e.ResumeRequested(request_id or new_id(), check_id(saga_id), now, actor, reason)
+        await decisions.decide(self.host, request)
 
     # --- replay ---
 
@@ -331,25 +343,45 @@ class Engine:
     # --- stuck compensations ---
 
     async def retry_compensation(
-        self, saga_id: Any, step: str, *, reason: str, actor: str = ""
+        self,
+        saga_id: Any,
+        step: str,
+        *,
+        reason: str,
+        actor: str = "",
+        request_id: str | None = None,
     ) -> SagaResult:
         """Try a compensation that failed for good once more; the saga as it ends then.
 
         Raises SagaNotFound, StepNotFound (with those that are stuck), SagaStillRunning.
         """
         self._check_open()
-        handle = await compensations.retry(self.host, check_id(saga_id), step, reason, actor)
+        now = self.host.clock.now()
+        request = e.CompensationRetryRequested(
+            request_id or new_id(), check_id(saga_id), now, actor, reason, step=step
+        )
+        handle = await compensations.retry(self.host, request)
         return await handle.result()
 
     async def skip_compensation(
-        self, saga_id: Any, step: str, *, reason: str, actor: str = ""
+        self,
+        saga_id: Any,
+        step: str,
+        *,
+        reason: str,
+        actor: str = "",
+        request_id: str | None = None,
     ) -> None:
         """Let the effect of a step stand although it should be undone; `reason` says why.
 
         Raises as `retry_compensation`.
         """
         self._check_open()
-        await compensations.skip(self.host, check_id(saga_id), step, reason, actor)
+        now = self.host.clock.now()
+        request = e.CompensationSkipRequested(
+            request_id or new_id(), check_id(saga_id), now, actor, reason, step=step
+        )
+        await compensations.skip(self.host, request)
 
     # --- what a person decides ---
 
@@ -362,6 +394,7 @@ class Engine:
         actor: str,
         reason: str = "",
         context_override: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
     ) -> None:
         """How a saga in `forward_recovery` goes on: retry, retry_with_alternate (with the
         overrides), skip, or compensate_pivot. Returns once the decision is recorded.
@@ -371,7 +404,7 @@ class Engine:
         self._check_open()
         overrides = context_texts(context_override)
         request = e.RecoveryRequested(
-            new_id(),
+            request_id or new_id(),
             check_id(saga_id),
             self.host.clock.now(),
             actor,
@@ -391,6 +424,7 @@ class Engine:
         result: Any = None,
         actor: str,
         reason: str = "",
+        request_id: str | None = None,
     ) -> None:
         """What became of an at-most-once step of unknown outcome; the saga goes on from there.
 
@@ -398,7 +432,7 @@ class Engine:
         """
         self._check_open()
         request = e.OutcomeReported(
-            new_id(),
+            request_id or new_id(),
             check_id(saga_id),
             self.host.clock.now(),
             actor,

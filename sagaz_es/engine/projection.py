@@ -24,13 +24,14 @@ from sagaz_es.core.snapshot import (
     state_hash,
 )
 from sagaz_es.core.state import FOLD_VERSION, SagaState, dump_state
-from sagaz_es.errors import HistoryGone, LogReplaced
+from sagaz_es.errors import HistoryGone, LogReplaced, StoreOfAnotherLog
 from sagaz_es.ports import (
     ArchivedEvent,
     Checkpoint,
     EventLog,
     ParkedRecord,
     Projection,
+    ProjectionStore,
     Record,
     ReplayEntry,
     StoredSnapshot,
@@ -329,11 +330,38 @@ def _logged(note: e.ReplayLogged) -> ReplayEntry:
     )
 
 
-async def verify_checkpoint(log: EventLog, checkpoint: Checkpoint) -> None:
+async def origin_of(log: EventLog, partition: int) -> str:
+    """Which log a partition is of, as `Checkpoint.log` has it; empty: its beginning is gone."""
+    try:
+        chunk = await log.read(partition, 0, limit=1)
+    except HistoryGone:
+        return ""
+    first = chunk.records[0].entry if chunk.records else None
+    if not isinstance(first, e.NamespaceCreated):
+        return ""
+    return f"{first.namespace}/{first.created_at}"
+
+
+async def verify_store(log: EventLog, store: ProjectionStore) -> None:
+    """Whether an open store was made from this log, and from no more than it still has.
+
+    Raises LogReplaced (StoreOfAnotherLog), LogTruncated.
+    """
+    for partition in range(log.partitions):
+        checkpoint = await store.checkpoint(partition)
+        if checkpoint is not None:
+            await verify_checkpoint(log, checkpoint, store.name)
+
+
+async def verify_checkpoint(log: EventLog, checkpoint: Checkpoint, store: str = "") -> None:
     """Whether the log still holds the record that the store was last made from.
 
     Raises LogReplaced, LogTruncated: the store belongs to another log, or this one lost its tail.
     """
+    if checkpoint.log:
+        origin = await origin_of(log, checkpoint.partition)
+        if origin and origin != checkpoint.log:
+            raise StoreOfAnotherLog(store, checkpoint.log, log.name, origin)
     place, _, expected = checkpoint.last_identity.partition("/")
     if not expected:
         return

@@ -23,7 +23,13 @@ from typing import TypeVar
 from msgspec import Struct
 
 from sagaz_es.core.snapshot import DEFAULT_POLICY, SnapshotPolicy
-from sagaz_es.engine.projection import BatchFold, Sealer, identity_of, verify_checkpoint
+from sagaz_es.engine.projection import (
+    BatchFold,
+    Sealer,
+    identity_of,
+    origin_of,
+    verify_checkpoint,
+)
 from sagaz_es.errors import CheckpointMoved, HistoryGone, StorageFailed
 from sagaz_es.ports import (
     Checkpoint,
@@ -73,6 +79,7 @@ class _Lane:
         self.lock = asyncio.Lock()  # one batch at a time
         self.loaded = False
         self.running = False
+        self.origin = ""  # which log this is
         self.stored = 0  # the checkpoint that the next commit follows; 0: there is none
         self.checkpoint = Checkpoint(partition, 0)
         self.batch: BatchFold | None = None
@@ -288,7 +295,8 @@ class Projector:
             if start:
                 logger.warning("partition %d begins at %d: older sagas are gone", partition, start)
             checkpoint = Checkpoint(partition, start)
-        await verify_checkpoint(self._log, checkpoint)
+        await verify_checkpoint(self._log, checkpoint, self._store.name)
+        lane.origin = checkpoint.log or await origin_of(self._log, partition)
         parked = await self._store.parked_sagas(partition)
         lane.batch = BatchFold(
             partition, set(parked), self._now, default_policy=self._default_policy, seal=self._seal
@@ -315,7 +323,7 @@ class Projector:
     async def _project(self, lane: _Lane, records: tuple[Record, ...], next_offset: int) -> None:
         batch = self._batch_of(lane)
         last = identity_of(records[-1]) if records else lane.checkpoint.last_identity
-        checkpoint = Checkpoint(lane.partition, next_offset, last)
+        checkpoint = Checkpoint(lane.partition, next_offset, last, lane.origin)
         try:
             await self._know_heads(batch, records)
             for first in range(0, len(records), SLICE):

@@ -13,12 +13,14 @@ from typing import TypeVar
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import NamespaceCreated
+from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
     LogBusy,
     LogFull,
     SagaError,
+    StorageFailed,
     UndecodableRecord,
     Unreachable,
     UnsuitableTopic,
@@ -47,6 +49,28 @@ _FIRST = "SELECT value FROM sagaz_log WHERE partition = 0 ORDER BY offset LIMIT 
 _INSERT = "INSERT INTO sagaz_log VALUES (?, 0, '', ?, '', ?)"
 
 
+def exists(path: str) -> bool:
+    """Whether there is a log in the file; False: no file, or an empty one. Changes nothing.
+
+    Raises LogFileUnusable, NotALog: something else is there.
+    """
+    try:
+        tables = tables_in(path)
+    except (StorageFailed, Unreachable) as error:
+        raise LogFileUnusable(path, error.detail) from error
+    if tables is not None and "sagaz_log" not in tables:
+        if "sagaz_checkpoints" in tables:
+            raise NotALog(path, "it holds a sagaz store, no log: name it with --store")
+        raise NotALog(path, f"its tables are of something else ({_some(tables)})")
+    return tables is not None
+
+
+def _some(tables: frozenset[str]) -> str:
+    shown = sorted(tables)[:3]
+    more = len(tables) - len(shown)
+    return (", ".join(shown) or "it has none") + (f" and {more} more" if more else "")
+
+
 class LogFileUnusable(Unreachable):
     """A file that cannot be a log: no SQLite database, read-only, or in no directory."""
 
@@ -58,6 +82,19 @@ class LogFileUnusable(Unreachable):
 
     def __str__(self) -> str:
         return f"the log file {self.address!r} cannot be used: {self.detail}"
+
+
+class NotALog(LogFileUnusable):
+    """A SQLite database in which there is no log, where one is only to be read."""
+
+    def __reduce__(self) -> tuple[type[NotALog], tuple[str, str]]:
+        return NotALog, (self.address, self.detail)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.address!r} is not a sagaz log: {self.detail}; nothing was changed there; name "
+            "the log with --log sqlite:///file.db"
+        )
 
 
 def connect(path: str, wait_s: float) -> sqlite3.Connection:

@@ -13,6 +13,7 @@ from sagaz_es.ports import (
     BlobStore,
     Checkpoint,
     Clock,
+    DefinitionCount,
     ParkedRecord,
     Projection,
     ReplayEntry,
@@ -117,6 +118,16 @@ class MemoryProjectionStore:
         for head in self._heads.values():
             counts[head.status] = counts.get(head.status, 0) + 1
         return counts
+
+    async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
+        counts: dict[tuple[str, str, str], tuple[int, str]] = {}
+        for head in self._heads.values():
+            group = (head.saga_name, head.definition, head.status)
+            counts[group] = (counts.get(group, (0, ""))[0] + 1, head.graph)
+        return tuple(
+            DefinitionCount(*group, count, graph)
+            for group, (count, graph) in sorted(counts.items())
+        )
 
     async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]:
         return tuple(self._parked[place] for place in sorted(self._parked)[:limit])

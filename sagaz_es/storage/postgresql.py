@@ -18,6 +18,7 @@ from sagaz_es.ports import (
     BlobStore,
     Checkpoint,
     Clock,
+    DefinitionCount,
     ParkedRecord,
     Projection,
     ReplayEntry,
@@ -182,6 +183,16 @@ class PostgreSQLProjectionStore:
         rows = await self.database.rows("SELECT status, count(*) FROM sagaz_sagas GROUP BY status")
         return {status: count for status, count in rows}
 
+    async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
+        rows = await self.database.rows(sql.COUNT_BY_DEFINITION)
+        found = []
+        for status, count, data in rows:
+            head = load_head(data, self.name)
+            found.append(
+                DefinitionCount(head.saga_name, head.definition, status, count, head.graph)
+            )
+        return tuple(sorted(found, key=lambda one: (one.saga_name, one.definition, one.status)))
+
     async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]:
         query = "SELECT row FROM sagaz_parked ORDER BY partition, log_offset LIMIT $1"
         rows = await self.database.rows(query, limit)
@@ -324,15 +335,17 @@ class PostgreSQLProjectionStore:
 
 
 def _checkpoint(row: Record) -> Checkpoint:
-    return Checkpoint(row["partition"], row["next_offset"], plain_of(row["last_identity"]))
+    identity, log = plain_of(row["last_identity"]), plain_of(row["log"])
+    return Checkpoint(row["partition"], row["next_offset"], identity, log)
 
 
 async def _move(connection: Connection[Record], checkpoint: Checkpoint, expected: int) -> None:
     """The compare-and-set: its row stays locked until the end of the transaction."""
     statement = sql.NEXT_CHECKPOINT if expected else sql.FIRST_CHECKPOINT
     partition, identity = checkpoint.partition, text_of(checkpoint.last_identity)
+    log = text_of(checkpoint.log)
     status: str = await connection.execute(
-        statement, partition, expected, checkpoint.next_offset, identity
+        statement, partition, expected, checkpoint.next_offset, identity, log
     )
     if status.endswith(" 0"):
         row = await connection.fetchrow(sql.CHECKPOINT, partition)

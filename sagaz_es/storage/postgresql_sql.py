@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sagaz_es.ports import NOT_FOLDED
 
-VERSION = 1
+VERSION = 2
 """Of the tables."""
 
 # Texts are kept as `text_of` and `key_of` write them. Compared byte by byte, as ids are.
 TABLES = (
     """CREATE TABLE sagaz_checkpoints (
-        partition int PRIMARY KEY, next_offset bigint NOT NULL, last_identity text NOT NULL
+        partition int PRIMARY KEY, next_offset bigint NOT NULL, last_identity text NOT NULL,
+        log text NOT NULL
     )""",
     # The columns are a Summary; `head` is the state from which the fold goes on.
     """CREATE TABLE sagaz_sagas (
@@ -58,13 +59,14 @@ TABLES = (
 )
 
 CHECKPOINT = (
-    "SELECT partition, next_offset, last_identity FROM sagaz_checkpoints WHERE partition=$1"
+    "SELECT partition, next_offset, last_identity, log FROM sagaz_checkpoints WHERE partition=$1"
 )
-FIRST_CHECKPOINT = """INSERT INTO sagaz_checkpoints VALUES ($1, $3, $4)
+FIRST_CHECKPOINT = """INSERT INTO sagaz_checkpoints VALUES ($1, $3, $4, $5)
     ON CONFLICT (partition) DO UPDATE
-    SET next_offset = excluded.next_offset, last_identity = excluded.last_identity
+    SET next_offset = excluded.next_offset, last_identity = excluded.last_identity,
+        log = excluded.log
     WHERE sagaz_checkpoints.next_offset = $2"""
-NEXT_CHECKPOINT = """UPDATE sagaz_checkpoints SET next_offset = $3, last_identity = $4
+NEXT_CHECKPOINT = """UPDATE sagaz_checkpoints SET next_offset = $3, last_identity = $4, log = $5
     WHERE partition = $1 AND next_offset = $2"""
 PUT_SAGAS = """INSERT INTO sagaz_sagas SELECT * FROM unnest($1::text[], $2::text[], $3::text[],
     $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[],
@@ -80,6 +82,10 @@ SUMMARY = f"""SELECT saga_id, saga_name, status, sequence, started_at, updated_a
     definition, parent_saga_id, root_saga_id, replay_id, recorded,
     CASE WHEN {HASHED.format(column="saga_id")} OR {HASHED.format(column="saga_name")}
     THEN head END AS head FROM sagaz_sagas"""
+COUNT_BY_DEFINITION = """SELECT counted.status, counted.count, one.head FROM (
+    SELECT status, count(*) AS count, min(saga_id) AS saga_id FROM sagaz_sagas
+    GROUP BY saga_name, definition, status) AS counted
+    JOIN sagaz_sagas AS one USING (saga_id)"""
 ARCHIVE = """INSERT INTO sagaz_archive SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[],
     $4::bigint[], $5::text[], $6::bytea[]) ON CONFLICT DO NOTHING"""
 ARCHIVED = """SELECT sequence, log_offset, event, replay_id FROM sagaz_archive

@@ -18,6 +18,7 @@ from sagaz_es.ports import (
     BlobStore,
     Checkpoint,
     Clock,
+    DefinitionCount,
     ParkedRecord,
     Projection,
     ReplayEntry,
@@ -180,6 +181,15 @@ class SQLiteProjectionStore:
 
     async def count_by_status(self) -> dict[str, int]:
         return dict(await self._rows("SELECT status, count(*) FROM sagaz_sagas GROUP BY status"))
+
+    async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
+        # Beside min(), SQLite gives the other columns of that row.
+        query = """SELECT saga_name, definition, status, count(*), head, min(saga_id)
+            FROM sagaz_sagas GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
+        return tuple(
+            DefinitionCount(name, definition, status, count, load_head(head, self.name).graph)
+            for name, definition, status, count, head, _ in await self._rows(query)
+        )
 
     async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]:
         query = "SELECT row FROM sagaz_parked ORDER BY partition, log_offset LIMIT ?"

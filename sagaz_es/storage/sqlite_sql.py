@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from sagaz_es.ports import NOT_FOLDED
 
-VERSION = 1
+VERSION = 2
 """Of the tables."""
 
 TABLES = (
     """CREATE TABLE sagaz_checkpoints (
-        partition INTEGER PRIMARY KEY, next_offset INTEGER NOT NULL, last_identity TEXT NOT NULL
+        partition INTEGER PRIMARY KEY, next_offset INTEGER NOT NULL, last_identity TEXT NOT NULL,
+        log TEXT NOT NULL
     )""",
     # The columns are a Summary; `head` is the state from which the fold goes on.
     """CREATE TABLE sagaz_sagas (
@@ -51,8 +52,9 @@ TABLES = (
     "CREATE TABLE sagaz_rejected (cause TEXT PRIMARY KEY, count INTEGER NOT NULL)",
 )
 
-CHECKPOINT = "SELECT partition, next_offset, last_identity FROM sagaz_checkpoints WHERE partition=?"
-PUT_CHECKPOINT = "INSERT OR REPLACE INTO sagaz_checkpoints VALUES (?, ?, ?)"
+CHECKPOINT = """SELECT partition, next_offset, last_identity, log FROM sagaz_checkpoints
+    WHERE partition = ?"""
+PUT_CHECKPOINT = "INSERT OR REPLACE INTO sagaz_checkpoints VALUES (?, ?, ?, ?)"
 PUT_SAGA = """INSERT INTO sagaz_sagas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (saga_id) DO UPDATE SET saga_name = excluded.saga_name, status = excluded.status,
     sequence = excluded.sequence, started_at = excluded.started_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,7 +14,13 @@ from sagaz_es.core.fold import fold_all
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
 from sagaz_es.core.state import load_state
 from sagaz_es.engine.projector import Projector
-from sagaz_es.errors import LogReplaced, LogTruncated, StorageFailed, Unreachable
+from sagaz_es.errors import (
+    LogReplaced,
+    LogTruncated,
+    StorageFailed,
+    StoreOfAnotherLog,
+    Unreachable,
+)
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import ParkedRecord, Projection
 from sagaz_es.storage.memory import MemoryProjectionStore
@@ -201,9 +208,9 @@ async def test_of_two_projectors_at_one_partition_one_steps_back(
 async def test_a_log_that_lost_its_tail_is_refused(log: MemoryEventLog, store: Shaky) -> None:
     await log.append(0, history("order-17"))
     await Projector(log, store).run_until()
-    shorter = MemoryEventLog(1)
+    del log._partitions[0].records[1:]
     with pytest.raises(LogTruncated):
-        await Projector(shorter, store).run_until({0: 1})
+        await Projector(log, store).run_until({0: 1})
 
 
 async def test_another_log_is_refused(log: MemoryEventLog, store: Shaky) -> None:
@@ -213,6 +220,25 @@ async def test_another_log_is_refused(log: MemoryEventLog, store: Shaky) -> None
     await other.append(0, (*history("order-18"), *history("order-19")))
     with pytest.raises(LogReplaced, match="another log"):
         await Projector(other, store).run_until()
+
+
+@pytest.mark.parametrize("sagas", [0, 1, 5], ids=["shorter", "as long", "longer"])
+async def test_another_namespace_is_refused_by_its_name(
+    log: MemoryEventLog, store: Shaky, sagas: int
+) -> None:
+    orders, trips = MemoryEventLog(1, "memory://orders"), MemoryEventLog(1, "memory://trips")
+    await orders.append(0, history("order-17"))
+    await Projector(orders, store).run_until()
+    heads = await store.heads(["order-17"])
+    for number in range(sagas):
+        await trips.append(0, history(f"trip-{number}"))
+    with pytest.raises(StoreOfAnotherLog, match="belongs to the log 'orders'") as caught:
+        await Projector(trips, store).run_until()
+    assert not caught.value.same_namespace
+    assert "?schema=" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).log == caught.value.log
+    assert await store.heads(["order-17"]) == heads
+    assert [summary.saga_id for summary in await store.summaries()] == ["order-17"]
 
 
 # --- poison

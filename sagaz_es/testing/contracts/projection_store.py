@@ -33,6 +33,7 @@ from sagaz_es.errors import CheckpointMoved
 from sagaz_es.ports import (
     ArchivedEvent,
     Checkpoint,
+    DefinitionCount,
     ParkedRecord,
     Projection,
     ProjectionStore,
@@ -364,6 +365,28 @@ class ProjectionStoreContract(StoredSnapshotsContract):
         assert await ids(status="completed", saga_name="trip\0") == []
         assert await ids(saga_name="order", limit=1, offset=1) == ["b"]
         assert await store.count_by_status() == {"completed": 2, "rolled_back": 1, "executing": 1}
+
+    async def test_sagas_are_counted_by_definition(self, store: ProjectionStore) -> None:
+        heads = [head_of(history(saga_id)) for saga_id in ("a", "b", "c", "d")]
+        heads[2].saga_name = heads[3].saga_name = "trip\0" * 300
+        heads[3].definition, heads[3].graph = "f00", '{"steps":[]}'
+        await store.commit(Projection(Checkpoint(0, 1), tuple(heads)), expected=0)
+        order = heads[0]
+        assert await store.count_by_definition() == (
+            DefinitionCount("order", order.definition, "completed", 2, order.graph),
+            DefinitionCount("trip\0" * 300, order.definition, "completed", 1, order.graph),
+            DefinitionCount("trip\0" * 300, "f00", "completed", 1, '{"steps":[]}'),
+        )
+
+    async def test_a_checkpoint_is_kept_whole(self, store: ProjectionStore) -> None:
+        first = Checkpoint(0, 3, "2/order-17\0/\\", "orders\0/1767261600000000")
+        await store.commit(Projection(first), expected=0)
+        assert await store.checkpoint(0) == first
+        second = Checkpoint(0, 4, "3/x", "trips/1767261600000001")
+        await store.commit(Projection(second), expected=3)
+        other = await self.another(store)
+        assert await other.checkpoint(0) == second
+        await other.close()
 
     async def test_a_summary_says_what_the_head_says(self, store: ProjectionStore) -> None:
         head = head_of(history("order-17", declined_facts()))
