@@ -6,7 +6,6 @@ from __future__ import annotations
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.attempts import not_happened
 from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.lookup import current_state
@@ -24,28 +23,28 @@ Decision = (
 
 
 async def decide(host: Host, request: Decision) -> None:
-    """Carry a decision out here, or ask the engine that runs the saga. Returns once it stands.
+    """Carry a decision out here, or ask the engine that runs the saga. Returns once it stands; a
+    request that was answered before changes nothing again.
 
     Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError.
     """
-    state = await current_state(host.log, host.store, request.saga_id)
-    if state is None:
-        raise SagaNotFound(request.saga_id, host.log.name)
-    if state.ended:
-        raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
-    fact = fact_of(state, request)
     if host.awake(request.saga_id) is not None:
         await answer(host, request)
         return
 
-    def answers(found: e.Fact) -> bool:
-        if type(found) is not type(fact):
-            return False
-        if hasattr(found, "request_id"):
-            return bool(found.request_id == request.request_id)
-        return getattr(found, "step", "") == getattr(fact, "step", "")
+    async def stands() -> bool:
+        """Whether it was answered before. Raises what it would be refused with."""
+        state = await current_state(host.log, host.store, request.saga_id)
+        if state is None:
+            raise SagaNotFound(request.saga_id, host.log.name)
+        if request.request_id in state.answered:
+            return True
+        if state.ended:
+            raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
+        fact_of(state, request)
+        return False
 
-    await host.ask(request, answers)
+    await host.ask(request, lambda fact: e.request_of(fact) == request.request_id, stands)
 
 
 _ASKED = {
@@ -58,16 +57,18 @@ _ASKED = {
 
 
 async def answer(host: Host, request: Decision) -> None:
-    """Carry a decision out on a saga that runs here."""
+    """Carry a decision out on a saga that runs here, unless that was done before."""
     runner = host.awake(request.saga_id)
     if runner is None:
         state = await current_state(host.log, host.store, request.saga_id)
         if state is None:
             raise SagaNotFound(request.saga_id, host.log.name)
+        if request.request_id in state.answered:
+            return
         if state.ended:
             raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
         raise HandingOver(request.saga_id)
-    await runner.post(fact_of(runner.state, request))
+    await runner.post(request.request_id, lambda state: fact_of(state, request))
 
 
 def fact_of(state: SagaState, request: Decision) -> e.Fact:
@@ -90,14 +91,25 @@ def fact_of(state: SagaState, request: Decision) -> e.Fact:
             waiting = waiting if state.status == "forward_recovery" else ()
             raise StepNotFound(state.saga_id, request.step, waiting, "does not wait about step")
         return e.RecoveryDecided(
-            request.step, request.action, request.keys_set, request.actor, request.reason
+            request.step,
+            request.action,
+            request.keys_set,
+            request.actor,
+            request.reason,
+            request.request_id,
         )
     if step.status != "outcome_unknown":
         unknown = tuple(n for n, s in state.steps.items() if s.status == "outcome_unknown")
         raise StepNotFound(state.saga_id, request.step, unknown, "has no unknown outcome of step")
-    if request.happened:
-        # A mapping is merged into the context, as the step's own result would have been.
-        merged = isinstance(from_text(request.result or "null"), dict)
-        keys_set = request.result if merged else ""
-        return e.StepCompleted(request.step, step.attempt, request.result, keys_set)
-    return not_happened(request.step, step.attempt)
+    # A mapping is merged into the context, as the step's own result would have been.
+    merged = request.happened and isinstance(from_text(request.result or "null"), dict)
+    return e.OutcomeResolved(
+        request.step,
+        step.attempt,
+        request.happened,
+        request.result if request.happened else "",
+        request.result if merged else "",
+        request.actor,
+        request.reason,
+        request.request_id,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from sagaz_es import errors
@@ -34,6 +34,7 @@ from sagaz_es.errors import (
     LostOwnership,
     RequestRefusedError,
     SagaError,
+    SagaStillRunning,
 )
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 
@@ -278,21 +279,40 @@ class Host:
         definition = self.registry.by_name(state.saga_name)
         return await claim(state, definition, cause, self.large_values)
 
-    def resume(
+    async def resume(
         self,
         partition: Partition,
         state: SagaState,
         definition: Definition,
         first: Sequence[e.Fact],
     ) -> SagaHandle:
-        """Take an ended saga up again (an undo); `first` begins with the claim."""
+        """Take an ended saga up again (an undo); `first` begins with the claim. Returns once that
+        is accepted. Raises SagaStillRunning, HandingOver; nothing happened then."""
         if partition.leaving:
             raise HandingOver(state.saga_id)
+        # No await between this look and the new cell: of two who take it up at once one does.
+        other = partition.cells.get(state.saga_id)
+        seen = partition.seen.get(state.saga_id) if other is None else other.accepted
+        if other is not None or (seen is not None and seen.sequence != state.sequence):
+            raise SagaStillRunning(
+                state.saga_id, state.status if other is None else other.state.status
+            )
         cell = Cell(state, Accepted.of(state), ours=True, begin=partition.position)
         partition.cells[state.saga_id] = cell
         partition.seen.pop(state.saga_id, None)
-        self.carry_on(partition, cell, definition, first)
-        return self.handle(state.saga_id)
+        runner = self.carry_on(partition, cell, definition, first)
+        runner.ready = asyncio.get_running_loop().create_future()
+        handle = self.handle(state.saga_id)
+        await self._accepted(runner)
+        return handle
+
+    async def has_answered(self, request: e.Request) -> bool:
+        """Whether a saga that runs here does so with the answer to this request, which stands."""
+        runner = self.runners.get(request.saga_id)
+        if runner is None:
+            return False
+        await self._begun(request.saga_id)
+        return request.request_id in runner.state.answered
 
     # --- running ---
 
@@ -445,8 +465,14 @@ class Host:
             tail = self._tails[partition] = Tail(self.log, partition)
         return tail
 
-    async def ask(self, request: e.Request, answer: Callable[[e.Fact], bool]) -> e.Fact:
-        """Append a request and wait for the fact that answers it.
+    async def ask(
+        self,
+        request: e.Request,
+        answer: Callable[[e.Fact], bool],
+        stands: Callable[[], Awaitable[bool]] | None = None,
+    ) -> e.Fact | None:
+        """Append a request and wait for the fact that answers it. None: `stands`, which is asked
+        once nothing can be missed any more, knows that it was answered before.
 
         Raises what the saga's writer refused it with; TimeoutError after `request_seconds`, when no
         engine serves the partition (the request stays in the log).
@@ -467,6 +493,8 @@ class Host:
         tail = self.tail(partition)
         tail.listen(request.saga_id, offset, hear)
         try:
+            if stands is not None and await stands():
+                return None
             await self.log.append(partition, [request])
             async with asyncio.timeout(self.config.request_seconds):
                 return await found

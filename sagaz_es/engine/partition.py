@@ -44,6 +44,8 @@ logger = logging.getLogger("sagaz_es.engine")
 MAX_BATCH_ENTRIES = 400
 MAX_BATCH_BYTES = 600_000
 MAX_QUEUED_ENTRIES = 100_000
+MAX_REFUSED = 10_000
+"""Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
 ENDINGS = frozenset(
     {
@@ -153,7 +155,8 @@ class Partition:
         self.ids: set[str] | None = None  # without a store: ids that began before `known_from`
         self.held: dict[object, int] = {}
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
-        self.answered: set[str] = set()
+        self.answered: set[str] = set()  # requests that led to a fact or were refused
+        self.refused: dict[str, e.RequestRefused] = {}  # the last refusals, by request
         self.rejected: dict[str, int] = {}
         self.pending_since = 0.0
         self._queue: deque[_Append] = deque()
@@ -349,7 +352,7 @@ class Partition:
             if entry.epoch != e.RECORDED_EPOCH:
                 self._observe_event(entry, record.offset)
         elif isinstance(entry, e.RequestRefused):
-            self.answered.add(entry.request_id)
+            self._remember(entry)
         elif isinstance(entry, e.Request):
             if not isinstance(entry, e.ReplayLogged):
                 self._owner.on_request(self, record)
@@ -361,6 +364,18 @@ class Partition:
                 record.offset,
                 entry.reason,
             )
+
+    async def refuse(self, refused: e.RequestRefused) -> None:
+        """Append a refusal; returns once it stands."""
+        await self.enqueue(None, [refused])
+        self._remember(refused)
+
+    def _remember(self, refused: e.RequestRefused) -> None:
+        self.answered.add(refused.request_id)
+        self.refused[refused.request_id] = refused
+        if len(self.refused) > MAX_REFUSED:
+            self.answered.discard(gone := next(iter(self.refused)))
+            del self.refused[gone]
 
     def _observe_event(self, event: e.Event, offset: int) -> None:
         cell = self.cells.get(event.saga_id)

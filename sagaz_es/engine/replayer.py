@@ -511,7 +511,7 @@ async def answer_undo(host: Host, request: e.UndoRequested) -> None:
     partition = host.partition_for(request.saga_id)
     if state is None or partition is None:
         raise ReplayNotFound(request.replay_id)
-    if not state.undone and state.undo_reason != request.request_id:
+    if not state.undone and request.request_id not in state.answered:
         await _undo_here(host, partition, state, request.actor, request.reason, request.request_id)
 
 
@@ -535,7 +535,7 @@ async def _undo_here(
     back = e.CompensationStarted(
         join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
     )
-    return host.resume(partition, state, definition, (claimed, back))
+    return await host.resume(partition, state, definition, (claimed, back))
 
 
 def _time(us: int) -> datetime:

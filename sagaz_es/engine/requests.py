@@ -81,7 +81,7 @@ class Answers:
                 error=type(error).__name__,
                 message=str(error),
             )
-            await partition.enqueue(None, [refused])
+            await partition.refuse(refused)
         partition.held.pop(request.request_id, None)
 
     async def _do(self, partition: Partition, request: e.Request) -> None:
@@ -99,6 +99,8 @@ class Answers:
             runner = host.awake(request.saga_id)
             if runner is None:
                 state = await current_state(host.log, host.store, request.saga_id)
+                if state is not None and request.request_id in state.answered:
+                    return
                 status = "unknown" if state is None else state.status
                 raise SagaEnded(request.saga_id, status, "cancelled")
             await runner.request_cancel(request)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sagaz_es.core import events as e
@@ -63,6 +63,7 @@ class SagaRunner:
         self._inline_step = ""
         self._asked: set[str] = set()  # steps whose resolve did not know
         self._posting = 0  # facts from outside that are on their way
+        self._posted: dict[str, asyncio.Future[int]] = {}  # those that are sent, by request
         self._news = False  # something was posted since the last decision
         self._cancel_request: e.CancelRequested | None = None
         self._cancelled: asyncio.Future[None] | None = None
@@ -94,19 +95,24 @@ class SagaRunner:
         self._wake()
         return self._cancelled
 
-    async def post(self, fact: e.Fact) -> None:
+    async def post(self, request_id: str, fact_of: Callable[[SagaState], e.Fact]) -> None:
         """Write a fact that comes from outside (a signal, a decision), whatever runs meanwhile;
-        returns once it stands. Raises SagaEnded, LostOwnership.
+        returns once it stands, whoever asked for it first. Raises SagaEnded, LostOwnership, and
+        what `fact_of` refuses.
 
         Safe between any two awaits of the loop: what it has numbered is in the queue by then.
         """
         self._posting += 1  # the loop must not park on what it decided without the fact
         try:
             await self._begun()
-            if self.state.ended:
-                raise SagaEnded(self.state.saga_id, self.state.status, "changed")
-            self._number(fact)
-            await self._flush()
+            if request_id not in self.state.answered:
+                if self.state.ended:
+                    raise SagaEnded(self.state.saga_id, self.state.status, "changed")
+                self._number(fact_of(self.state))
+                sent = self._posted[request_id] = self._send()
+                sent.add_done_callback(lambda _: self._posted.pop(request_id, None))
+            if request_id in self._posted:
+                await asyncio.shield(self._posted[request_id])
         finally:
             self._posting -= 1
             self._news = True
@@ -295,9 +301,12 @@ class SagaRunner:
         self._out_size += 300 + fact_size(fact)
 
     async def _flush(self) -> None:
+        await self._send()
+
+    def _send(self) -> asyncio.Future[int]:
         events, size = self._out, self._out_size
         self._out, self._out_size = [], 0
-        await self._partition.enqueue(self.cell, events, size)
+        return self._partition.enqueue(self.cell, events, size)
 
     async def _wait(self, wake_at: int) -> None:
         if self._woken is None:

@@ -56,6 +56,7 @@ class Serving:
         partition = Partition(index, self._host.log, self._host.writer, self)
         partition.position, partition.known_from = found.position, found.start
         partition.seen, partition.answered = found.ended, found.answered
+        partition.refused = found.refused
         for saga_id, state in found.unfinished.items():
             cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
             cell.quiet_since = asyncio.get_running_loop().time()
@@ -152,7 +153,11 @@ class Serving:
         """Somebody asked for something in a partition that is served here."""
         request = record.entry
         assert isinstance(request, e.Request)
-        if request.request_id not in partition.answered:
+        if request.request_id in partition.answered:
+            refused = partition.refused.get(request.request_id)
+            if refused is not None and not partition.leaving:  # who asks again hears it again
+                self._host.spawn(partition.refuse(refused), f"refuse {request.request_id}")
+        elif request.request_id not in partition.held:  # else it is being answered
             # It holds the mark also where it is left to the next owner.
             partition.held[request.request_id] = record.offset
             if not partition.leaving:

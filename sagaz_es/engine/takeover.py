@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from sagaz_es.core import events as e
-from sagaz_es.core.fold import fold_into
+from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.lookup import current_states
 from sagaz_es.engine.partition import Accepted
@@ -28,6 +28,7 @@ class Found:
     begins: dict[str, int] = field(default_factory=dict)  # first offset of each saga since the mark
     ended: dict[str, Accepted] = field(default_factory=dict)  # sagas that ended since the mark
     answered: set[str] = field(default_factory=set)  # ids of requests that were answered
+    refused: dict[str, e.RequestRefused] = field(default_factory=dict)  # those that were refused
     requests: list[Record] = field(default_factory=list)
     branched: list[tuple[e.Event, int]] = field(default_factory=list)  # accepted, with offsets
 
@@ -46,6 +47,7 @@ async def read_from_mark(log: EventLog, store: ProjectionStore | None, index: in
             entry = record.entry
             if isinstance(entry, e.RequestRefused):
                 found.answered.add(entry.request_id)
+                found.refused[entry.request_id] = entry
             elif isinstance(entry, e.ReplayLogged):
                 continue
             elif isinstance(entry, e.Request):
@@ -58,6 +60,8 @@ async def read_from_mark(log: EventLog, store: ProjectionStore | None, index: in
     doubtful = older | {saga_id for saga_id, state in states.items() if not state.ended}
     whole = await current_states(log, store, index, doubtful)
     states.update(whole)
+    for saga_id in older & states.keys():
+        found.answered.update(states[saga_id].answered)
     for saga_id, state in whole.items():
         if state.recorded:
             continue
@@ -79,10 +83,6 @@ def _fold(
 ) -> None:
     saga_id, fact = event.saga_id, event.fact
     found.begins.setdefault(saga_id, offset)
-    if isinstance(fact, e.SagaStarted | e.CompensationStarted) and fact.cause:
-        found.answered.add(fact.cause)
-    elif isinstance(fact, e.SignalReceived | e.SagaPaused | e.SagaResumed | e.ReplayBranched):
-        found.answered.add(fact.request_id)
     if isinstance(fact, e.SagaCheckpointed):
         found.begins[saga_id] = offset  # whatever stands before it is carried by it
     if saga_id in older:
@@ -93,7 +93,9 @@ def _fold(
             older.add(saga_id)
             return
         state = states[saga_id] = SagaState()
-    fold_into(state, event)
+    # What the fold rejects answers nothing: its writer had lost the saga.
+    if fold_into(state, event) is Verdict.ACCEPTED and (request_id := e.request_of(fact)):
+        found.answered.add(request_id)
     if state.ended:
         accepted = found.ended[saga_id] = Accepted.of(state)
         accepted.end_offset = offset
