@@ -140,7 +140,7 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
         step.status in ("failed", "compensation_failed") for step in steps.values()
     ):
         return _after_failure(state, graph, now, rules)
-    stale = [name for name, step in steps.items() if _to_undo_first(step)]
+    stale = [name for name, step in steps.items() if step.status in _TO_UNDO_FIRST]
     if stale:
         return _undo_wave(stale, state, graph, now, rules)
     facts: list[e.Fact] = []
@@ -226,8 +226,7 @@ def _done(needs: Iterable[str], steps: dict[str, StepState]) -> bool:
     return True
 
 
-def _to_undo_first(step: StepState) -> bool:
-    return step.status == "stale" or step.status == "compensating"
+_TO_UNDO_FIRST = frozenset({"stale", "compensating"})
 
 
 def _running(state: SagaState) -> list[str]:

@@ -21,6 +21,7 @@ from sagaz_es.core.decide import Attempt, CompensationFailureStrategy, failed_at
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.context import StepContext
+from sagaz_es.engine.deadline import Deadline
 from sagaz_es.engine.definition import (
     Compensation,
     Definition,
@@ -49,6 +50,7 @@ class Blobs(Protocol):
 
     async def off_load(self, texts: Mapping[str, str]) -> dict[str, str]: ...
     async def off_load_one(self, text: str, key: str = "result") -> str: ...
+    def refers(self, texts: Mapping[str, str]) -> bool: ...
     async def load(self, texts: Mapping[str, str]) -> Mapping[str, str]: ...
 
 
@@ -64,6 +66,7 @@ class Attempts:
         resources: Mapping[str, Any],
         blobs: Blobs | None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._errors: dict[str, BaseException] = {}  # by step, of its last attempt that failed
         self.stopped: set[str] = set()  # steps whose attempt is cancelled on purpose
         self._state = state
@@ -107,16 +110,18 @@ class Attempts:
             context = await self._context(step, attempt)
             if self._observers is not None:
                 await self._tell_entered(attempt, context)
-            timeout = asyncio.timeout(plan.timeout_seconds)
+            task = asyncio.current_task(self._loop)
+            assert task is not None
+            limit = Deadline(self._loop, task, plan.timeout_seconds)
             try:
-                async with timeout:
+                with limit:
                     if attempt.undo and isinstance(plan, Compensation) and plan.passes_result:
                         result = context.result_of(attempt.step)
                         value = await _call(plan.function, result, context)
                     else:
                         value = await _call(plan.function, context)
             except TimeoutError as error:
-                if not timeout.expired():
+                if not limit.expired:
                     raise  # the step's own
                 what = "compensation" if attempt.undo else "step"
                 late = SagaTimeoutError(attempt.step, plan.timeout_seconds, what)
@@ -168,7 +173,7 @@ class Attempts:
             attempt.attempt,
             result,
             join_object(keys_set) if keys_set else "",
-            join_names(deleted),
+            join_names(deleted) if deleted else "",
             join_names(context.reads()),
         )
         size = fact_size(fact)
@@ -231,8 +236,10 @@ class Attempts:
             name: other.result for name, other in state.steps.items() if other.status in _HAS_RESULT
         }
         if self._blobs is not None:
-            texts = await self._blobs.load(texts)
-            results = await self._blobs.load(results)
+            if self._blobs.refers(texts):
+                texts = await self._blobs.load(texts)
+            if self._blobs.refers(results):
+                results = await self._blobs.load(results)
         name = step.name
         return StepContext(
             texts,

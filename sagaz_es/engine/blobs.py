@@ -45,6 +45,13 @@ class LargeValues:
             return text
         return f'{_PREFIX}{await self._store.put(data)}"}}'
 
+    def refers(self, texts: Mapping[str, str]) -> bool:
+        """Whether any of them is a reference, so that there is something to load."""
+        for text in texts.values():
+            if text.startswith(_PREFIX):
+                return True
+        return False
+
     async def load(self, texts: Mapping[str, str]) -> Mapping[str, str]:
         """The same keys, references replaced by what they stand for. Raises BlobMissing."""
         found: dict[str, str] | None = None
