@@ -68,7 +68,8 @@ class Serving:
         for event, offset in found.branched:
             self.on_branched(partition, event, offset)
         for record in found.requests:
-            self.on_request(partition, record)
+            if getattr(record.entry, "request_id", "") not in found.answered:
+                self.on_request(partition, record)
 
     async def _take_over(self, partition: Partition, cell: Cell) -> None:
         """Claim an unfinished saga and go on with it, if its code is here and fits."""

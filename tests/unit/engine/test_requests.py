@@ -115,3 +115,66 @@ async def test_nothing_that_is_asked_stands_before_the_claim() -> None:
             await asyncio.sleep(0.01)
     state, rejected = await folded(log)
     assert (state.paused, rejected) == (True, [])
+
+
+# --- asked again ----------------------------------------------------------------------------
+
+
+async def test_of_two_who_retry_one_compensation_at_once_one_does() -> None:
+    undone: list[str] = []
+
+    async def book(ctx: Any) -> None: ...
+
+    async def unbook(ctx: Any) -> None:
+        undone.append(ctx.saga_id)
+        await asyncio.sleep(0)
+        raise ValueError("the hotel does not answer")
+
+    async def fly(ctx: Any) -> None:
+        raise ValueError("no seats")
+
+    trip = Saga(name="trip", compensation_failure_strategy="continue_on_error")
+    trip.add_step("book", book, unbook, max_retries=0).add_step("fly", fly, max_retries=0)
+    async with Engine(MemoryEventLog(), sagas=[trip]) as engine:
+        await engine.run("trip", saga_id="t-1")
+        undone.clear()
+        retries = [engine.retry_compensation("t-1", "book", reason=who) for who in ("a", "b")]
+        answers = await asyncio.gather(*retries, return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == [
+            "SagaResult",
+            "SagaStillRunning",
+        ]
+        assert undone == ["t-1"]
+        undone.clear()
+        same = [
+            engine.retry_compensation("t-1", "book", reason="c", request_id="r-1") for _ in range(3)
+        ]
+        assert [str(answer.status) for answer in await asyncio.gather(*same)] == ["failed"] * 3
+        assert undone == ["t-1"]
+
+
+async def test_a_refused_request_that_comes_again_is_refused_again_in_the_same_words() -> None:
+    log = MemoryEventLog()
+    await left_waiting(log)
+    report = e.OutcomeReported("r-1", "a-1", 0, "olga", step="act", happened=True)
+
+    async def refusals(count: int) -> list[str]:
+        async with asyncio.timeout(5):
+            while True:
+                told = [
+                    record.entry.message
+                    for record in await log.read_saga("a-1")
+                    if isinstance(record.entry, e.RequestRefused)
+                ]
+                if len(told) >= count:
+                    return told
+                await asyncio.sleep(0.01)
+
+    async with Engine(log, sagas=[Approval()]):
+        await log.append(log.partition_of("a-1"), [report])
+        first = await refusals(1)
+        await log.append(log.partition_of("a-1"), [report])
+        assert await refusals(2) == first * 2
+    async with Engine(log, sagas=[Approval()]):  # it knows from the log
+        await log.append(log.partition_of("a-1"), [report])
+        assert await refusals(3) == first * 3
