@@ -21,7 +21,7 @@ from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import current_state, is_indexed
+from sagaz_es.engine.lookup import asked, current_state, is_indexed
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
@@ -176,24 +176,40 @@ class Host:
             return True
         if is_indexed(self.log):
             return await current_state(self.log, None, saga_id) is not None
-        if self.store is not None:
-            checkpoint = await self.store.checkpoint(partition.index)
-            if checkpoint is not None and checkpoint.next_offset >= partition.known_from:
-                return bool(await self.store.heads([saga_id]))
-            return await current_state(self.log, self.store, saga_id) is not None
-        if partition.ids is None:
-            partition.ids = await self._ids_before(partition)
-        return saga_id in partition.ids
+        store = self.store
+        if store is not None:
+            kept = await asked(
+                self.log, store, partition.index, lambda: self._kept(store, partition, saga_id)
+            )
+            if kept is not None:
+                return kept
+        return saga_id in await self._ids_before(partition)
+
+    async def _kept(self, store: ProjectionStore, partition: Partition, saga_id: str) -> bool:
+        checkpoint = await store.checkpoint(partition.index)
+        if checkpoint is not None and checkpoint.next_offset >= partition.known_from:
+            return bool(await store.heads([saga_id]))
+        return await current_state(self.log, store, saga_id) is not None
 
     async def _ids_before(self, partition: Partition) -> set[str]:
-        """Without a store: the ids of all sagas that began before `known_from`, by one scan."""
-        ids: set[str] = set()
-        offset = (await self.log.bounds(partition.index)).start
-        while offset < partition.known_from:
-            chunk = await self.log.read(partition.index, offset, limit=5000, wait_s=0.1)
-            ids.update(record.key for record in chunk.records if isinstance(record.entry, e.Event))
-            offset = chunk.next_offset
-        return ids
+        """Without a store's answer: the ids of all sagas that began before `known_from`, by one
+        scan. One that takes too long is gone on with by the next call. Raises StorageFailed."""
+        offset = max(partition.ids_upto, (await self.log.bounds(partition.index)).start)
+        try:
+            async with asyncio.timeout(self.config.request_seconds):
+                while offset < partition.known_from:
+                    chunk = await self.log.read(partition.index, offset, limit=5000, wait_s=0.1)
+                    partition.ids.update(
+                        record.key for record in chunk.records if isinstance(record.entry, e.Event)
+                    )
+                    partition.ids_upto = offset = chunk.next_offset
+        except TimeoutError as error:
+            raise errors.StorageFailed(
+                self.store.name if self.store is not None else self.log.name,
+                "whether a saga of this id was there is not known: no store answers, and the log "
+                f"was not searched within {self.config.request_seconds:g} s; start it again",
+            ) from error
+        return partition.ids
 
     async def _begun(self, saga_id: str) -> None:
         runner = self.runners.get(saga_id)

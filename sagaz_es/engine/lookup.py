@@ -3,20 +3,36 @@
 Law (every fold is the whole fold): an engine begins to read at the low-water mark, so it has not
 seen what ended before. Whatever it accepts of a saga that may have begun there rests on these
 answers.
+Law (a store changes no answer): where it does not answer, the log does, from its beginning; where
+that is gone, what the store raised goes on to the caller. Source: behaviours B69.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from sagaz_es.core.events import Event
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.errors import SagaSetAside
-from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.errors import SagaSetAside, StorageFailed
+from sagaz_es.ports import EventLog, ParkedRecord, ProjectionStore, Undecodable
 
 logger = logging.getLogger("sagaz_es.engine")
+T = TypeVar("T")
+
+STORE_DOWN = (StorageFailed, OSError)
+"""What a store raises that does not answer, or answers with an error."""
+
+REST_S = 2.0
+"""How long a store that did not answer is left alone: each call may wait out a deadline."""
+
+TELL_S = 30.0
+_failed_at: WeakKeyDictionary[ProjectionStore, float] = WeakKeyDictionary()
+_told_at: WeakKeyDictionary[ProjectionStore, float] = WeakKeyDictionary()
 
 
 async def current_state(
@@ -28,16 +44,28 @@ async def current_state(
     is damaged: what follows cannot be known, and nobody may decide on a guess.
     """
     partition = log.partition_of(saga_id)
-    state, offset = await _base(log, store, partition, [saga_id])
-    parked = [] if store is None else await store.parked_of(partition, saga_id)
+
+    async def ask(
+        store: ProjectionStore,
+    ) -> tuple[dict[str, SagaState], int, tuple[ParkedRecord, ...]]:
+        state, offset = await _base(log, store, partition, [saga_id])
+        return state, offset, await store.parked_of(partition, saga_id)
+
+    answer = None if store is None else await asked(log, store, partition, lambda: ask(store))
+    if answer is None:
+        answer = ({}, await _beginning(log, partition), ())
+    state, offset, parked = answer
     # The store's head of a saga that was set aside stands before what was parked.
     offset = min([offset, *(record.offset for record in parked)])
+    damaged = parked[0].offset if parked else -1
     found = state.get(saga_id) or SagaState()
     for record in await log.read_saga(saga_id, offset):
         if isinstance(record.entry, Event) and record.entry.saga_id == saga_id:
             verdict = fold_into(found, record.entry)
-            if parked and verdict is Verdict.GAP:
-                raise SagaSetAside(saga_id, parked[0].partition, parked[0].offset)
+            if damaged >= 0 and verdict is Verdict.GAP:
+                raise SagaSetAside(saga_id, partition, damaged)
+        elif isinstance(record.entry, Undecodable) and damaged < 0:
+            damaged = record.offset
     return found if found.sequence else None
 
 
@@ -45,8 +73,10 @@ async def current_states(
     log: EventLog, store: ProjectionStore | None, partition: int, saga_ids: Collection[str]
 ) -> dict[str, SagaState]:
     """The same for many sagas of one partition, in one pass; what does not exist is left out."""
-    aside = frozenset() if store is None else await store.parked_sagas(partition)
-    if is_indexed(log) or not aside.isdisjoint(saga_ids):
+    aside: frozenset[str] | None = frozenset()
+    if store is not None:
+        aside = await asked(log, store, partition, lambda: store.parked_sagas(partition))
+    if is_indexed(log) or (aside is not None and not aside.isdisjoint(saga_ids)):
         found: dict[str, SagaState] = {}
         for saga_id in saga_ids:
             try:
@@ -57,30 +87,72 @@ async def current_states(
                 if state is not None:
                     found[saga_id] = state
         return found
-    states, offset = await _base(log, store, partition, saga_ids)
-    wanted = frozenset(saga_ids)
+    answer = None
+    if store is not None:
+        answer = await asked(log, store, partition, lambda: _base(log, store, partition, saga_ids))
+    states, offset = answer or ({}, await _beginning(log, partition))
+    wanted, damaged = frozenset(saga_ids), dict[str, int]()
     end = (await log.bounds(partition)).end
     while offset < end:
         chunk = await log.read(partition, offset, limit=5000, wait_s=0.1)
         for record in chunk.records:
             entry = record.entry
             if isinstance(entry, Event) and entry.saga_id in wanted:
-                fold_into(states.setdefault(entry.saga_id, SagaState()), entry)
+                verdict = fold_into(states.setdefault(entry.saga_id, SagaState()), entry)
+                if verdict is Verdict.GAP and entry.saga_id in damaged:
+                    place = damaged[entry.saga_id]
+                    logger.error("%s", SagaSetAside(entry.saga_id, partition, place))
+                    wanted -= {entry.saga_id}
+                    del states[entry.saga_id]
+            elif isinstance(entry, Undecodable) and record.key in wanted:
+                damaged.setdefault(record.key, record.offset)
         offset = chunk.next_offset
     return {saga_id: state for saga_id, state in states.items() if state.sequence}
 
 
 async def _base(
-    log: EventLog, store: ProjectionStore | None, partition: int, saga_ids: Collection[str]
+    log: EventLog, store: ProjectionStore, partition: int, saga_ids: Collection[str]
 ) -> tuple[dict[str, SagaState], int]:
     """What the store has, and the offset from which the log goes on from there."""
-    if store is not None:
-        # The checkpoint first: a head that is newer than it only makes events come twice.
-        checkpoint = await store.checkpoint(partition)
-        if checkpoint is not None:
-            heads = await store.heads(saga_ids)
-            return {key: state.copy() for key, state in heads.items()}, checkpoint.next_offset
-    return {}, 0 if is_indexed(log) else (await log.bounds(partition)).start
+    # The checkpoint first: a head that is newer than it only makes events come twice.
+    checkpoint = await store.checkpoint(partition)
+    if checkpoint is None:
+        return {}, await _beginning(log, partition)
+    heads = await store.heads(saga_ids)
+    return {key: state.copy() for key, state in heads.items()}, checkpoint.next_offset
+
+
+async def _beginning(log: EventLog, partition: int) -> int:
+    return 0 if is_indexed(log) else (await log.bounds(partition)).start
+
+
+async def asked(
+    log: EventLog, store: ProjectionStore, partition: int, ask: Callable[[], Awaitable[T]]
+) -> T | None:
+    """What a store says; None: it does not answer, and the log has everything itself.
+
+    Raises what the store raised, where the beginning of the partition is gone: only the store knows
+    what stood there.
+    """
+    now = time.monotonic()
+    if now - _failed_at.get(store, -REST_S) < REST_S and await _has_all(log, partition):
+        return None
+    try:
+        answer = await ask()
+    except STORE_DOWN as error:
+        _failed_at[store] = time.monotonic()
+        if not await _has_all(log, partition):
+            raise
+        if now - _told_at.get(store, -TELL_S) >= TELL_S:
+            _told_at[store] = now
+            logger.warning("the store does not answer, the log is read instead: %s", error)
+        return None
+    _failed_at.pop(store, None)
+    return answer
+
+
+async def _has_all(log: EventLog, partition: int) -> bool:
+    return (await log.bounds(partition)).start == 0
 
 
 def is_indexed(log: EventLog) -> bool:

@@ -152,7 +152,8 @@ class Partition:
         self.cells: dict[str, Cell] = {}
         self.seen: dict[str, Accepted] = {}
         """Sagas that ended here since `known_from`: their ids must not start again."""
-        self.ids: set[str] | None = None  # without a store: ids that began before `known_from`
+        self.ids: set[str] = set()  # without a store's answer: ids that began before `ids_upto`
+        self.ids_upto = 0
         self.held: dict[object, int] = {}
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
         self.answered: set[str] = set()  # requests that led to a fact or were refused

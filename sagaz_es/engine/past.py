@@ -2,14 +2,14 @@
 
 What the store has comes first, then the tail of the log that the projector has not reached yet. A
 saga that was set aside is read from the log from its first parked record on. Where the store lacks
-something (it was forgotten, or never kept), the whole log answers; where that is gone too, the
-answer is HistoryGone, never a guess.
+something (it was forgotten, or never kept), or does not answer, the whole log answers; where that
+is gone too, the answer is HistoryGone, never a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -17,12 +17,14 @@ from msgspec import Struct
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
 from sagaz_es.core.state import FOLD_VERSION, SagaState, load_state
+from sagaz_es.engine.lookup import asked as asked_or_log
 from sagaz_es.errors import HistoryGone
 from sagaz_es.ports import ArchivedEvent, EventLog, ProjectionStore, Record, StoredSnapshot
 
 Opener = Callable[[str, bytes], bytes]
 """Decrypts bytes with the key of this id."""
 
+T = TypeVar("T")
 PAGE = 1000
 
 
@@ -68,8 +70,8 @@ class Past:
     async def base(self, *, sequence: int | None = None, at: int | None = None) -> Base:
         """The nearest good snapshot at or before the sequence or the time; else the empty state."""
         passed_over: list[tuple[str, str]] = []
-        while self.store is not None and (sequence is None or sequence > 0):
-            snapshot = await self.store.nearest_snapshot(self.saga_id, sequence=sequence, at=at)
+        while sequence is None or sequence > 0:
+            snapshot = await self._nearest(sequence, at)
             if snapshot is None:
                 break
             state, reason = self._opened(snapshot)
@@ -79,6 +81,11 @@ class Past:
                 passed_over.append((snapshot.snapshot_id, reason))
             sequence = snapshot.sequence - 1
         return Base(SagaState(), None, tuple(passed_over))
+
+    async def _nearest(self, sequence: int | None, at: int | None) -> StoredSnapshot | None:
+        return await self._asked(
+            lambda store: store.nearest_snapshot(self.saga_id, sequence=sequence, at=at)
+        )
 
     def _opened(self, snapshot: StoredSnapshot) -> tuple[SagaState | None, str]:
         """The snapshot's state, or why it is of no use."""
@@ -100,6 +107,15 @@ class Past:
             return None, "it holds the state of something else"
         return state, ""
 
+    async def _asked(self, ask: Callable[[ProjectionStore], Awaitable[T]]) -> T | None:
+        """What the store says; None: there is none, or the log has to answer for it."""
+        log, store = self.log, self.store
+        if store is None:
+            return None
+        if log is None:
+            return await ask(store)
+        return await asked_or_log(log, store, log.partition_of(self.saga_id), lambda: ask(store))
+
     # --- going on
 
     async def following(
@@ -113,24 +129,30 @@ class Past:
 
         Raises HistoryGone, naming what was `asked`.
         """
-        if self.store is None:
+        place = await self._asked(self._place)
+        if place is None:
             async for placed in self._in_log(state, asked, whole):
                 yield placed
             return
-        # The checkpoint first: what is committed meanwhile only makes events come twice.
-        tail_from = await self._tail_from(self.store)
-        head = (await self.store.heads([self.saga_id])).get(self.saga_id)
+        tail_from, head = place
         kept = 0 if head is None else head.sequence
         async for archived in self.archive(state.sequence):
             if archived.sequence != state.sequence + 1:
                 break
             yield Placed(archived.event, archived.offset, False)
-        if state.sequence < kept:  # the archive does not reach as far as the head
+        # The archive does not reach as far as the head, or the store went away.
+        if state.sequence < kept:
             async for placed in self._in_log(state, asked, whole):
                 yield placed
             return
         async for placed in self._tail(state, tail_from, asked, whole, unknown=head is None):
             yield placed
+
+    async def _place(self, store: ProjectionStore) -> tuple[int, SagaState | None]:
+        """From where on the log has to be read, and the head that stands before that."""
+        # The checkpoint first: what is committed meanwhile only makes events come twice.
+        tail_from = await self._tail_from(store)
+        return tail_from, (await store.heads([self.saga_id])).get(self.saga_id)
 
     async def _tail_from(self, store: ProjectionStore) -> int:
         partition = self.partition
@@ -144,18 +166,23 @@ class Past:
         return min([checkpoint.next_offset, *(record.offset for record in parked)])
 
     async def archive(self, after: int = 0) -> AsyncIterator[ArchivedEvent]:
-        """What the store keeps of the events after a sequence, page by page."""
-        while self.store is not None:
-            page = await self.store.archived(self.saga_id, after=after, limit=self.page)
-            for archived in page:
+        """What the store keeps of the events after a sequence, page by page, while it answers."""
+        while True:
+            page = await self._page(after)
+            for archived in page or ():
                 yield archived
-            if len(page) < self.page:
+            if page is None or len(page) < self.page:
                 return
             after = page[-1].sequence
 
+    async def _page(self, after: int) -> tuple[ArchivedEvent, ...] | None:
+        return await self._asked(
+            lambda store: store.archived(self.saga_id, after=after, limit=self.page)
+        )
+
     async def now(self) -> SagaState | None:
         """The state after the last event, from the store's head; None: there is no such saga."""
-        heads = {} if self.store is None else await self.store.heads([self.saga_id])
+        heads = await self._asked(lambda store: store.heads([self.saga_id])) or {}
         state = heads.get(self.saga_id) or SagaState()
         async for placed in self.following(state, "its end"):
             advance(state, placed.event)
@@ -265,9 +292,11 @@ class Past:
 
     async def offset_of(self, sequence: int) -> int | None:
         """Where the event with this sequence stands, if the archive knows it."""
-        if self.store is None or sequence < 1:
+        if sequence < 1:
             return None
-        found = await self.store.archived(self.saga_id, after=sequence - 1, upto=sequence, limit=1)
+        found = await self._asked(
+            lambda store: store.archived(self.saga_id, after=sequence - 1, upto=sequence, limit=1)
+        )
         return found[0].offset if found else None
 
 
