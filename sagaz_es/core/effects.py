@@ -27,8 +27,6 @@ class Effect(Struct, frozen=True, gc=False, omit_defaults=True):
 
 def standing(state: SagaState) -> tuple[Effect, ...]:
     """Every effect of this head that stands or may stand, in the order in which they were made."""
-    rows = [(step.done_at or 0, name, step) for name, step in state.steps.items() if _stands(step)]
-    rows.sort(key=lambda row: row[0])
     return tuple(
         Effect(
             step=name,
@@ -40,8 +38,23 @@ def standing(state: SagaState) -> tuple[Effect, ...]:
             attempt=step.attempt,
             unknown=_unknown(step),
         )
-        for _, name, step in rows
+        for name, step in _standing(state)
     )
+
+
+def standing_steps(state: SagaState) -> tuple[list[str], list[str]]:
+    """Names of the steps whose effect stands, and of those whose effect may stand."""
+    certain: list[str] = []
+    maybe: list[str] = []
+    for name, step in _standing(state):
+        (maybe if _unknown(step) else certain).append(name)
+    return certain, maybe
+
+
+def _standing(state: SagaState) -> list[tuple[str, StepState]]:
+    rows = [item for item in state.steps.items() if _stands(item[1])]
+    rows.sort(key=lambda item: item[1].done_at)
+    return rows
 
 
 def _unknown(step: StepState) -> bool:

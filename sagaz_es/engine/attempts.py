@@ -78,6 +78,7 @@ class Attempts:
             str, tuple[str, Any]
         ] = {}  # key -> text and its value, if it is a scalar
         self._observers = Observers(definition) if definition.observed else None
+        self.observed = definition.observed
         self._untold: list[tuple[Any, ...]] = []  # accepted once the next append is
 
     @property
@@ -118,6 +119,8 @@ class Attempts:
                     if attempt.undo and isinstance(plan, Compensation) and plan.passes_result:
                         result = context.result_of(attempt.step)
                         value = await _call(plan.function, result, context)
+                    elif not attempt.undo and attempt.step in self._definition.coroutines:
+                        value = await step.function(context)
                     else:
                         value = await _call(plan.function, context)
             except TimeoutError as error:
@@ -165,7 +168,7 @@ class Attempts:
             if isinstance(value, Mapping):
                 keys_set.update({key: to_text(item, key) for key, item in value.items()})
                 deleted = [key for key in deleted if key not in value]
-        if self._blobs is not None:
+        if self._blobs is not None and (keys_set or result):
             keys_set = await self._blobs.off_load(keys_set)
             result = await self._blobs.off_load_one(result)
         fact = e.StepCompleted(
@@ -179,8 +182,9 @@ class Attempts:
         size = fact_size(fact)
         if size > MAX_FACT_BYTES:
             raise MemoryFootprintError(f"what step {attempt.step!r} set", size, MAX_FACT_BYTES)
-        self._later(attempt, "on_step_success", "on_success", context, value)
-        self._later(attempt, "", "on_exit", context)
+        if self._observers is not None:
+            self._later(attempt, "on_step_success", "on_success", context, value)
+            self._later(attempt, "", "on_exit", context)
         return fact
 
     def _failed(

@@ -25,7 +25,11 @@ class LargeValues:
 
     async def off_load(self, texts: Mapping[str, str]) -> dict[str, str]:
         """The same keys, large texts replaced by references. Raises MemoryFootprintError."""
-        return {key: await self.off_load_one(text, key) for key, text in texts.items()}
+        kept = dict(texts)
+        for key, text in texts.items():
+            if len(text) > WARN_BYTES:
+                kept[key] = await self.off_load_one(text, key)
+        return kept
 
     async def off_load_one(self, text: str, key: str = "result") -> str:
         """The text, or a reference to it."""

@@ -189,6 +189,9 @@ class Definition:
         listed = tuple(steps)
         self.graph = Graph(_nodes(listed))
         self.steps = {step.name: step for step in listed}
+        self.coroutines = frozenset(  # looked at once: every attempt asks
+            step.name for step in listed if inspect.iscoroutinefunction(step.function)
+        )
         self.rules = structs.replace(
             rules,
             recoverable=frozenset(step.name for step in listed if step.recovery is not None),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagaz_es.core.decide import completed_pivots
-from sagaz_es.core.effects import standing
+from sagaz_es.core.effects import standing_steps
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.zones import zones_of
@@ -65,7 +65,7 @@ def result_of(
 ) -> SagaResult:
     """The result of a saga that has ended."""
     graph = state.step_graph
-    effects = standing(state)
+    certain, maybe = standing_steps(state)
     pivots = completed_pivots(state, graph)
     if state.status == "completed":
         error = None
@@ -94,13 +94,13 @@ def result_of(
             if step.status == "compensation_failed"
         ],
         pivot_reached=bool(pivots),
-        committed_step_names=[effect.step for effect in effects if not effect.unknown],
+        committed_step_names=certain,
         tainted_step_names=_tainted(graph, pivots),
         forward_recovery_needed=status is SagaStatus.FORWARD_RECOVERY,
         rollback_boundary=pivots[-1] if pivots else None,
         saga_id=state.saga_id,
         steps=steps,
-        unknown_step_names=[effect.step for effect in effects if effect.unknown],
+        unknown_step_names=maybe,
     )
 
 

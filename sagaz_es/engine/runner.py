@@ -169,8 +169,9 @@ class SagaRunner:
             attempts, wake_at, stop = self._decide()
             if self._out:
                 began = type(self._out[0].fact) is e.SagaStarted
-                await self._flush()
-                await self._attempts.tell(began)
+                await self._send()
+                if self._attempts.observed:
+                    await self._attempts.tell(began)
             if self.ready is not None and not self.ready.done():
                 self.ready.set_result(None)
             if state.ended:
@@ -298,10 +299,9 @@ class SagaRunner:
         )
         advance(state, event)
         self._out.append(event)
-        self._out_size += 300 + fact_size(fact)
-
-    async def _flush(self) -> None:
-        await self._send()
+        self._out_size += 300
+        if type(fact) is not e.StepStarted:
+            self._out_size += fact_size(fact)
 
     def _send(self) -> asyncio.Future[int]:
         events, size = self._out, self._out_size
