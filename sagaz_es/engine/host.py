@@ -432,7 +432,7 @@ class Host:
 
     async def result(self, state: SagaState, error: BaseException | None = None) -> SagaResult:
         texts: Mapping[str, str] = state.context
-        if self.large_values is not None:
+        if self.large_values is not None and self.large_values.refers(texts):
             texts = await self.large_values.load(texts)
         return result_of(state, {key: from_text(text) for key, text in texts.items()}, error)
 
