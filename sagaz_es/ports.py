@@ -62,10 +62,11 @@ class Membership(Protocol):
     async def leave(self) -> None:
         """Give everything back and stop; calling it twice is harmless."""
 
-    async def commit_low_water_mark(self, partition: int, offset: int) -> None:
+    async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:
         """Nothing before `offset` belongs to an unfinished saga or an unhandled request.
 
-        Never lowers the mark. Losing a call is harmless: a take-over then reads more.
+        Never lowers the mark; a mark that is not raised keeps its note, too. Losing a call is
+        harmless: a take-over then reads more.
         """
 
     async def predecessor_is_alive(self, partition: int) -> bool:
@@ -125,11 +126,20 @@ class EventLog(Protocol):
     async def bounds(self, partition: int) -> Bounds:
         """Where the partition begins and ends now."""
 
-    async def low_water_mark(self, partition: int) -> int:
-        """The committed mark, or the partition's start."""
+    async def low_water_mark(self, partition: int, *, group: str = "") -> int:
+        """The group's committed mark, or the partition's start."""
 
-    async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
-        """Become a member that serves partitions."""
+    async def mark_note(self, partition: int, *, group: str = "") -> str:
+        """What the group's mark was committed with; empty: nothing."""
+
+    async def join(
+        self, on_change: Rebalanced, *, instance_id: str | None = None, group: str = ""
+    ) -> Membership:
+        """Become a member of a group, whose members share the partitions. Groups have nothing in
+        common but the log: each gives out all partitions, and has its own marks."""
+
+    async def members(self, *, group: str = "") -> int:
+        """How many the group has; one that died counts until the group has noticed."""
 
 
 # --- what the projector keeps --------------------------------------------------------------------

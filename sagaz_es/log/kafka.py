@@ -109,7 +109,7 @@ class KafkaEventLog:
                 self.access, self._deadlines, self.topic, self.max_append_bytes, self._compression
             )
             reader = Reader(brokers, self._codec)
-            self._parts = _Parts(brokers, appender, reader, Coordinator(brokers, self.group))
+            self._parts = _Parts(brokers, appender, reader, {})
             if not self._allow_unsuitable:
                 await self._settle(until)
         except BaseException:
@@ -234,21 +234,41 @@ class KafkaEventLog:
         check_partition(partition, self._partitions)
         return await self._opened.reader.bounds(partition, _in(self._deadlines.read_s))
 
-    async def low_water_mark(self, partition: int) -> int:
+    async def low_water_mark(self, partition: int, *, group: str = "") -> int:
         check_partition(partition, self._partitions)
-        parts, until = self._opened, _in(self._deadlines.read_s)
-        mark, bounds = await asyncio.gather(
-            parts.coordinator.mark(partition, until), parts.reader.bounds(partition, until)
+        coordinator, until = self._coordinator(group), _in(self._deadlines.read_s)
+        (mark, _), bounds = await asyncio.gather(
+            coordinator.mark(partition, until), self._opened.reader.bounds(partition, until)
         )
         return max(mark, bounds.start)
 
-    async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
+    async def mark_note(self, partition: int, *, group: str = "") -> str:
+        check_partition(partition, self._partitions)
+        _, note = await self._coordinator(group).mark(partition, _in(self._deadlines.read_s))
+        return note
+
+    async def members(self, *, group: str = "") -> int:
+        return await self._coordinator(group).members(_in(self._deadlines.read_s))
+
+    def _coordinator(self, group: str) -> Coordinator:
+        parts = self._opened
+        if group not in parts.coordinators:
+            parts.coordinators[group] = Coordinator(parts.brokers, self.group_id(group))
+        return parts.coordinators[group]
+
+    def group_id(self, group: str) -> str:
+        """The consumer group's id. No namespace has a colon: two never share one."""
+        return f"{self.group}:{group}" if group else self.group
+
+    async def join(
+        self, on_change: Rebalanced, *, instance_id: str | None = None, group: str = ""
+    ) -> Membership:
         self._opened  # noqa: B018 - raises if it is not open
         member = KafkaMembership(
             self.access,
             self._deadlines,
             self.topic,
-            self.group,
+            self.group_id(group),
             self._partitions,
             on_change,
             session_timeout_ms=self._session_timeout_ms,
@@ -267,7 +287,7 @@ class _Parts(NamedTuple):
     brokers: Brokers
     appender: Appender
     reader: Reader
-    coordinator: Coordinator
+    coordinators: dict[str, Coordinator]  # by group, once it was asked
 
 
 def _in(seconds: float) -> float:

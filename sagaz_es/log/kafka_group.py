@@ -27,6 +27,7 @@ from aiokafka.errors import (
     KafkaError,
     NotCoordinatorForGroupError,
 )
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.group import (
@@ -108,18 +109,29 @@ class Coordinator:
             self._node = None
             raise
 
-    async def mark(self, partition: int, until: float) -> int:
-        """The committed offset of a partition; -1: none."""
+    async def mark(self, partition: int, until: float) -> tuple[int, str]:
+        """The committed offset of a partition (-1: none), and its note."""
         request = OffsetFetchRequest(self.group, [(self.brokers.topic, [partition])])
 
-        async def attempt() -> int:
+        async def attempt() -> tuple[int, str]:
             answer = await self.ask(request, lane="marks")
             self.check(getattr(answer, "error_code", 0))
-            ((_, ((_, offset, _, code),)),) = answer.topics
+            ((_, ((_, offset, note, code),)),) = answer.topics
             self.check(code)
-            return int(offset)
+            return int(offset), note or ""
 
         return await self.brokers.retry(attempt, until, f"the mark of partition {partition}")
+
+    async def members(self, until: float) -> int:
+        """How many members the group has."""
+
+        async def attempt() -> int:
+            answer = await self.ask(DescribeGroupsRequest([self.group]), lane="marks")
+            ((code, _, _, _, _, members, *_),) = answer.groups
+            self.check(code)
+            return len(members)
+
+        return await self.brokers.retry(attempt, until, f"the members of group {self.group!r}")
 
 
 class _Again(KafkaError):  # type: ignore[misc]
@@ -176,11 +188,11 @@ class KafkaMembership:
             self._leaving = asyncio.get_running_loop().create_task(self._leave())
         await asyncio.shield(self._leaving)
 
-    async def commit_low_water_mark(self, partition: int, offset: int) -> None:
+    async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:
         until = asyncio.get_running_loop().time() + self._deadlines.read_s
 
         async def attempt() -> None:
-            place = (self._topic, [(partition, offset, "")])
+            place = (self._topic, [(partition, offset, note)])
             request = OffsetCommitRequest(
                 self._group, self._generation, self._member_id, -1, [place]
             )
@@ -194,7 +206,7 @@ class KafkaMembership:
             if partition not in self._has:
                 return  # handed over: the mark is somebody else's now
             if partition not in self._marks:
-                self._marks[partition] = await self._coordinator.mark(partition, until)
+                self._marks[partition], _ = await self._coordinator.mark(partition, until)
             if offset > self._marks[partition]:
                 await self._brokers.retry(attempt, until, f"the mark of partition {partition}")
 

@@ -41,8 +41,8 @@ class MemoryEventLog:
         for number, partition in enumerate(self._partitions):
             first = NamespaceCreated(name.partition("://")[2], number, partitions, now)
             partition.records.append(Record(number, 0, now, "", first))
-        self._marks = [0] * partitions
-        self._group = Group(partitions, self._marks)
+        self._marks = [(0, "")] * partitions  # of the group without a name
+        self._groups = {"": Group(partitions, self._marks)}
 
     async def open(self) -> None:
         """Nothing to connect."""
@@ -98,12 +98,26 @@ class MemoryEventLog:
         check_partition(partition, len(self._partitions))
         return Bounds(0, len(self._partitions[partition].records))
 
-    async def low_water_mark(self, partition: int) -> int:
+    async def low_water_mark(self, partition: int, *, group: str = "") -> int:
         check_partition(partition, len(self._partitions))
-        return self._marks[partition]
+        return self._group(group).marks[partition][0]
 
-    async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
-        return await self._group.join(on_change)
+    async def mark_note(self, partition: int, *, group: str = "") -> str:
+        check_partition(partition, len(self._partitions))
+        return self._group(group).marks[partition][1]
+
+    async def join(
+        self, on_change: Rebalanced, *, instance_id: str | None = None, group: str = ""
+    ) -> Membership:
+        return await self._group(group).join(on_change)
+
+    async def members(self, *, group: str = "") -> int:
+        return len(self._group(group))
+
+    def _group(self, name: str) -> Group:
+        if name not in self._groups:
+            self._groups[name] = Group(len(self._partitions), [(0, "")] * len(self._partitions))
+        return self._groups[name]
 
 
 def _decoded(value: bytes) -> Entry | Undecodable:

@@ -14,13 +14,16 @@ _log = logging.getLogger("sagaz_es.log")
 class Group:
     """Who serves what. Whoever loses partitions has handed them over before another gets them."""
 
-    def __init__(self, partitions: int, marks: list[int]) -> None:
+    def __init__(self, partitions: int, marks: list[tuple[int, str]]) -> None:
         self._partitions = partitions
-        self.marks = marks
+        self.marks = marks  # with their notes
         self._members: dict[str, MemoryMembership] = {}  # in the order of joining
         self._joined = 0
         self._rebalancing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._members)
 
     async def join(self, on_change: Rebalanced) -> MemoryMembership:
         if not self._members and not self._rebalancing.locked():
@@ -86,8 +89,9 @@ class MemoryMembership:
     async def leave(self) -> None:
         await self._group.leave(self)
 
-    async def commit_low_water_mark(self, partition: int, offset: int) -> None:
-        self._group.marks[partition] = max(self._group.marks[partition], offset)
+    async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:
+        if offset > self._group.marks[partition][0]:
+            self._group.marks[partition] = offset, note
 
     async def predecessor_is_alive(self, partition: int) -> bool:
         return False  # a partition comes here only after it was handed over

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sagaz_es.codec.avro import AvroCodec
@@ -160,24 +160,39 @@ class SQLiteEventLog:
         check_partition(partition, self._partitions)
         return await self._reader.bounds(partition)
 
-    async def low_water_mark(self, partition: int) -> int:
+    async def low_water_mark(self, partition: int, *, group: str = "") -> int:
         check_partition(partition, self._partitions)
-        mark = await self._reader.mark(partition)
-        return (await self._reader.bounds(partition)).start if mark is None else mark
+        mark = await self._reader.mark(group, partition)
+        return (await self._reader.bounds(partition)).start if mark is None else mark[0]
 
-    async def join(self, on_change: Rebalanced, *, instance_id: str | None = None) -> Membership:
+    async def mark_note(self, partition: int, *, group: str = "") -> str:
+        check_partition(partition, self._partitions)
+        mark = await self._reader.mark(group, partition)
+        return "" if mark is None else mark[1]
+
+    async def join(
+        self, on_change: Rebalanced, *, instance_id: str | None = None, group: str = ""
+    ) -> Membership:
         # Not at the top: file locks are POSIX's, and reading a log needs none.
         from sagaz_es.log.sqlite_membership import FileMembership
-        from sagaz_es.log.sqlite_owners import Owners
+        from sagaz_es.log.sqlite_owners import Owners, directory_of
 
-        owners = Owners(Path(f"{self._path}-owners"), self._partitions)
-        member = FileMembership(owners, on_change, self._writer.raise_mark)
+        owners = Owners(directory_of(self._path, group), self._partitions)
+        member = FileMembership(owners, on_change, partial(self._writer.raise_mark, group))
         try:
             await member.start()
         except OSError as error:
             raise LogFileUnusable(self._path, f"no locks beside it: {error}") from error
         self._members.append(member)
         return member
+
+    async def members(self, *, group: str = "") -> int:
+        from sagaz_es.log.sqlite_owners import alive_in, directory_of
+
+        try:
+            return alive_in(directory_of(self._path, group))
+        except OSError as error:
+            raise LogFileUnusable(self._path, f"no locks beside it: {error}") from error
 
     # --- inside -----------------------------------------------------------------------------------
 

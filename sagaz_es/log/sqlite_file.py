@@ -40,9 +40,12 @@ TABLES = (
     # Without a rowid the index ends with partition and offset: it gives a saga's records in order.
     "CREATE INDEX IF NOT EXISTS sagaz_log_saga ON sagaz_log (saga_id)",
     """CREATE TABLE IF NOT EXISTS sagaz_marks (
-        partition INTEGER PRIMARY KEY,
-        low_water_mark INTEGER NOT NULL
-    )""",
+        group_name TEXT NOT NULL,
+        partition INTEGER NOT NULL,
+        low_water_mark INTEGER NOT NULL,
+        note TEXT NOT NULL,
+        PRIMARY KEY (group_name, partition)
+    ) WITHOUT ROWID""",
 )
 _T = TypeVar("_T")
 _FIRST = "SELECT value FROM sagaz_log WHERE partition = 0 ORDER BY offset LIMIT 1"

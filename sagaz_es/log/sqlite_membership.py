@@ -24,7 +24,7 @@ class FileMembership:
         self,
         owners: Owners,
         on_change: Rebalanced,
-        raise_mark: Callable[[int, int], Awaitable[None]],
+        raise_mark: Callable[[int, int, str], Awaitable[None]],
     ) -> None:
         self._owners, self._on_change, self._raise_mark = owners, on_change, raise_mark
         self._leaving = asyncio.Event()
@@ -57,8 +57,8 @@ class FileMembership:
             await asyncio.wait([polling])
             self._owners.leave()
 
-    async def commit_low_water_mark(self, partition: int, offset: int) -> None:
-        await self._raise_mark(partition, offset)
+    async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:
+        await self._raise_mark(partition, offset, note)
 
     async def predecessor_is_alive(self, partition: int) -> bool:
         return False  # the lock was free: it was handed over, or its owner is dead

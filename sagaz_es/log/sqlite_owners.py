@@ -2,7 +2,7 @@
 
 `<log>-owners/member-<when>-<id>` is locked by a member as long as its process lives;
 `partition-<n>` by its owner, whose member name the file holds. Nobody needs space, a clock or the
-database's lock to take over what a dead process had.
+database's lock to take over what a dead process had. A named group has `<log>-owners-<group>`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ from sagaz_es.log.assignment import assign
 from sagaz_es.log.file_lock import FileLock, is_held, take
 
 _FORGOTTEN_S = 60.0  # a file that a process left when it died between making and naming it
+
+
+def directory_of(log_path: str, group: str) -> Path:
+    """Where the members of a group meet."""
+    return Path(f"{log_path}-owners-{group}" if group else f"{log_path}-owners")
+
+
+def alive_in(directory: Path) -> int:
+    """How many members live. Changes nothing there."""
+    return sum(is_held(path) for path in directory.glob("member-*"))
 
 
 class Owners:

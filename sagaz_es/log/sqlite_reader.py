@@ -25,7 +25,7 @@ _SAGA = """SELECT offset, saga_id, appended_at, replay_id, value FROM sagaz_log
     WHERE saga_id = ? AND partition = ? AND offset >= ? ORDER BY offset"""
 _BOUNDS = """SELECT (SELECT min(offset) FROM sagaz_log WHERE partition = ?1),
     (SELECT max(offset) FROM sagaz_log WHERE partition = ?1)"""
-_MARK = "SELECT low_water_mark FROM sagaz_marks WHERE partition = ?"
+_MARK = "SELECT low_water_mark, note FROM sagaz_marks WHERE group_name = ? AND partition = ?"
 
 _A = TypeVar("_A")
 
@@ -76,10 +76,10 @@ class Reader:
         """Where each of these partitions ends now."""
         return await self.run(lambda: {p: self._bounds(p).end for p in partitions})
 
-    async def mark(self, partition: int) -> int | None:
-        """The low-water mark, if one is kept."""
-        rows: list[tuple[int]] = await self.run(self._all, _MARK, (partition,))
-        return rows[0][0] if rows else None
+    async def mark(self, group: str, partition: int) -> tuple[int, str] | None:
+        """A group's low-water mark and its note, if one is kept."""
+        rows: list[tuple[int, str]] = await self.run(self._all, _MARK, (group, partition))
+        return rows[0] if rows else None
 
     async def run(self, call: Callable[..., _A], *arguments: object) -> _A:
         """What `call` gives in the reading thread. Raises Unreachable, StorageFailed."""

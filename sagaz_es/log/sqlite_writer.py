@@ -34,8 +34,9 @@ WAITING_BYTES = 32 * 2**20
 _ROW_COST_BYTES = 200  # what a waiting row takes besides its value, roughly
 
 _END = "SELECT max(offset) + 1 FROM sagaz_log WHERE partition = ?"
-_MARK = """INSERT INTO sagaz_marks VALUES (?, ?) ON CONFLICT (partition) DO UPDATE
-    SET low_water_mark = max(low_water_mark, excluded.low_water_mark)"""
+_MARK = """INSERT INTO sagaz_marks VALUES (?, ?, ?, ?) ON CONFLICT (group_name, partition) DO UPDATE
+    SET low_water_mark = excluded.low_water_mark, note = excluded.note
+    WHERE excluded.low_water_mark > low_water_mark"""
 
 _A = TypeVar("_A")
 _log = logging.getLogger("sagaz_es.log")
@@ -62,7 +63,7 @@ class Job:
         rows: Sequence[Row],
         size: int,
         loop: asyncio.AbstractEventLoop,
-        mark: int = -1,
+        mark: tuple[str, int, str] | None = None,  # the group, its mark, its note
     ) -> None:
         self.partition, self.rows, self.size, self.mark = partition, rows, size, mark
         self.future: asyncio.Future[int] = loop.create_future()
@@ -115,9 +116,9 @@ class GroupCommit:
             await self._get_room(job)
         return await self._submit(job)
 
-    async def raise_mark(self, partition: int, mark: int) -> None:
-        """Keep a low-water mark, unless a higher one is kept."""
-        await self._submit(Job(partition, (), 0, self._loop, mark))
+    async def raise_mark(self, group: str, partition: int, mark: int, note: str) -> None:
+        """Keep a group's low-water mark, unless as high a one is kept."""
+        await self._submit(Job(partition, (), 0, self._loop, (group, mark, note)))
 
     def _submit(self, job: Job) -> asyncio.Future[int]:
         if self._closed:
@@ -276,7 +277,7 @@ class GroupCommit:
         if identity(self._path) != self._identity:
             raise FileNotFoundError("the file was deleted or replaced; open the log again")
         rows = sum(len(job.rows) for job in jobs)
-        known = all(job.mark < 0 and job.partition in self._ends for job in jobs)
+        known = all(job.mark is None and job.partition in self._ends for job in jobs)
         if known and rows <= STATEMENT_ROWS:
             # A statement is a transaction. If another process has appended since, our offsets are
             # taken and it fails as a whole. Too high they cannot be: a log only grows.
@@ -285,8 +286,9 @@ class GroupCommit:
                 return
         self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
-            if job.mark >= 0:
-                self._connection.execute(_MARK, (job.partition, job.mark))
+            if job.mark is not None:
+                group, mark, note = job.mark
+                self._connection.execute(_MARK, (group, job.partition, mark, note))
             else:
                 found = self._connection.execute(_END, (job.partition,))
                 self._ends[job.partition] = found.fetchone()[0] or 0

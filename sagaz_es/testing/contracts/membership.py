@@ -50,9 +50,11 @@ class MembershipContract:
             await other.close()
 
     @asynccontextmanager
-    async def joined(self, log: EventLog, member: Member) -> AsyncIterator[Membership]:
+    async def joined(
+        self, log: EventLog, member: Member, group: str = ""
+    ) -> AsyncIterator[Membership]:
         async with asyncio.timeout(self.DEADLINE_S):
-            membership = await log.join(member.on_change)
+            membership = await log.join(member.on_change, group=group)
         try:
             yield membership
         finally:
@@ -124,3 +126,47 @@ class MembershipContract:
             async with self.other(log) as other:
                 assert await other.low_water_mark(0) == bounds.end
         assert await log.low_water_mark(0) == bounds.end, "it outlives the member"
+
+    async def test_a_mark_that_is_not_raised_keeps_its_note(self, log: EventLog) -> None:
+        every = frozenset(range(log.partitions))
+        one = Member()
+        assert await log.mark_note(0) == ""
+        async with self.joined(log, one) as membership:
+            await self.until(lambda: one.share == every, one)
+            end = (await log.bounds(0)).end
+            await membership.commit_low_water_mark(0, end, "a")
+            await membership.commit_low_water_mark(0, end, "b")
+            await membership.commit_low_water_mark(0, end - 1, "c")
+            async with self.other(log) as other:
+                assert await other.mark_note(0) == "a"
+
+    async def test_groups_have_all_partitions_and_their_own_marks(self, log: EventLog) -> None:
+        every = frozenset(range(log.partitions))
+        one, two, three = Member(), Member(), Member()
+        async with (
+            self.other(log) as other,
+            self.joined(log, one) as first,
+            self.joined(other, two, "billing") as second,
+        ):
+            await self.until(lambda: one.share == two.share == every, one, two)
+            start, end = (await log.bounds(1)).start, (await log.bounds(1)).end
+            await first.commit_low_water_mark(0, (await log.bounds(0)).end, "ours")
+            await second.commit_low_water_mark(1, end, "theirs")
+            assert await log.low_water_mark(0, group="billing") == (await log.bounds(0)).start
+            assert await log.low_water_mark(1) == start
+            assert await other.low_water_mark(1, group="billing") == end
+            assert await log.mark_note(1, group="billing") == "theirs"
+            assert await other.mark_note(0) == "ours"
+            async with self.joined(log, three, "billing"):
+                await self.until(lambda: {*two.share, *three.share} == every, two, three)
+                assert one.share == every, "who shares with whom is a group's own affair"
+
+    async def test_a_groups_members_are_counted(self, log: EventLog) -> None:
+        one, two = Member(), Member()
+        async with self.other(log) as other:
+            assert await other.members() == await other.members(group="billing") == 0
+            async with self.joined(log, one):
+                assert (await other.members(), await log.members(group="billing")) == (1, 0)
+                async with self.joined(other, two):
+                    assert await log.members() == await other.members() == 2
+            assert await other.members() == 0
