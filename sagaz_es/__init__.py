@@ -113,6 +113,24 @@ if TYPE_CHECKING:
     )
     from sagaz_es.engine.saga_time_travel import SagaTimeTravel
     from sagaz_es.engine.time_travel import SagaHistory
+    from sagaz_es.engine.triggers import (
+        RegisteredTrigger as RegisteredTrigger,
+    )
+    from sagaz_es.engine.triggers import (
+        TriggerEngine as TriggerEngine,
+    )
+    from sagaz_es.engine.triggers import (
+        TriggerMetadata as TriggerMetadata,
+    )
+    from sagaz_es.engine.triggers import (
+        TriggerRegistry as TriggerRegistry,
+    )
+    from sagaz_es.engine.triggers import (
+        fire_event as fire_event,
+    )
+    from sagaz_es.engine.triggers import (
+        trigger as trigger,
+    )
     from sagaz_es.errors import (
         CircularDependencyError as CircularDependencyError,
     )
@@ -203,6 +221,9 @@ _OF_SAGAZ = {
     ),
     "sagaz_es.engine.orchestrator": "SagaOrchestrator",
     "sagaz_es.engine.saga_config": "InMemorySagaStorage SagaConfig configure get_config",
+    "sagaz_es.engine.triggers": (
+        "RegisteredTrigger TriggerEngine TriggerMetadata TriggerRegistry fire_event trigger"
+    ),
     "sagaz_es.errors": (
         "CircularDependencyError CompensationGraphError ConfigurationError "
         "IdempotencyKeyMissingInPayloadError IdempotencyKeyRequiredError LargePayloadWarning "

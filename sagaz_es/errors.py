@@ -681,4 +681,22 @@ class IdempotencyKeyRequiredError(SagaError):
 
 
 class IdempotencyKeyMissingInPayloadError(SagaError):
-    """A trigger's payload lacks the field of its idempotency key."""
+    """An event lacks the field that its trigger's idempotency key is made of, or it is empty."""
+
+    def __init__(
+        self,
+        saga_name: str = "",
+        source: str = "",
+        key_name: str = "",
+        payload_keys: Iterable[str] = (),
+    ) -> None:
+        keys = tuple(payload_keys)
+        super().__init__(saga_name, source, key_name, keys)
+        self.saga_name, self.source, self.key_name = saga_name, source, key_name
+        self.payload_keys = keys
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_name!r}: its idempotency_key needs {self.key_name!r}, which the event "
+            f"of {self.source!r} lacks or has empty; there is: {_names(self.payload_keys)}"
+        )

@@ -25,6 +25,7 @@ from sagaz_es.core.decide import (
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.engine.inspection import Inspection
 from sagaz_es.engine.saga_config import SagaConfig, settings_of
+from sagaz_es.engine.triggers import limits_of, register
 from sagaz_es.errors import ConfigurationError, DefinitionError
 
 if TYPE_CHECKING:
@@ -179,8 +180,12 @@ class Definition:
         deadline_us: int = 0,
         compatible_with: Iterable[str] = (),
         migrate: Callable[[RecordedSaga], Mapping[str, Any] | None] | None = None,
+        max_concurrent: int = 0,
+        start_interval_us: int = 0,
     ) -> None:
         self.name = name
+        self.max_concurrent = max_concurrent  # sagas that one engine runs at once; 0: any number
+        self.start_interval_us = start_interval_us  # between two that begin; 0: none
         self.listeners = tuple(listeners)
         self.deadline_us = deadline_us  # after its start; 0: none
         self.snapshot_policy = snapshot_policy
@@ -473,6 +478,8 @@ class Saga(Inspection):
             )
         if cls._collected:  # a base for others may have none
             Definition(cls.__name__, cls._collected, rules=Rules())
+        if cls._collected or cls.build is not Saga.build:
+            register(cls)
 
     def __init__(
         self,
@@ -669,6 +676,7 @@ class Saga(Inspection):
         backoff = self.__dict__.get("_backoff")
         if backoff is not None:
             bound = tuple(_backed_off(step, backoff) for step in bound)
+        most, interval_us = limits_of(type(self))
         rules = Rules(
             ParallelFailureStrategy(strategy),
             int(self.grace_seconds * _US),
@@ -683,6 +691,8 @@ class Saga(Inspection):
             deadline_us=int((self.deadline_seconds or 0) * _US),
             compatible_with=self.compatible_with,
             migrate=self.migrate,
+            max_concurrent=most,
+            start_interval_us=interval_us,
         )
 
     def _snapshot_policy(self) -> str:

@@ -28,6 +28,7 @@ from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.serving import Serving
 from sagaz_es.engine.tail import Tail
+from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -74,6 +75,7 @@ class Host:
         self._background: set[asyncio.Task[Any]] = set()
         self._serving = Serving(self)
         self._alarms = Alarms(clock, self.awake)
+        self._turns: dict[str, Turns] = {}
 
     # --- life ---
 
@@ -123,6 +125,35 @@ class Host:
         if cell is None or not cell.ours or cell.lost or cell.state.ended:
             return None
         return self.carry_on(partition, cell, self.registry.by_name(cell.state.saga_name), ())
+
+    def _turns_of(self, definition: Definition) -> Turns | None:
+        """The turns of a class that has a limit; None: it has none."""
+        if not (definition.max_concurrent or definition.start_interval_us):
+            return None
+        turns = self._turns.get(definition.name)
+        if turns is None:
+            turns = self._turns[definition.name] = Turns(
+                definition.max_concurrent,
+                definition.start_interval_us,
+                wake=self._call,
+                is_here=self._runs_here,
+            )
+        return turns
+
+    def _call(self, saga_id: str) -> None:
+        runner = self.awake(saga_id)
+        if runner is not None:
+            runner.look_again()
+
+    def _runs_here(self, saga_id: str) -> bool:
+        partition = self.partition_for(saga_id)
+        cell = partition.cells.get(saga_id) if partition is not None else None
+        return cell is not None and cell.ours and not cell.lost and not cell.state.ended
+
+    def look_at_turns(self) -> None:
+        """A partition was let go: its sagas take no turn here any more."""
+        for turns in self._turns.values():
+            turns.look_again()
 
     def runner_of(self, saga_id: str) -> SagaRunner | None:
         """The runner of a saga that runs here."""
@@ -351,14 +382,16 @@ class Host:
     def make_runner(
         self, partition: Partition, cell: Cell, definition: Definition | None = None
     ) -> SagaRunner:
+        definition = definition or self.registry.by_name(cell.state.saga_name)
         return SagaRunner(
             cell,
             partition,
-            definition or self.registry.by_name(cell.state.saga_name),
+            definition,
             writer=self.writer,
             clock=self.clock,
             resources=self.resources,
             blobs=self.large_values,
+            turns=self._turns_of(definition),
         )
 
     async def _to_the_end(
@@ -392,6 +425,8 @@ class Host:
         if error is None and cell.state.ended:
             partition.finish(cell)
         runner.abandon(error if isinstance(error, Exception) else EngineClosed(saga_id))
+        if self._turns and not (error is None and runner.parked):
+            self._turn_ends(runner)
         if error is None and runner.parked:
             self._park(runner)
             return
@@ -407,6 +442,11 @@ class Host:
         # Drained, its partition was handed over; the saga goes on elsewhere.
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
+
+    def _turn_ends(self, runner: SagaRunner) -> None:
+        turns = self._turns.get(runner.definition.name)
+        if turns is not None and not self.closing:
+            turns.done(runner.state.saga_id)
 
     def _park(self, runner: SagaRunner) -> None:
         """Nothing of the saga runs until it is woken. Where only a person can do that, who waits

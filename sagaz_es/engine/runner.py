@@ -23,6 +23,7 @@ from sagaz_es.core.state import SagaState, dump_state
 from sagaz_es.engine.attempts import Attempts, Blobs, fact_size
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
+from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
 
@@ -44,6 +45,7 @@ class SagaRunner:
         clock: Clock,
         resources: Mapping[str, Any],
         blobs: Blobs | None,
+        turns: Turns | None = None,
     ) -> None:
         self.cell = cell
         self.definition = definition
@@ -68,6 +70,7 @@ class SagaRunner:
         self._cancel_request: e.CancelRequested | None = None
         self._cancelled: asyncio.Future[None] | None = None
         self._draining = False
+        self._turns = turns  # until it has its turn
         self.ready: asyncio.Future[None] | None = None
         self.starting = False  # its task is made; until it runs, nothing else may be numbered
         self.parked = False  # ended with nothing to run until somebody, or `wake_at`, wakes it
@@ -117,6 +120,11 @@ class SagaRunner:
             self._posting -= 1
             self._news = True
             self._wake()
+
+    def look_again(self) -> None:
+        """Decide anew, also if the loop is about to park: something outside has changed."""
+        self._news = True
+        self._wake()
 
     def abandon(self, error: Exception) -> None:
         """The loop has ended: tell whoever still waits for a cancel."""
@@ -222,6 +230,8 @@ class SagaRunner:
             return [], 0, False
         attempts: list[Attempt] = []
         state = self.state
+        if self._turns is not None and (wake_at := self._wait_for_turn(self._turns)):
+            return [], max(0, wake_at), False
         while True:
             now = self._attempts.now()
             decision: Decision = decide(state, self._graph, now, self.definition.rules)
@@ -237,6 +247,17 @@ class SagaRunner:
                 return attempts, decision.wake_at, decision.stop_running
             if state.ended:
                 return attempts, 0, False
+
+    def _wait_for_turn(self, turns: Turns) -> int:
+        """0: it may go on. Otherwise when to ask again; -1: when woken."""
+        state, now = self.state, self._attempts.now()
+        if not state.ended:
+            wake_at = turns.ask(state, now)
+            deadline = state.deadline_at
+            if wake_at and not 0 < deadline <= now:
+                return min(wake_at, deadline) if deadline and wake_at > 0 else deadline or wake_at
+        self._turns = None
+        return 0
 
     def _take(self, step: str, fact: e.Fact | None) -> None:
         """The outcome of an attempt."""

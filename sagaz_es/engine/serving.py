@@ -147,6 +147,7 @@ class Serving:
                 logger.warning("partition %d: releasing took too long", index)
         await self._commit_mark(partition)
         await partition.stop()
+        self._host.look_at_turns()
 
     # --- told by a partition ---
 
