@@ -3,7 +3,8 @@
 Logs: `memory://[name]`, `sqlite:///file.db` (relative; `sqlite:////abs/file.db`),
 `kafka://[user:password@]host:port[,host:port]/namespace[?option=…]`. Stores: `memory://`,
 `sqlite:///…`, `postgresql://…[?schema=name]` (a schema for each namespace that shares a database).
-A SQLite or memory log is its own store unless one is given.
+A SQLite or memory log is its own store unless one is given. `?group=name` of any log's URL is the
+group of engines that this one joins (EngineConfig.group).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import msgspec
 
 from sagaz_es.engine import recorder, standalone
 from sagaz_es.engine.config import EngineConfig
@@ -28,6 +31,7 @@ STORE_VARIABLE = "SAGAZ_ES_STORE"
 INSTANCE_VARIABLE = "SAGAZ_ES_INSTANCE_ID"
 DEFAULT_LOG = "sqlite:///sagaz-es.db"
 LOG_SCHEMES = ("memory", "sqlite", "kafka")
+GROUP_OPTION = "group"  # of a log's URL; for the engine, not for the log
 STORE_SCHEMES = ("memory", "sqlite", "postgresql")
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _memory_logs: dict[str, Any] = {}
@@ -66,7 +70,7 @@ def connect(
     """
     event_log = open_log(log)
     projection_store = open_store(store, event_log)
-    config = config or EngineConfig()
+    config = _with_group(config or EngineConfig(), group_of(log))
     embedded = getattr(event_log, "indexed", False) and projection_store is not None
     projector = None
     if projection_store is not None and (
@@ -86,6 +90,21 @@ def connect(
         instance_id=instance_id or os.environ.get(INSTANCE_VARIABLE) or None,
         projector=projector,
     )
+
+
+def _with_group(config: EngineConfig, group: str) -> EngineConfig:
+    if group and config.group not in ("", group):
+        raise ConfigurationError(
+            f"the log's URL says group={group}, the configuration {config.group!r}: leave one out"
+        )
+    return msgspec.structs.replace(config, group=group) if group else config
+
+
+def group_of(log: str | EventLog | None) -> str:
+    """The group that the log's URL names; empty: none."""
+    if log is not None and not isinstance(log, str):
+        return ""
+    return parse_url(log_url(log), "log", LOG_SCHEMES).options.get(GROUP_OPTION, "")
 
 
 def log_url(log: str | None = None) -> str:
@@ -147,15 +166,16 @@ def _kafka_log(address: Address) -> EventLog:
             f"log URL {address.shown}: write kafka://host:port[,host:port]/namespace; a namespace "
             "has letters, digits, '.', '_' and '-'"
         )
-    unknown = sorted(set(address.options) - set(KAFKA_OPTIONS))
+    given = {key: value for key, value in address.options.items() if key != GROUP_OPTION}
+    unknown = sorted(set(given) - set(KAFKA_OPTIONS))
     if unknown:
         raise ConfigurationError(
             f"log URL {address.shown}: unknown option {unknown[0]!r}; known: "
-            f"{', '.join(KAFKA_OPTIONS)}"
+            f"{', '.join((*KAFKA_OPTIONS, GROUP_OPTION))}"
         )
     numbers = {"partitions", "session_timeout_ms"}
     options: dict[str, Any] = {}
-    for key, value in address.options.items():
+    for key, value in given.items():
         if key in numbers and not value.isdigit():
             raise ConfigurationError(f"log URL {address.shown}: {key} is a number, not {value!r}")
         options[key] = int(value) if key in numbers else value

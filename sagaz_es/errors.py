@@ -697,6 +697,6 @@ class IdempotencyKeyMissingInPayloadError(SagaError):
 
     def __str__(self) -> str:
         return (
-            f"saga {self.saga_name!r}: its idempotency_key needs {self.key_name!r}, which the event "
-            f"of {self.source!r} lacks or has empty; there is: {_names(self.payload_keys)}"
+            f"saga {self.saga_name!r}: its idempotency_key needs {self.key_name!r}, which the "
+            f"event of {self.source!r} lacks or has empty; there is: {_names(self.payload_keys)}"
         )

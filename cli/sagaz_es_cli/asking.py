@@ -2,6 +2,9 @@
 
 The request is in the log before anybody answers it. If no engine answers soon, and the saga's code
 is at hand, this process joins, finds the request like any other engine, and carries the saga on.
+
+To join beside engines that run would take partitions away from them, and give them back at the
+command's end: who only wants something done asks.
 """
 
 from __future__ import annotations
@@ -9,18 +12,24 @@ from __future__ import annotations
 import asyncio
 import getpass
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
+from sagaz_es.connect import group_of, open_log
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.engine import Engine
-from sagaz_es_cli.opening import asking, run, serving, unless_interrupted
+from sagaz_es_cli.opening import asking, missing_place, run, serving, unless_interrupted
 from sagaz_es_cli.options import Settings
 from sagaz_es_cli.render import Line, emit, note
 
+T = TypeVar("T")
 Ask = Callable[[Engine], Awaitable[object]]
 
 PATIENCE_SECONDS = 2.0
 """An engine that runs answers sooner. To join beside one would take its sagas away from it."""
+
+LOOK_SECONDS = 1.0
+"""How often a command that waits for a saga looks whether anybody serves the log."""
 
 STATE_KEYS = "saga_id, saga_name, status, error"
 
@@ -59,6 +68,56 @@ def state_record(state: SagaState) -> dict[str, Any]:
         if failed
         else None,
     }
+
+
+async def members(settings: Settings) -> int:
+    """How many engines serve the log, in the group that its URL names."""
+    log = open_log(settings.log)
+    if await missing_place(log):
+        return 0
+    await log.open()
+    try:
+        return await log.members(group=group_of(settings.log))
+    finally:
+        await log.close()
+
+
+async def by_whoever_serves(
+    settings: Settings,
+    saga_name: str,
+    work: Callable[[Engine], Awaitable[T]],
+    resources: str | None,
+) -> T:
+    """What `work` gives, which starts a saga and waits for it: by an engine that asks, as long as
+    engines serve the log; else by one that joins and runs it here."""
+    count = await members(settings)
+    if not count:
+        settings.need_code("no engine serves the log; saga start")
+        async with serving(settings, saga_name, resources) as own:
+            return await work(own)
+    serve = "engines serve" if count > 1 else "engine serves"
+    note(f"{count} {serve} this log: the saga runs there")
+    group = group_of(settings.log)
+    async with asking(settings) as engine:
+        answer = asyncio.ensure_future(work(engine))
+        told = False
+        try:
+            while not answer.done():
+                await asyncio.wait({answer}, timeout=LOOK_SECONDS)
+                if answer.done() or told or await engine.log.members(group=group):
+                    continue
+                told = True
+                if settings.apps:
+                    note("no engine serves the log any more: this process joins and runs the saga")
+                    async with serving(settings, saga_name, resources):
+                        await asyncio.wait({answer})
+                else:
+                    note("no engine serves the log any more: the saga goes on when one starts")
+            return await answer
+        finally:
+            answer.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(answer, return_exceptions=True)
 
 
 async def asked(

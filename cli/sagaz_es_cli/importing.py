@@ -53,7 +53,7 @@ def add_import(group: click.Group) -> None:
         """
 
         async def work() -> ImportResult:
-            async with writing(settings) as (log, store):
+            async with writing(settings, makes_log=True) as (log, store):
                 with progress_bar(file) as progress:
                     return await import_csv(
                         log,

@@ -14,12 +14,15 @@ import click
 
 from sagaz_es.connect import connect, open_blobs, open_log, open_store
 from sagaz_es.core.state import SagaState
+from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.lookup import STORE_DOWN, current_state
+from sagaz_es.engine.projection import verify_store
 from sagaz_es.engine.projector import Projector
 from sagaz_es.engine.replayer import ReplayNotFound
-from sagaz_es.errors import UnknownSagaName
+from sagaz_es.errors import StorageFailed, UnknownSagaName
+from sagaz_es.log import sqlite_file
 from sagaz_es.ports import BlobStore, EventLog, ProjectionStore
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.options import Settings
@@ -33,6 +36,9 @@ CATCH_UP_SECONDS = 60.0
 
 WAIT_SECONDS = 2.0
 """How long it waits for a projector elsewhere to reach where the log ended."""
+
+FAILURES = 3
+"""So often in a row, within half a second, a store may fail before a command goes on without."""
 
 IDLE_SECONDS = 0.25
 """An embedded store that does not move for so long has no projector at work."""
@@ -97,14 +103,13 @@ class Reading:
         ours = getattr(self.log, "indexed", False) or isinstance(self.store, MemoryProjectionStore)
         if await self._caught_up(projector, IDLE_SECONDS if ours else WAIT_SECONDS):
             return self.store
-        if ours:
-            # Nobody is at it. (Beside a projector that is, this one would only get in its way.)
-            with suppress(TimeoutError):
-                await projector.run_until(timeout_s=CATCH_UP_SECONDS)
+        # Nobody is at it. (Beside a projector that is, this one would only get in its way.)
+        why = await catch_up(self.log, self.store) if ours else ""
         lag = sum(status.lag for status in await projector.status())
         if lag:
-            how = "" if ours else "; is `sagaz-es projector run` running?"
-            note(f"the store is {lag} records behind the log: newer changes are missing{how}")
+            how = why if ours else "is `sagaz-es projector run` running?"
+            more = f"; {how}" if how else ""
+            note(f"the store is {lag} records behind the log: newer changes are missing{more}")
         return self.store
 
     async def _caught_up(self, projector: Projector, idle_s: float) -> bool:
@@ -125,28 +130,84 @@ class Reading:
         return True
 
 
+async def catch_up(log: EventLog, store: ProjectionStore) -> str:
+    """Project what an embedded store lacks; why that did not succeed, empty: it did."""
+    failures: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        if len(failures) >= FAILURES:
+            work.cancel()
+
+    projector = Projector(log, store, on_failure=failed)
+    work = asyncio.create_task(projector.run_until(timeout_s=CATCH_UP_SECONDS))
+    try:
+        await asyncio.wait({work})
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    error = None if work.cancelled() else work.exception()
+    if error is not None and not isinstance(error, TimeoutError):
+        raise error
+    if failures and (error is not None or work.cancelled()):
+        return exits.sentence_of(failures[-1])
+    return f"it was not done within {CATCH_UP_SECONDS:g} s" if error is not None else ""
+
+
 @asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[Reading]:
-    """The log and the store of a command that only asks; closed at the end."""
+async def reading(settings: Settings, *, needs_store: bool = False) -> AsyncIterator[Reading]:
+    """The log and the store of a command that only asks; closed at the end.
+
+    `needs_store`: what is asked for is in no log, so that a store that is down is an error.
+    """
     log, store, missing = await adapters(settings)
-    blobs = open_blobs(store)
-    parts: tuple[Any, ...] = (store, blobs, log)
+    parts: list[Any] = [log, store]
     try:
         await log.open()
-        if store is not None:
-            await store.open()
+        store = await _opened_store(log, store, needs_store)
+        blobs = open_blobs(store)
+        parts += [store, blobs]
         yield Reading(log, store, blobs, missing)
     finally:
-        for part in parts:
+        for part in reversed(parts):
             if part is not None:
                 await part.close()
 
 
+async def _opened_store(
+    log: EventLog, store: ProjectionStore | None, needed: bool
+) -> ProjectionStore | None:
+    """The store, seen to be this log's; an empty one in its place if it is down: then the log
+    answers. Raises StoreOfAnotherLog."""
+    if store is None:
+        return None
+    try:
+        await store.open()
+        await verify_store(log, store)
+    except STORE_DOWN as error:
+        if needed:
+            raise
+        from sagaz_es.storage.memory import MemoryProjectionStore
+
+        note(f"{exits.sentence_of(error)} The log answers alone, from its beginning")
+        return MemoryProjectionStore()
+    return store
+
+
 @asynccontextmanager
-async def writing(settings: Settings) -> AsyncIterator[tuple[EventLog, ProjectionStore | None]]:
-    """The log, made if it is missing, and its store, for what writes without an engine."""
+async def writing(
+    settings: Settings, *, makes_log: bool = False
+) -> AsyncIterator[tuple[EventLog, ProjectionStore | None]]:
+    """The log and its store, for what writes without an engine; the log is made if it is missing.
+
+    Unless `makes_log`, it is not made in a file that holds something else.
+    """
     log = open_log(settings.log)
+    if not makes_log:
+        await missing_place(log)
     store = open_store(settings.store, log)
+    if store is not None:
+        _check_file(store, log)
     try:
         await log.open()
         if store is not None:
@@ -162,6 +223,9 @@ async def writing(settings: Settings) -> AsyncIterator[tuple[EventLog, Projectio
 async def asking(settings: Settings, timeout_s: float | None = None) -> AsyncIterator[Engine]:
     """An engine that serves no partition: what it is asked to change, others do, in that time."""
     log, store, _ = await adapters(settings)
+    if store is not None and store.name != log.name:
+        await log.open()
+        store = await _opened_store(log, store, False)
     config = EngineConfig() if timeout_s is None else EngineConfig(request_seconds=timeout_s)
     made = connect(log, store=store, sagas=sources.load(settings.apps), config=config)
     async with _opened(made, join=False) as it:
@@ -189,12 +253,14 @@ async def serving(
 
 
 @contextmanager
-def unless_interrupted(what: str) -> Iterator[None]:
-    """Say what becomes of `what`, when the wait for it is broken off."""
+def unless_interrupted(what: str, *, here: bool = True) -> Iterator[None]:
+    """Say what becomes of `what`, when the wait for it is broken off. `here`: it runs here."""
     try:
         yield
     except asyncio.CancelledError:
         note(f"{what} is unfinished: an engine of this log goes on with it")
+        if not here:
+            raise
         drain = EngineConfig().drain_seconds
         note(f"waiting up to {drain:g} s for the step that runs; once more to stop at once")
         raise
@@ -218,17 +284,24 @@ async def adapters(settings: Settings) -> tuple[EventLog, ProjectionStore | None
     """
     log = open_log(settings.log)
     missing = await missing_place(log)
-    if not missing:
-        return log, open_store(settings.store, log), False
     from sagaz_es.log.memory import MemoryEventLog
     from sagaz_es.storage.memory import MemoryProjectionStore
 
+    if not missing:
+        store = open_store(settings.store, log)
+        if store is not None and not _check_file(store, log):
+            note(f"there is no store {store.name} yet: the log answers alone")
+            store = MemoryProjectionStore()
+        return log, store, False
     note(f"there is no {missing} yet; the first saga makes it")
     return MemoryEventLog(name=log.name), MemoryProjectionStore(), True
 
 
 async def missing_place(log: EventLog) -> str:
-    """The file or topic of a log that does not exist yet; empty: it does. Raises Unreachable."""
+    """The file or topic of a log that does not exist yet; empty: it does. Nothing is made.
+
+    Raises Unreachable; NotALog where the file holds something else.
+    """
     topic = getattr(log, "topic", None)
     if topic is not None:
         _, facts = await inspect(log)
@@ -239,7 +312,23 @@ async def missing_place(log: EventLog) -> str:
 
 def _can_be_made(path: str) -> bool:
     # Where its directory is missing too, opening it says so.
-    return not os.path.exists(path) and os.path.exists(os.path.dirname(path))
+    return os.path.exists(os.path.dirname(path)) and not sqlite_file.exists(path)
+
+
+def _check_file(store: ProjectionStore, log: EventLog) -> bool:
+    """Whether the file of a SQLite store is there. Raises StorageFailed: it holds something else.
+
+    In the log's own file a store is made when it is first needed.
+    """
+    path = getattr(store, "path", None)
+    if path is None or os.path.realpath(path) == getattr(log, "path", None):
+        return True
+    tables = tables_in(path)
+    if tables is not None and not tables & {"sagaz_versions", "sagaz_log"}:
+        raise StorageFailed(
+            path, "it is not a sagaz store; nothing was changed there; name another with --store"
+        )
+    return tables is not None
 
 
 async def inspect(log: Any) -> Any:

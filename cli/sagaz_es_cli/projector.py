@@ -101,7 +101,7 @@ def status(settings: Settings) -> None:
     """Show how far the store is behind the log, partition by partition."""
 
     async def work() -> Statuses:
-        async with reading(settings) as opened:
+        async with reading(settings, needs_store=True) as opened:
             if opened.missing:
                 return ()
             return await Projector(opened.log, store_of(opened.store)).status()
@@ -182,7 +182,7 @@ def verify(settings: Settings, limit: int) -> None:
     """
 
     async def work() -> comparing.Verified:
-        async with reading(settings) as opened:
+        async with reading(settings, needs_store=True) as opened:
             store = store_of(opened.store)
             return await comparing.verify(opened.log, store, max_differences=limit)
 

@@ -12,9 +12,9 @@ from sagaz_es.engine.historical import HistoricalState, plain
 from sagaz_es.engine.lookup import current_state
 from sagaz_es.ports import Summary
 from sagaz_es_cli import exits
-from sagaz_es_cli.asking import tell, user
+from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
-from sagaz_es_cli.opening import reading, run, serving, unless_interrupted
+from sagaz_es_cli.opening import reading, run, unless_interrupted
 from sagaz_es_cli.options import (
     JsonObject,
     Settings,
@@ -62,32 +62,30 @@ def start(
     saga_id: str | None,
     resources: str | None,
 ) -> None:
-    """Start a saga NAME, run it here, and show how it ended.
+    """Start a saga NAME, and show how it ended.
 
-    Status 1: it did not complete. Interrupted, it goes on when an engine of this log starts.
+    It runs in the engines that serve the log; where there is none, here, and --app is needed.
+    Status 1: it did not complete. Interrupted, it goes on in an engine of this log.
     """
 
-    settings.need_code("saga start")
+    async def work(engine: Engine) -> tuple[dict[str, Any], bool]:
+        if saga_id is not None:
+            known = await current_state(engine.log, engine.store, saga_id)
+            if known is not None:
+                note(f"saga {saga_id!r} ({known.saga_name}) was there: it is not started again")
+        handle = await engine.start(name, context, saga_id=saga_id, actor=user())
+        with unless_interrupted(f"saga {handle.saga_id!r}", here=bool(engine.host.partitions)):
+            result = await handle.result()
+        record = {
+            "saga_id": result.saga_id,
+            "saga_name": result.saga_name,
+            "status": str(result.status),
+            "context": plain(dict(result.context)),
+            "error": str(result.error) if result.error is not None else None,
+        }
+        return record, result.success
 
-    async def work() -> tuple[dict[str, Any], bool]:
-        async with serving(settings, name, resources) as joined:
-            if saga_id is not None:
-                known = await current_state(joined.log, joined.store, saga_id)
-                if known is not None:
-                    note(f"saga {saga_id!r} ({known.saga_name}) was there: it is not started again")
-            handle = await joined.start(name, context, saga_id=saga_id, actor=user())
-            with unless_interrupted(f"saga {handle.saga_id!r}"):
-                result = await handle.result()
-            record = {
-                "saga_id": result.saga_id,
-                "saga_name": result.saga_name,
-                "status": str(result.status),
-                "context": plain(dict(result.context)),
-                "error": str(result.error) if result.error is not None else None,
-            }
-            return record, result.success
-
-    record, success = run(work())
+    record, success = run(by_whoever_serves(settings, name, work, resources))
 
     def view() -> list[Block]:
         return [

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 from msgspec import Struct
+
+from sagaz_es.errors import ConfigurationError
+
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
@@ -17,6 +22,15 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     checkpoint_seconds: float = 86_400.0  # an unfinished saga older than that is carried forward
     request_seconds: float = 30.0  # how long a request to another engine may take to be answered
     projector: bool | None = None  # run one in this process; None: where log and store are embedded
+    group: str = ""
+    """Engines of one group share the partitions. One of a named group serves only sagas of classes
+    that it has, and leaves all others to other groups; without a name it answers for all."""
+
+    def __post_init__(self) -> None:
+        if self.group and not _GROUP.fullmatch(self.group):
+            raise ConfigurationError(
+                f"group {self.group!r}: up to 64 letters, digits, '.', '_' and '-'"
+            )
 
 
 class SystemClock:

@@ -84,7 +84,7 @@ class Engine:
         self._projector = projector
         self._projecting: dict[int, asyncio.Task[None]] = {}
         self.host.on_serving = self._project
-        self._opened = False
+        self._opened = self._joined = False
 
     # --- life ---
 
@@ -106,7 +106,7 @@ class Engine:
             if self.store is not None:
                 await self.store.open()
                 await self._check_store(self.store)
-            self._opened = True
+            self._opened, self._joined = True, join
             if join:
                 await self.host.open(self._instance_id)
         except BaseException:
@@ -182,11 +182,14 @@ class Engine:
     ) -> SagaHandle:
         """Start a saga; it is durable when this returns. The same id twice is the same saga.
 
+        An engine that serves nothing, or only its group's classes, may start any other saga by its
+        name: who has the class runs it.
         Raises UnstorableValue (path of the key), UnknownSagaName, MemoryFootprintError.
         """
         self._check_open()
         host = self.host
-        definition = self.registry.resolve(saga)
+        definition = None if self._is_elsewhere(saga) else self.registry.resolve(saga)
+        name = definition.name if definition is not None else str(saga)
         texts = context_texts(context)
         if host.large_values is not None:
             texts = await host.large_values.off_load(texts)
@@ -196,9 +199,18 @@ class Engine:
         given = None if saga_id is None else check_id(saga_id)
         while True:
             try:
+                if definition is None:
+                    saga_id = given or new_id()
+                    return await requests.start_elsewhere(host, name, saga_id, text, actor)
                 return await self._start(definition, given, text, actor)
             except HandingOver:
                 continue  # its partition was being handed over: begin again where it is now
+
+    def _is_elsewhere(self, saga: Source | str) -> bool:
+        """Whether only other engines have this class."""
+        if not isinstance(saga, str) or saga in self.registry.names:
+            return False
+        return not self._joined or bool(self.host.config.group)
 
     async def _start(
         self, definition: Definition, given: str | None, text: str, actor: str
@@ -212,7 +224,7 @@ class Engine:
         saga_id = given or new_id()
         served = host.partition_for(saga_id)
         if served is None:
-            return await requests.start_elsewhere(host, definition, saga_id, text, actor)
+            return await requests.start_elsewhere(host, definition.name, saga_id, text, actor)
         await served.room()
         return await host.start_here(served, definition, saga_id, text, actor=actor)
 

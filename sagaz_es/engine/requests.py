@@ -10,7 +10,6 @@ import asyncio
 
 from sagaz_es.core import events as e
 from sagaz_es.engine import compensations, decisions, replayer
-from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import new_id
 from sagaz_es.engine.lookup import current_state
@@ -21,16 +20,16 @@ from sagaz_es.ports import Record
 
 
 async def start_elsewhere(
-    host: Host, definition: Definition, saga_id: str, text: str, actor: str
+    host: Host, saga_name: str, saga_id: str, text: str, actor: str
 ) -> SagaHandle:
-    """Start a saga whose id lives in a partition that another engine serves."""
+    """Start a saga that is another engine's: by the partition of its id, or by its class."""
     if await current_state(host.log, host.store, saga_id) is None:
         request = e.StartRequested(
             new_id(),
             saga_id,
             host.clock.now(),
             actor,
-            saga_name=definition.name,
+            saga_name=saga_name,
             context=text,
         )
         await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted))
