@@ -1,0 +1,66 @@
+"""How the steps of a saga under test go wrong: by step and attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sagaz_es.testing.watching import Call
+
+Kind = Literal["error", "timeout", "crash"]
+
+
+class InjectedFailure(Exception):
+    """A step failed because its test said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to some attempts of one step, or (`undo`) of its compensation."""
+
+    step: str
+    kind: Kind = "error"
+    attempts: frozenset[int] | None = None  # None: every one
+    undo: bool = False
+    after: bool = False  # behind the step's own code: its effect has happened
+    error: BaseException | Callable[[], BaseException] | None = None
+
+    def raised(self) -> BaseException:
+        """The error to raise."""
+        if isinstance(self.error, BaseException):
+            return self.error
+        if self.error is not None:
+            return self.error()
+        return InjectedFailure(f"{self.step} fails in this test")
+
+    def __str__(self) -> str:
+        name = f"undo {self.step}" if self.undo else self.step
+        which = ""
+        if self.attempts is not None:
+            which = f" in attempt {', '.join(map(str, sorted(self.attempts)))}"
+        verb = {"error": "fails", "timeout": "times out", "crash": "dies with its process"}
+        return f"{name} {verb[self.kind]}{' after its effect' if self.after else ''}{which}"
+
+
+@dataclass(slots=True)
+class Faults:
+    """The faults of one run."""
+
+    faults: list[Fault] = field(default_factory=list)
+
+    def of(self, call: Call) -> Fault | None:
+        """What goes wrong with this call; of several that fit, what was said first."""
+        for fault in self.faults:
+            if (fault.step, fault.undo) == (call.step, call.undo) and (
+                fault.attempts is None or call.attempt in fault.attempts
+            ):
+                return fault
+        return None
+
+
+def attempts_of(attempts: int | Iterable[int] | None) -> frozenset[int] | None:
+    """1, [1, 2] or None (every one), as users write it."""
+    if attempts is None:
+        return None
+    return frozenset([attempts] if isinstance(attempts, int) else attempts)

@@ -1,0 +1,133 @@
+"""An engine in memory for tests: a virtual clock, every call of a step seen, failures on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from sagaz_es.core.plan import ReplayPlan
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.registry import Source
+from sagaz_es.engine.replayer import ReplayResult
+from sagaz_es.engine.result import SagaHandle, SagaResult
+from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.testing.faults import Fault, Faults, attempts_of
+from sagaz_es.testing.virtual_time import VirtualClock
+from sagaz_es.testing.watching import Call, WatchedRegistry, perform
+
+T = TypeVar("T")
+
+CONFIG = EngineConfig(drain_seconds=1.0, request_seconds=5.0)
+
+
+def memory_engine(
+    *sagas: Source,
+    resources: Mapping[str, Any] | None = None,
+    clock: VirtualClock | None = None,
+    log: EventLog | None = None,
+    store: ProjectionStore | None = None,
+    config: EngineConfig = CONFIG,
+) -> MemoryEngine:
+    """An engine for one test, to be used with `async with`.
+
+    Give two of them one `log` to test what happens when a process takes over from another.
+    """
+    return MemoryEngine(
+        log if log is not None else MemoryEventLog(1),
+        store,
+        sagas=sagas,
+        resources=resources,
+        clock=clock,
+        config=config,
+    )
+
+
+class MemoryEngine(Engine):
+    """An Engine whose time is virtual.
+
+    Backoffs, delays, deadlines and limits of signals pass by `clock.advance(seconds)`; while the
+    test awaits the end of a saga (`run`, `result`, `replay` …) they pass by themselves, unless
+    a step is at work. A step's own waits and its time limit take real time.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: ProjectionStore | None = None,
+        *,
+        sagas: Iterable[Source] = (),
+        resources: Mapping[str, Any] | None = None,
+        clock: VirtualClock | None = None,
+        config: EngineConfig = CONFIG,
+    ) -> None:
+        self.clock = clock or VirtualClock()
+        self.calls: list[Call] = []  # of steps and compensations, in their order
+        self._faults = Faults()
+        self._at_work = 0
+        listed = tuple(sagas)
+        super().__init__(
+            log, store, sagas=listed, resources=resources, clock=self.clock, config=config
+        )
+        self.registry = self.host.registry = WatchedRegistry(listed, self)
+        self.clock.busy = lambda: self._at_work > 0
+
+    def fails(
+        self,
+        step: str,
+        *,
+        attempts: int | Iterable[int] | None = None,
+        error: BaseException | Callable[[], BaseException] | None = None,
+        after: bool = False,
+        compensation: bool = False,
+    ) -> None:
+        """Let attempts of a step (None: all) fail before its code is called, or `after` it."""
+        names = {name for source in self.registry.names for name in self._steps(source)}
+        if step not in names:
+            raise ValueError(f"no saga of this test has a step {step!r}; there are {sorted(names)}")
+        self._faults.faults.append(
+            Fault(step, "error", attempts_of(attempts), compensation, after, error)
+        )
+
+    def _steps(self, saga_name: str) -> Iterable[str]:
+        return self.registry.by_name(saga_name).steps
+
+    async def perform(self, call: Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """See Watcher."""
+        self.calls.append(call)
+        fault = self._faults.of(call)
+        if fault is not None and not fault.after:
+            raise fault.raised()
+        self._at_work += 1
+        try:
+            value = await perform(function, args)
+        finally:
+            self._at_work -= 1
+        if fault is not None:
+            raise fault.raised()
+        return value
+
+    # --- time passes while an end is awaited ---
+
+    async def _skipping(self, work: Awaitable[T]) -> T:
+        with self.clock.skipping():
+            return await work
+
+    def _with_time(self, handle: SagaHandle) -> SagaHandle:
+        return SagaHandle(handle.saga_id, lambda: self._skipping(handle.result()))
+
+    async def start(self, *args: Any, **options: Any) -> SagaHandle:
+        return self._with_time(await super().start(*args, **options))
+
+    async def handle(self, saga_id: Any) -> SagaHandle:
+        return self._with_time(await super().handle(saga_id))
+
+    async def replay(self, plan: ReplayPlan, **options: Any) -> ReplayResult:
+        return await self._skipping(super().replay(plan, **options))
+
+    async def undo_replay(self, replay_id: Any, **options: Any) -> ReplayResult:
+        return await self._skipping(super().undo_replay(replay_id, **options))
+
+    async def retry_compensation(self, saga_id: Any, step: str, **options: Any) -> SagaResult:
+        return await self._skipping(super().retry_compensation(saga_id, step, **options))

@@ -1,0 +1,356 @@
+"""One run of a saga under test: its lives, what every call of a step did, how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from sagaz_es.codec.values import from_text
+from sagaz_es.core import events as e
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.definition import Definition
+from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.registry import Registry, Source
+from sagaz_es.engine.result import SagaResult
+from sagaz_es.errors import SagaError
+from sagaz_es.testing.faults import Fault, Faults
+from sagaz_es.testing.processes import DurableLog, Life, Lines, Points, in_words
+from sagaz_es.testing.virtual_time import FOR_EVER_SECONDS
+from sagaz_es.testing.watching import Call, WatchedRegistry, perform
+
+SAGA_ID = "saga-1"
+
+CONFIG = EngineConfig(
+    drain_seconds=1.0,
+    request_seconds=30.0,
+    housekeeping_seconds=2 * FOR_EVER_SECONDS,  # nothing happens by the second
+)
+
+ActionKind = Literal["signal", "cancel", "wait", "replay", "crash", "pause", "resume"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that is done to a saga from outside, once nothing more happens without time
+    passing."""
+
+    kind: ActionKind
+    name: str = ""
+    payload: Any = None
+    seconds: float = 0.0
+    allow: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "wait":
+            return f"{self.seconds:g} s pass"
+        return f"{self.kind} {self.name}".rstrip()
+
+
+@dataclass(slots=True)
+class Body:
+    """One call of a step's code. `before`, `after`: the world, as far as it can be seen."""
+
+    call: Call
+    life: int
+    before: Any
+    after: Any = None
+    ended: Literal["died", "raised", "returned"] = "died"
+
+    def __str__(self) -> str:
+        sign = {"died": " †", "raised": " ✗", "returned": ""}[self.ended]
+        return f"{self.call.name} ({self.call.attempt}){sign}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    status: str  # of the saga, or of its newest replay
+    saga_id: str
+    context: dict[str, Any]
+    result: SagaResult
+    calls: tuple[Call, ...]  # of steps and compensations, in their order
+    refused: SagaError | None  # what was asked of the saga and not done
+    history: str
+    waits_for: str  # empty: it has ended
+    stuck: tuple[str, ...]  # steps whose compensation failed for good
+    unfinished: tuple[str, ...]  # other sagas (children) that have not ended
+    needs_person: bool
+    facts: tuple[tuple[str, str], ...]  # of this saga: class and step, accepted or not
+    failed_step: str
+    error_type: str
+
+
+@dataclass(slots=True)
+class Run:
+    """Plays a saga once, with faults and crashes. `play` may be called once."""
+
+    saga: Source
+    context: Mapping[str, Any] | None
+    resources: Callable[[], Mapping[str, Any]]
+    others: Sequence[Source] = ()
+    faults: Faults = field(default_factory=Faults)
+    actions: Sequence[Action] = ()
+    picture: Callable[[], Any] = lambda: None
+    lines: bool = False
+    bodies: list[Body] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
+    outcome: Outcome | None = None
+    _done: int = 0  # actions
+    _newest: str = SAGA_ID
+    _refused: SagaError | None = None
+    _followed: Lines | None = None
+    _registry: Registry | None = None
+
+    def play(self, crash_at: Sequence[int] = ()) -> Outcome:
+        """To the end. `crash_at`: for each life the point where it dies, 1, 2, 3 …"""
+        before = random.getstate()
+        random.seed(0)  # the jitter of backoffs
+        try:
+            log: DurableLog | None = None
+            now = 0.0
+            for number in range(1000):
+                points = Points(crash_at[number] if number < len(crash_at) else 0)
+                log = DurableLog(points) if log is None else log.successor(points)
+                life = Life(points, now)
+                self.lives.append(life)
+                lived = self._live(life, log)
+                now = life.loop.time()
+                if lived:
+                    assert self.outcome is not None
+                    return self.outcome
+                for body in self.bodies:
+                    if body.life == number and body.ended == "died":
+                        body.after = self.picture()
+            raise RuntimeError("1000 processes have died over one saga: which step kills them?")
+        finally:
+            random.setstate(before)
+
+    def bury(self) -> None:
+        """Everything is judged: what died may unwind."""
+        for life in self.lives:
+            life.bury()
+
+    @property
+    def deaths(self) -> list[str]:
+        """Where processes died."""
+        return [life.points.died_at for life in self.lives if life.points.died_at]
+
+    # --- one life ---
+
+    def _live(self, life: Life, log: DurableLog) -> bool:
+        engine = Engine(
+            log,
+            sagas=(self.saga, *self.others),
+            resources=self.resources(),
+            clock=life.loop,
+            config=CONFIG,
+        )
+        watched = WatchedRegistry((self.saga, *self.others), self)
+        engine.registry = engine.host.registry = watched
+        self._registry = watched
+        self._followed = None
+        if self.lines:
+            self._followed = Lines(life.points.reach)
+            plain = Registry((self.saga, *self.others))
+            for name in plain.names:
+                _follow(self._followed, plain.by_name(name))
+
+        async def script() -> None:
+            await engine.open()
+            await engine.start(self.saga, self.context, saga_id=SAGA_ID)
+            while self._done < len(self.actions):
+                await life.loop.quiet()
+                action = self.actions[self._done]
+                if action.kind == "crash":
+                    self._done += 1
+                    life.points.die("between two steps, when nothing was under way")
+                try:
+                    await self._do(engine, log, action)
+                except SagaError as error:
+                    self._refused = error
+                self._done += 1
+            await life.loop.create_future()
+
+        async def last() -> None:
+            self.outcome = await self._outcome(engine, log)
+
+        return life.run(script, last)
+
+    async def _do(self, engine: Engine, log: DurableLog, action: Action) -> None:
+        if action.kind == "wait":
+            await asyncio.sleep(action.seconds)
+        elif action.kind == "signal":
+            # Whoever died before hearing that it stands sends it again, unless it is there.
+            if not _sent(log, action.name, self._signals_before(action)):
+                await engine.signal(self._newest, action.name, action.payload)
+        elif action.kind == "cancel":
+            await engine.cancel(self._newest, reason=action.name)
+        elif action.kind == "pause":
+            await engine.pause(self._newest)
+        elif action.kind == "resume":
+            await engine.resume(self._newest)
+        elif action.kind == "replay":
+            # Time has to pass before a saga that retries has ended.
+            await (await engine.handle(self._newest)).result()
+            plan = await engine.plan_replay(
+                self._newest, action.name, context_override=action.payload, allow=action.allow
+            )
+            # Its end is not awaited: the next action may be what the branch waits for.
+            replaying = asyncio.create_task(engine.replay(plan))
+            await self.lives[-1].loop.quiet()
+            if replaying.done():
+                replaying.result()
+            self._newest = _newest_of(log, self._newest)
+
+    def _signals_before(self, action: Action) -> int:
+        done = self.actions[: self._done]
+        return sum((a.kind, a.name) == ("signal", action.name) for a in done)
+
+    async def _outcome(self, engine: Engine, log: DurableLog) -> Outcome:
+        self._newest = _newest_of(log, self._newest)
+        state = await current_state(log, None, self._newest)
+        assert state is not None
+        runner = engine.host.runner_of(self._newest)
+        error = runner.error if runner is not None else None
+        result = await engine.host.result(state, error)
+        ids = dict.fromkeys(entry.saga_id for entry in log.entries() if isinstance(entry, e.Event))
+        unfinished = []
+        for saga_id in ids:
+            other = await current_state(log, None, saga_id)
+            if other is not None and not other.ended and saga_id != self._newest:
+                unfinished.append(f"{saga_id}: {_waits_for(other)}")
+        return Outcome(
+            status=state.status,
+            saga_id=self._newest,
+            context={key: from_text(text) for key, text in state.context.items()},
+            result=result,
+            calls=tuple(body.call for body in self.bodies),
+            refused=self._refused,
+            history=told(log, [*ids]),
+            waits_for="" if state.ended else _waits_for(state),
+            stuck=tuple(n for n, s in state.steps.items() if s.status == "compensation_failed"),
+            unfinished=tuple(unfinished),
+            needs_person=result.needs_intervention and not state.ended,
+            facts=tuple(
+                (type(entry.fact).__name__, getattr(entry.fact, "step", ""))
+                for entry in log.entries()
+                if isinstance(entry, e.Event) and entry.saga_id == self._newest
+            ),
+            failed_step=state.failed_step,
+            error_type=state.error_type,
+        )
+
+    # --- a call of a step ---
+
+    async def perform(self, call: Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """See Watcher."""
+        life = self.lives[-1]
+        body = Body(call, len(self.lives) - 1, self.picture())
+        self.bodies.append(body)
+        fault = self.faults.of(call)
+        try:
+            if fault is not None and not fault.after:
+                await self._fail(fault, life)
+            value = await self._perform(function, args)
+            if fault is not None:
+                await self._fail(fault, life)
+        except BaseException:
+            if not life.points.died_at:
+                body.ended, body.after = "raised", self.picture()
+            raise
+        body.ended, body.after = "returned", self.picture()
+        life.points.reach(f"in {call.name}, after its effect, before that is recorded")
+        return value
+
+    async def _perform(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if self._followed is None:
+            return await perform(function, args)
+        if not inspect.iscoroutinefunction(function):
+            return await perform(self._followed.in_thread(function), args)
+        with self._followed:
+            return await perform(function, args)
+
+    async def _fail(self, fault: Fault, life: Life) -> None:
+        if fault.kind == "error":
+            raise fault.raised()
+        if fault.kind == "crash":
+            name = f"undo {fault.step}" if fault.undo else fault.step
+            life.points.die(f"in {name}, {'after' if fault.after else 'before'} its effect")
+        await asyncio.get_running_loop().create_future()  # until its time is over
+
+
+def _follow(lines: Lines, definition: Definition) -> None:
+    for step in definition.steps.values():
+        lines.add(step.name, step.function)
+        if step.compensation is not None:
+            lines.add(f"undo {step.name}", step.compensation.function)
+
+
+def _newest_of(log: DurableLog, saga_id: str) -> str:
+    """The newest branch of a saga: a replay that was under way when a process died goes on."""
+    for entry in log.entries():
+        if isinstance(entry, e.Event) and isinstance(entry.fact, e.ReplayBranched):
+            if entry.saga_id == saga_id:
+                saga_id = entry.fact.branch_saga_id
+    return saga_id
+
+
+def _sent(log: DurableLog, name: str, before: int) -> bool:
+    received = [
+        entry
+        for entry in log.entries()
+        if isinstance(entry, e.Event)
+        and isinstance(entry.fact, e.SignalReceived)
+        and entry.fact.name == name
+    ]
+    return len(received) > before
+
+
+def _waits_for(state: SagaState) -> str:
+    """What an unfinished saga waits for, in words."""
+    for name, step in state.steps.items():
+        if step.status == "waiting" and step.waits_for:
+            return f"step {name!r} waits for the signal {step.waits_for!r}"
+        if step.status == "outcome_unknown":
+            return f"nobody knows whether step {name!r} happened: a person has to say"
+    if state.status == "forward_recovery":
+        return "a person has to decide how it goes on"
+    if state.paused:
+        return "it is paused"
+    return f"it is {state.status}"
+
+
+def told(log: DurableLog, ids: Sequence[str]) -> str:
+    """What stands in the log, one line a fact; with the saga's id where there are several."""
+    lines = []
+    branches: dict[str, str] = {}  # random ids, named in their order
+    for entry in log.entries():
+        if isinstance(entry, e.Event):
+            at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=entry.occurred_at)
+            fact = entry.fact
+            if isinstance(fact, e.ReplayBranched):
+                branches.setdefault(fact.branch_saga_id, f"replay {len(branches) + 1}")
+            whose = f"{branches.get(entry.saga_id, entry.saga_id):<9}" if len(ids) > 1 else ""
+            words = f"{whose}{entry.sequence:>3}  {at:%H:%M:%S.%f}  {in_words(entry)}"
+            lines.append(f"{words}{_details(fact)}")
+    return "\n".join(lines)
+
+
+def _details(fact: e.Fact) -> str:
+    error = getattr(fact, "error_type", "")
+    if error:
+        again = " (tried again)" if getattr(fact, "retry_at", 0) else ""
+        return f": {error}: {getattr(fact, 'error_message', '')}{again}"
+    if isinstance(fact, e.SignalReceived):
+        return f" {fact.name}"
+    if isinstance(fact, e.StepCompleted) and fact.keys_set:
+        return f" {fact.keys_set}"
+    return ""

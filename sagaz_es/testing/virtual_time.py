@@ -1,0 +1,171 @@
+"""Time that passes without anybody waiting for it.
+
+`VirtualClock` is a Clock for an engine on any event loop: the engine's own waits (backoffs, delays,
+deadlines, limits of signals) go by it. `VirtualTimeLoop` is an event loop on which every wait takes
+no time, also those of a step's code and its time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+NOON = 1_767_268_800_000_000
+"""µs; 2026-01-01 12:00 UTC, when virtual time begins."""
+
+FOR_EVER_SECONDS = 3.2e9
+"""A hundred years: who waits longer waits for ever."""
+
+THREAD_SECONDS = 60.0
+TURNS = 50
+
+
+class VirtualClock:
+    """A clock that stands still until `advance`, or until somebody is `skipping`.
+
+    While anybody skips, time jumps to the next wait's end whenever nothing else goes on.
+    """
+
+    def __init__(self, start: int = NOON) -> None:
+        self._now = start
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        self._skippers = 0
+        self.busy: Callable[[], bool] = lambda: False  # no time is skipped then
+
+    def now(self) -> int:
+        """µs since 1970 UTC."""
+        return self._now
+
+    async def sleep_until(self, when: int) -> None:
+        """Until the clock was moved there."""
+        while self._now < when:
+            moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting[moved] = when
+            try:
+                await moved
+            finally:
+                self._waiting.pop(moved, None)
+
+    def advance(self, seconds: float) -> None:
+        """Move it; whoever waited that long goes on at the next turn of the event loop."""
+        self.set(self._now + round(seconds * 1e6))
+
+    def set(self, now: int) -> None:
+        """Move it to a time (µs), also back."""
+        self._now = now
+        for moved, when in list(self._waiting.items()):
+            if when <= now and not moved.done():
+                moved.set_result(None)
+
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        """Within it time passes by itself."""
+        self._skippers += 1
+        task = asyncio.get_running_loop().create_task(self._skip(), name="sagaz-es virtual clock")
+        try:
+            yield
+        finally:
+            self._skippers -= 1
+            task.cancel()
+
+    async def _skip(self) -> None:
+        while True:
+            # Who is ready goes first: a wait may be given up, a shorter one may begin.
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            if self.busy() or not self._waiting:
+                await asyncio.sleep(0.001)
+                continue
+            self.set(max(self._now, min(self._waiting.values())))
+
+
+class NothingLeft(Exception):
+    """On a virtual loop nothing is ready and nobody waits for a time: nothing will ever happen."""
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next timer as soon as nothing is ready.
+
+    Law (same again): what runs on it depends on no real time and on no scheduling of threads; a
+    function that is sent to a thread is waited for at once.
+    Raises NothingLeft out of `run_until_complete` where another loop would block for ever.
+    """
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._virtual = start
+        self._quiet: list[asyncio.Future[None]] = []
+        self._threads: ThreadPoolExecutor | None = None
+        super().__init__(_Selector(self))
+
+    def time(self) -> float:
+        """Virtual seconds."""
+        return self._virtual
+
+    def now(self) -> int:
+        """µs since 1970 UTC: the loop is a Clock, too."""
+        return NOON + round(self._virtual * 1e6)
+
+    async def sleep_until(self, when: int) -> None:
+        """Until `now()` is at least `when`."""
+        while (left := when - self.now()) > 0:  # noqa: ASYNC110 - rounding
+            await asyncio.sleep(left / 1e6)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        if when - self._virtual > FOR_EVER_SECONDS:
+            return asyncio.TimerHandle(when, callback, args, self, context)  # never comes
+        return super().call_at(when, callback, *args, context=context)
+
+    async def quiet(self) -> None:
+        """Until nothing is ready; no time passes meanwhile."""
+        waiter: asyncio.Future[None] = self.create_future()
+        self._quiet.append(waiter)
+        await waiter
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, thread_name_prefix="sagaz-es step")
+        future: asyncio.Future[Any] = self.create_future()
+        try:
+            result = self._threads.submit(func, *args).result(THREAD_SECONDS)
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        return future
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        super().close()
+
+    def advance(self, timeout: float | None) -> None:
+        """Called by its selector when nothing is ready."""
+        quiet, self._quiet = self._quiet, []
+        waiting = [waiter for waiter in quiet if not waiter.done()]
+        for waiter in waiting:
+            waiter.set_result(None)
+        if waiting:
+            return
+        if timeout is None:
+            raise NothingLeft
+        self._virtual += timeout
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready and timeout != 0:
+            self._loop.advance(timeout)
+        return ready
