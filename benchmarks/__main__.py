@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME …] [--save]`: core, sagas, import, memory; all without a name.
+"""`python -m benchmarks [NAME …] [--save]`: those of NAMES; all without a name.
 
 Kafka: SAGAZ_ES_LOG if that is a kafka:// URL, else a broker started for the run.
 """
@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import core, importing, memory, sagas
+from benchmarks import core, importing, memory, recovery, sagas
 
-NAMES = ("core", "sagas", "import", "memory")
+NAMES = ("core", "sagas", "recovery", "import", "memory")
 
 
 def machine() -> str:
@@ -54,6 +54,9 @@ def main() -> None:
         with ExitStack() as servers:
             for table in asyncio.run(sagas.run(_broker(servers))):
                 add(table)
+    if "recovery" in arguments:
+        with ExitStack() as servers:
+            add(recovery.run(_broker(servers)))
     if "import" in arguments:
         add(asyncio.run(importing.run()))
     if "memory" in arguments:
