@@ -14,5 +14,6 @@ All calls block: from a coroutine, `await asyncio.to_thread(kafka.restart)`.
 from tests.servers.choice import describe
 from tests.servers.kafka import KafkaServer
 from tests.servers.postgresql import PostgreSQLServer
+from tests.servers.proxy import Proxy, Way
 
-__all__ = ["KafkaServer", "PostgreSQLServer", "describe"]
+__all__ = ["KafkaServer", "PostgreSQLServer", "Proxy", "Way", "describe"]

@@ -16,7 +16,7 @@ COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"
 
 
 class ContainerBox:
-    """A container that publishes one port, the same inside and outside, on loopback."""
+    """A container that publishes its ports, the same inside and outside, on loopback."""
 
     def __init__(self, container: DockerContainer) -> None:
         self._recipe = container
@@ -61,9 +61,9 @@ class ContainerBox:
         self._recipe.stop()
 
 
-def kafka(properties: Mapping[str, str], port: int) -> ContainerBox:
+def kafka(properties: Mapping[str, str], *ports: int) -> ContainerBox:
     pull("kafka")
-    container = _container("kafka", port)
+    container = _container("kafka", *ports)
     for name, value in properties.items():
         container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
     return ContainerBox(container)
@@ -95,9 +95,10 @@ def _image(service: str) -> str:
     return str(yaml.safe_load(COMPOSE.read_text())["services"][service]["image"])
 
 
-def _container(service: str, port: int) -> DockerContainer:
+def _container(service: str, *published: int) -> DockerContainer:
     container = DockerContainer(_image(service))
     # Not with_bind_ports: that publishes the port on every address of this machine.
     ports: dict[str, Any] = container.ports
-    ports[f"{port}/tcp"] = ("127.0.0.1", port)
+    for port in published:
+        ports[f"{port}/tcp"] = ("127.0.0.1", port)
     return container

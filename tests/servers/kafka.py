@@ -20,7 +20,8 @@ class KafkaServer(Server):
     """`settings` are broker settings, over those that make a broker fit for tests.
 
     Topics are not created by themselves, sessions may be as short as 300 ms, groups form at once,
-    and a broker that was killed is back in seconds.
+    and a broker that was killed is back in seconds. Who connects to `through_proxy` stays behind
+    the proxy that listens there, one of yours: `Proxy(kafka.behind_proxy, kafka.proxy_port)`.
     """
 
     name = "Kafka"
@@ -28,11 +29,17 @@ class KafkaServer(Server):
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._controller_port = free_port()
+        self.proxy_port, self.behind_proxy = free_port(), free_port()
         self._settings = dict(settings or {})
 
     @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def through_proxy(self) -> str:
+        """Where a proxy has to listen: clients that begin there are told to go on there."""
+        return f"127.0.0.1:{self.proxy_port}"
 
     def delete_topics(self, prefix: str) -> None:
         """Delete every topic whose name begins so."""
@@ -61,7 +68,7 @@ class KafkaServer(Server):
             from tests.servers import container
 
             # In there, too, it listens on its public port: it connects to itself, by that address.
-            return container.kafka(self._properties(bind="0.0.0.0"), self.port)
+            return container.kafka(self._properties(bind="0.0.0.0"), self.port, self.behind_proxy)
         return local.kafka(self._properties(bind="127.0.0.1"), self._answers)
 
     def _properties(self, bind: str) -> dict[str, str]:
@@ -70,9 +77,11 @@ class KafkaServer(Server):
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{bind}:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"PLAINTEXT://{bind}:{self.port},PROXY://{bind}:{self.behind_proxy}"
+            f",CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap},PROXY://{self.through_proxy}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXY:PLAINTEXT"
+            ",CONTROLLER:PLAINTEXT",
             "auto.create.topics.enable": "false",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "300",
