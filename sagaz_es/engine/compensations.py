@@ -33,7 +33,7 @@ async def skip(host: Host, request: e.CompensationSkipRequested) -> None:
 
 async def _ask(host: Host, request: Wish) -> None:
     partition = host.partition_for(request.saga_id)
-    if partition is not None:
+    if partition is not None and await host.answers(request):
         await answer(host, partition, request)
         return
 

@@ -36,7 +36,7 @@ from sagaz_es.errors import (
     SagaError,
     SagaNotFound,
 )
-from sagaz_es.ports import BlobStore, Clock, EventLog, ProjectionStore
+from sagaz_es.ports import BlobStore, Clock, EventLog, Membership, ProjectionStore
 
 if TYPE_CHECKING:
     from sagaz_es.engine.projector import Projector
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sagaz_es.engine")
 
 FLUSH_SECONDS = 10.0
+
+PROJECTORS = "~projectors"
+"""Engines of named groups serve the same partitions: among them all, this group says who projects
+which one. No engine's group can have this name."""
 
 
 class Engine:
@@ -83,8 +87,11 @@ class Engine:
         self._instance_id = instance_id
         self._projector = projector
         self._projecting: dict[int, asyncio.Task[None]] = {}
-        self.host.on_serving = self._project
-        self._opened = self._joined = False
+        self._sharing: Membership | None = None
+        self._shares = projector is not None and bool(self.host.config.group)
+        if not self._shares:
+            self.host.on_serving = self._project
+        self._opened = False
 
     # --- life ---
 
@@ -106,9 +113,11 @@ class Engine:
             if self.store is not None:
                 await self.store.open()
                 await self._check_store(self.store)
-            self._opened, self._joined = True, join
+            self._opened = True
             if join:
                 await self.host.open(self._instance_id)
+                if self._shares:
+                    self._sharing = await self.log.join(self._project_share, group=PROJECTORS)
         except BaseException:
             await self.close()
             raise
@@ -124,13 +133,15 @@ class Engine:
         when an engine of this log starts. Calling it twice is harmless."""
         if self.host.closing:
             return
-        served = frozenset(self.host.partitions)
+        served = frozenset(self._projecting if self._shares else self.host.partitions)
         await self.host.close()
         if self._projector is not None and served:
             try:
                 await self._flush(self._projector, served)
             except (TimeoutError, SagaError, OSError) as error:
                 logger.warning("the projector is behind at close: %s", error)
+        if self._sharing is not None:
+            await self._sharing.leave()
         for part in (self.store, self.blob_store, self.log):
             if part is not None:
                 await part.close()
@@ -149,6 +160,9 @@ class Engine:
         for index in served - self._projecting.keys():
             work = self._projector.run_partition(index)
             self._projecting[index] = self.host.spawn(work, f"projector {index}")
+
+    async def _project_share(self, share: frozenset[int]) -> None:
+        self._project(share)
 
     async def _flush(self, projector: Projector, partitions: frozenset[int]) -> None:
         ends = {index: (await self.log.bounds(index)).end for index in partitions}
@@ -208,9 +222,7 @@ class Engine:
 
     def _is_elsewhere(self, saga: Source | str) -> bool:
         """Whether only other engines have this class."""
-        if not isinstance(saga, str) or saga in self.registry.names:
-            return False
-        return not self._joined or bool(self.host.config.group)
+        return isinstance(saga, str) and self.host.leaves_to_others(saga)
 
     async def _start(
         self, definition: Definition, given: str | None, text: str, actor: str

@@ -81,7 +81,9 @@ class Host:
 
     async def open(self, instance_id: str | None) -> None:
         """Join the group; returns when what it gave is taken over."""
-        self.membership = await self.log.join(self._serving.on_change, instance_id=instance_id)
+        self.membership = await self.log.join(
+            self._serving.on_change, instance_id=instance_id, group=self.config.group
+        )
         self.spawn(self._serving.keep_house(), "housekeeping")
         self.spawn(self._alarms.run(), "alarms")
 
@@ -178,6 +180,32 @@ class Host:
     def partition_for(self, saga_id: str) -> Partition | None:
         """The partition of a saga, if this engine serves it."""
         return self.partitions.get(self.log.partition_of(saga_id))
+
+    def serves(self, saga_name: str) -> bool:
+        """Whether sagas of this name are this engine's to carry on: all are, unless it belongs to a
+        named group, which leaves those of classes that it does not have to other groups."""
+        return not self.config.group or saga_name in self.registry
+
+    def place_of(self, state: SagaState) -> Partition | None:
+        """The partition of a saga, if this engine may write there for it."""
+        return self.partition_for(state.saga_id) if self.serves(state.saga_name) else None
+
+    def leaves_to_others(self, saga_name: str) -> bool:
+        """Whether only another engine can run sagas of this name, and it can be asked."""
+        asks = self.membership is None or bool(self.config.group)
+        return asks and saga_name not in self.registry
+
+    async def answers(self, request: e.Request) -> bool:
+        """Whether a request in a partition that is served here is this group's to answer."""
+        if not self.config.group:
+            return True
+        if isinstance(request, e.StartRequested):
+            return self.serves(request.saga_name)
+        partition = self.partition_for(request.saga_id)
+        if partition is not None and request.saga_id in partition.cells:
+            return True
+        state = await current_state(self.log, self.store, request.saga_id)
+        return state is not None and self.serves(state.saga_name)
 
     async def start_here(
         self,
@@ -557,7 +585,8 @@ class Host:
         except TimeoutError:
             raise TimeoutError(
                 f"no engine answered within {self.config.request_seconds:g} s: is one running that "
-                f"serves partition {partition} of {self.log.name}? The request stays in the log"
+                f"serves partition {partition} of {self.log.name}, and has the saga's class? The "
+                "request stays in the log"
             ) from None
         finally:
             tail.ignore(request.saga_id, hear)

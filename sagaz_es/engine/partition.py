@@ -91,6 +91,18 @@ class Accepted(Struct):
             self.ended = False
 
 
+def pass_by(known: dict[str, Accepted], event: e.Event, offset: int) -> None:
+    """An event of another group's saga: that its id is taken is all that matters here."""
+    accepted = known.get(event.saga_id)
+    if accepted is None:
+        if type(event.fact) is not e.SagaStarted:
+            return  # it began before what is known; the store or a scan answers for its id
+        accepted = known[event.saga_id] = Accepted()
+    if judge(accepted, event) is Verdict.ACCEPTED:
+        accepted.take(event, offset)
+    accepted.end_offset = offset
+
+
 class Cell:
     """One saga in memory: unfinished, or being replayed.
 
@@ -132,6 +144,7 @@ class _Append:
 class Owner(Protocol):
     """What a partition tells the engine about. Calls return at once; the work is the engine's."""
 
+    def serves(self, saga_name: str) -> bool: ...
     def on_request(self, partition: Partition, record: Record) -> None: ...
     def on_lost(self, partition: Partition, cell: Cell) -> None: ...
     def on_foreign(self, partition: Partition, cell: Cell) -> None: ...
@@ -151,13 +164,15 @@ class Partition:
         self.known_from = 0  # every saga that began at or after this offset is in cells or seen
         self.cells: dict[str, Cell] = {}
         self.seen: dict[str, Accepted] = {}
-        """Sagas that ended here since `known_from`: their ids must not start again."""
+        """Sagas since `known_from` that ended here, or are another group's: their ids must not
+        start again."""
         self.ids: set[str] = set()  # without a store's answer: ids that began before `ids_upto`
         self.ids_upto = 0
         self.held: dict[object, int] = {}
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
         self.answered: set[str] = set()  # requests that led to a fact or were refused
         self.refused: dict[str, e.RequestRefused] = {}  # the last refusals, by request
+        self.note = ""  # committed with every mark
         self.rejected: dict[str, int] = {}
         self.pending_since = 0.0
         self._queue: deque[_Append] = deque()
@@ -380,6 +395,9 @@ class Partition:
 
     def _observe_event(self, event: e.Event, offset: int) -> None:
         cell = self.cells.get(event.saga_id)
+        if cell is None and not self._owner.serves(event.saga_name):
+            pass_by(self.seen, event, offset)
+            return
         accepted = cell.accepted if cell is not None else self.seen.get(event.saga_id)
         if accepted is None:
             if type(event.fact) is not e.SagaStarted:

@@ -30,6 +30,9 @@ class Registry:
         """Registered names, in order of registration."""
         return tuple(self._sources)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
     def add(self, saga: Source) -> str:
         """Register a class or an object; its name in the log."""
         if isinstance(saga, type) and issubclass(saga, Saga):

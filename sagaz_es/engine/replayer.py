@@ -284,8 +284,8 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
     try:
         definition = host.registry.by_name(plan.saga_name)
     except UnknownSagaName as error:
-        if dry_run:  # a plan needs no code
-            return
+        if dry_run or host.leaves_to_others(plan.saga_name):
+            return  # a plan needs no code; who has it checks it
         raise ReplayError(f"saga {plan.saga_id!r} cannot be replayed: {error}") from error
     for saga_id in dict.fromkeys((plan.saga_id, plan.head_saga_id)):
         state = await current_state(host.log, host.store, saga_id)
@@ -300,7 +300,7 @@ async def _decide(
 ) -> SagaHandle:
     """Get the replay decided by the writer of the head, and the branch begun."""
     partition = host.partition_for(plan.head_saga_id)
-    if partition is not None:
+    if partition is not None and host.serves(plan.saga_name):
         return await _branch(host, partition, plan, replay_id, actor, reason, "")
     request = e.ReplayRequested(
         str(uuid.uuid4()),
@@ -487,7 +487,7 @@ class ReplayNotFound(NotFound):
 
 
 async def _undo(host: Host, state: SagaState, actor: str, reason: str) -> SagaHandle:
-    partition = host.partition_for(state.saga_id)
+    partition = host.place_of(state)
     if partition is None:
         request = e.UndoRequested(
             str(uuid.uuid4()),

@@ -67,6 +67,9 @@ class Answers:
 
     async def _answer(self, partition: Partition, request: e.Request) -> None:
         try:
+            if not await self._host.answers(request):
+                partition.held.pop(request.request_id, None)  # nor does it hold this group's mark
+                return
             if isinstance(request, e.CancelRequested | decisions.Decision):
                 await _taken_over(partition, request.saga_id)
             await self._do(partition, request)

@@ -52,8 +52,16 @@ class Serving:
 
     async def _serve(self, index: int) -> None:
         """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
-        found = await read_from_mark(self._host.log, self._host.store, index)
+        found = await read_from_mark(
+            self._host.log,
+            self._host.store,
+            index,
+            group=self._host.config.group,
+            classes=self._host.registry.names,
+            serves=self._host.serves,
+        )
         partition = Partition(index, self._host.log, self._host.writer, self)
+        partition.note = found.note
         partition.position, partition.known_from = found.position, found.start
         partition.seen, partition.answered = found.ended, found.answered
         partition.refused = found.refused
@@ -151,6 +159,10 @@ class Serving:
 
     # --- told by a partition ---
 
+    def serves(self, saga_name: str) -> bool:
+        """Whether sagas of this name are this engine's to carry on."""
+        return self._host.serves(saga_name)
+
     def on_request(self, partition: Partition, record: Record) -> None:
         """Somebody asked for something in a partition that is served here."""
         request = record.entry
@@ -179,7 +191,12 @@ class Serving:
         partition.held[f"lost {saga_id}"] = begin
         try:
             state = await current_state(self._host.log, self._host.store, saga_id)
-            if state is not None and not state.ended and saga_id not in partition.cells:
+            if state is None or saga_id in partition.cells:
+                return
+            if state.ended or not self.serves(state.saga_name):
+                accepted = partition.seen[saga_id] = Accepted.of(state)
+                accepted.end_offset = partition.position
+            else:
                 cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
                 cell.quiet_since = asyncio.get_running_loop().time()
                 partition.cells[saga_id] = cell
@@ -285,7 +302,7 @@ class Serving:
         if self._host.membership is not None:
             try:
                 await self._host.membership.commit_low_water_mark(
-                    partition.index, partition.low_water_mark()
+                    partition.index, partition.low_water_mark(), partition.note
                 )
             except (SagaError, OSError) as error:
                 logger.warning("the low-water mark was not committed: %s", error)

@@ -3,18 +3,21 @@
 Law (nothing before the mark matters): no unfinished saga or unhandled request stands before it.
 Law (whole folds): what looks unfinished here is returned as the whole fold has it; a late copy of a
 long-ended saga's start looks like a new saga to whoever reads from the mark.
+Law (others' sagas are theirs): of a saga that belongs to another group only the id is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine import groups
 from sagaz_es.engine.lookup import current_states
-from sagaz_es.engine.partition import Accepted
+from sagaz_es.engine.partition import Accepted, pass_by
 from sagaz_es.ports import EventLog, ProjectionStore, Record
 
 
@@ -22,21 +25,32 @@ from sagaz_es.ports import EventLog, ProjectionStore, Record
 class Found:
     """A partition at take-over."""
 
-    start: int  # the mark
+    start: int  # the mark, or further back where a class has come to the group
     position: int  # the next offset to fold
     unfinished: dict[str, SagaState] = field(default_factory=dict)
     begins: dict[str, int] = field(default_factory=dict)  # first offset of each saga since the mark
-    ended: dict[str, Accepted] = field(default_factory=dict)  # sagas that ended since the mark
+    ended: dict[str, Accepted] = field(default_factory=dict)
+    """Sagas since the mark that are nothing to carry on: they ended, or are another group's."""
+    others: set[str] = field(default_factory=set)  # ids of another group's sagas since the mark
     answered: set[str] = field(default_factory=set)  # ids of requests that were answered
     refused: dict[str, e.RequestRefused] = field(default_factory=dict)  # those that were refused
     requests: list[Record] = field(default_factory=list)
     branched: list[tuple[e.Event, int]] = field(default_factory=list)  # accepted, with offsets
+    note: str = ""  # to commit with every mark of whoever serves the partition from here
 
 
-async def read_from_mark(log: EventLog, store: ProjectionStore | None, index: int) -> Found:
-    """Fold everything since the mark. Raises what the log and the store raise."""
-    start = await log.low_water_mark(index)
-    found = Found(start, start)
+async def read_from_mark(
+    log: EventLog,
+    store: ProjectionStore | None,
+    index: int,
+    *,
+    group: str = "",
+    classes: Collection[str] = (),
+    serves: Callable[[str], bool] = lambda saga_name: True,
+) -> Found:
+    """Fold everything since the group's mark. `classes` are those that a named group's engine has,
+    `serves` says which sagas are its own. Raises what the log and the store raise."""
+    found = await _start(log, index, group, classes)
     states: dict[str, SagaState] = {}
     older: set[str] = set()  # began before the mark: their base comes later, for all at once
     branched: list[tuple[e.Event, int]] = []
@@ -53,6 +67,10 @@ async def read_from_mark(log: EventLog, store: ProjectionStore | None, index: in
             elif isinstance(entry, e.Request):
                 found.requests.append(record)
             elif isinstance(entry, e.Event) and entry.epoch != e.RECORDED_EPOCH:
+                if not serves(entry.saga_name):
+                    found.others.add(entry.saga_id)
+                    pass_by(found.ended, entry, record.offset)
+                    continue
                 _fold(found, entry, record.offset, states, older)
                 if isinstance(entry.fact, e.ReplayBranched):
                     branched.append((entry, record.offset))
@@ -70,12 +88,31 @@ async def read_from_mark(log: EventLog, store: ProjectionStore | None, index: in
             found.ended[saga_id].end_offset = found.position
         else:
             found.unfinished[saga_id] = state
+    found.requests = [
+        record for record in found.requests if _may_be_ours(record.entry, found.others, serves)
+    ]
     for event, offset in branched:
         head = states.get(event.saga_id)
         assert isinstance(event.fact, e.ReplayBranched)
         if head is not None and head.branch == event.fact.branch_saga_id:
             found.branched.append((event, offset))
     return found
+
+
+async def _start(log: EventLog, index: int, group: str, classes: Collection[str]) -> Found:
+    # The mark first: a note that is newer than it says no less.
+    mark = await log.low_water_mark(index, group=group)
+    if not group:
+        return Found(mark, mark)
+    note = groups.read_note(await log.mark_note(index, group=group))
+    start = groups.start_of(mark, note, classes, (await log.bounds(index)).start)
+    return Found(start, start, note=groups.next_note(mark, note, classes))
+
+
+def _may_be_ours(request: object, others: Collection[str], serves: Callable[[str], bool]) -> bool:
+    if isinstance(request, e.StartRequested):
+        return serves(request.saga_name)
+    return not (isinstance(request, e.Request) and request.saga_id in others)
 
 
 def _fold(
