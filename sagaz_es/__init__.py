@@ -111,6 +111,8 @@ if TYPE_CHECKING:
     from sagaz_es.engine.saga_config import (
         get_config as get_config,
     )
+    from sagaz_es.engine.saga_replay import ReplayRequest as ReplayRequest
+    from sagaz_es.engine.saga_replay import SagaReplay
     from sagaz_es.engine.saga_time_travel import SagaTimeTravel
     from sagaz_es.engine.time_travel import SagaHistory
     from sagaz_es.engine.triggers import (
@@ -197,6 +199,7 @@ _LAZY = {
     "SagaHistory": "sagaz_es.engine.time_travel",
     "SagaRecorder": "sagaz_es.connect",
     "SagaSnapshot": "sagaz_es.snapshots",
+    "SagaReplay": "sagaz_es.engine.saga_replay",
     "SagaTimeTravel": "sagaz_es.engine.saga_time_travel",
     "SnapshotStorage": "sagaz_es.ports",
     "SnapshotStrategy": "sagaz_es.core.snapshot",
@@ -221,6 +224,7 @@ _OF_SAGAZ = {
     ),
     "sagaz_es.engine.orchestrator": "SagaOrchestrator",
     "sagaz_es.engine.saga_config": "InMemorySagaStorage SagaConfig configure get_config",
+    "sagaz_es.engine.saga_replay": "ReplayRequest",
     "sagaz_es.engine.triggers": (
         "RegisteredTrigger TriggerEngine TriggerMetadata TriggerRegistry fire_event trigger"
     ),
@@ -267,6 +271,7 @@ __all__ = [
     "SagaHistory",
     "SagaListener",
     "SagaRecorder",
+    "SagaReplay",
     "SagaResult",
     "SagaSnapshot",
     "SagaStatus",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from uuid import uuid4
 
 import msgspec
 
@@ -82,7 +83,7 @@ def connect(
     return Engine(
         event_log,
         projection_store,
-        blobs=open_blobs(projection_store),
+        blobs=open_blobs(projection_store, event_log),
         sagas=sagas,
         resources=resources,
         clock=clock,
@@ -237,8 +238,9 @@ def _own_store(log: EventLog) -> ProjectionStore | None:
     return None
 
 
-def open_blobs(store: ProjectionStore | None) -> BlobStore | None:
-    """The blob store beside a store: large values are kept where the projections are."""
+def open_blobs(store: ProjectionStore | None, log: EventLog | None = None) -> BlobStore | None:
+    """The blob store beside a store: large values are kept where the projections are, but not in
+    memory beside a log in a file: they have to live as long as the events that refer to them."""
     kind = type(store).__name__
     of: Any = store  # its address, which is the adapter's own
     if kind == "MemoryProjectionStore":
@@ -247,7 +249,9 @@ def open_blobs(store: ProjectionStore | None) -> BlobStore | None:
         # Engines that share a memory log find each other's large values, too.
         shared: BlobStore | None = getattr(store, "own_blobs", None)
         if shared is None:
-            shared = of.own_blobs = MemoryBlobStore()
+            path = getattr(log, "path", None)
+            kept = _adapter("sagaz_es.blobs.sqlite").SQLiteBlobStore(path) if path else None
+            shared = of.own_blobs = kept or MemoryBlobStore()
         return shared
     if kind == "SQLiteProjectionStore":
         opened: BlobStore = _adapter("sagaz_es.blobs.sqlite").SQLiteBlobStore(of.path)
@@ -329,4 +333,24 @@ def _adapter(module: str) -> Any:
         raise MissingDependencyError(missing, feature, extra) from error
 
 
-standalone.open_with(connect)
+def _default_engine(log: str | None, *, store: str | None, snapshots: Any) -> Engine:
+    """For `Saga.run`. A snapshot storage given to the saga is the store of its log, if that is an
+    embedded one and no other store is named."""
+    url = log_url(log)
+    address = parse_url(url, "log", LOG_SCHEMES)
+    if snapshots is None or store is not None or address.scheme == "kafka":
+        return connect(url, store=store)
+    if address.scheme == "memory" and not address.hosts:  # it has to be found again
+        url = where = snapshots.log_url or f"memory://{uuid4().hex}"
+    else:
+        where = os.path.abspath(_file(address)) if address.scheme == "sqlite" else url
+    snapshots.log_url = snapshots.log_url or where
+    if snapshots.log_url != where:
+        raise ConfigurationError(
+            f"snapshot_storage: it keeps the snapshots of sagas in {snapshots.log_url}, and these "
+            f"are in {where}: give them a storage of their own"
+        )
+    return connect(url, store=snapshots.engine_store())
+
+
+standalone.open_with(_default_engine)

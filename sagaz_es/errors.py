@@ -510,7 +510,11 @@ class PivotPassed(RequestRefusedError):
         )
 
 
-class PlanBlocked(RequestRefusedError):
+class ReplayError(SagaError):
+    """A replay could not be prepared; nothing has run."""
+
+
+class PlanBlocked(RequestRefusedError, ReplayError):
     """A plan holds steps that would have to be undone and cannot be."""
 
     def __init__(self, saga_id: str, steps: tuple[str, ...]) -> None:
@@ -525,7 +529,7 @@ class PlanBlocked(RequestRefusedError):
         )
 
 
-class PlanOutdated(RequestRefusedError):
+class PlanOutdated(RequestRefusedError, ReplayError):
     """The log has moved since a plan was made, or another replay won."""
 
     def __init__(self, saga_id: str, detail: str) -> None:
@@ -654,10 +658,6 @@ class ForcedFailure(SagaError):
 
 
 # --- replay and snapshots, under the seed's names -----------------------------------------------
-
-
-class ReplayError(SagaError):
-    """A replay could not be prepared; nothing has run."""
 
 
 class SnapshotNotFoundError(ReplayError, NotFound):

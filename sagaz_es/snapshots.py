@@ -21,8 +21,9 @@ from sagaz_es.core.snapshot import (
     state_hash,
 )
 from sagaz_es.core.state import SagaState, SagaStatus, dump_state, load_state
+from sagaz_es.core.texts import split_object
 from sagaz_es.errors import ConfigurationError, SagaError
-from sagaz_es.ports import NOT_FOLDED, StoredSnapshot
+from sagaz_es.ports import NOT_FOLDED, ReplayEntry, StoredSnapshot
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
@@ -416,3 +417,27 @@ def from_us(when: int) -> datetime:
 
 def _time_of(value: str | datetime) -> datetime:
     return in_utc(value if isinstance(value, datetime) else datetime.fromisoformat(value))
+
+
+# --- replays ------------------------------------------------------------------------------------
+
+
+def shown_replay(entry: ReplayEntry) -> dict[str, Any]:
+    """A replay as a plain record; ids are texts, times have a zone."""
+    overrides = split_object(entry.overrides)
+    return {
+        "replay_id": entry.replay_id,
+        "original_saga_id": entry.original_saga_id,
+        "new_saga_id": entry.new_saga_id,
+        "checkpoint_step": entry.point,
+        "replay_status": entry.status,
+        "status": entry.status,
+        "initiated_by": entry.actor,
+        "reason": entry.reason,
+        "context_override": {key: from_text(text) for key, text in overrides.items()} or None,
+        "dry_run": entry.dry_run,
+        "force_failure": entry.force_failure,
+        "error_message": entry.error_message or None,
+        "created_at": from_us(entry.created_at).isoformat(),
+        "completed_at": from_us(entry.completed_at).isoformat() if entry.completed_at else None,
+    }

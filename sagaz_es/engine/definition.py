@@ -23,7 +23,7 @@ from sagaz_es.core.decide import (
     Wait,
 )
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.engine.inspection import Inspection
+from sagaz_es.engine.inspection import Inspection, start_context
 from sagaz_es.engine.saga_config import SagaConfig, settings_of
 from sagaz_es.engine.triggers import limits_of, register
 from sagaz_es.errors import ConfigurationError, DefinitionError
@@ -493,9 +493,11 @@ class Saga(Inspection):
         version: str = "1.0",
         grace_seconds: float | None = None,
         compensation_failure_strategy: CompensationFailureStrategy | str | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         """`retry_backoff_base`: seconds, for steps that name no delay of their own. `version` is
-        only shown. `snapshot_storage` is accepted: snapshots are kept by the store of the log."""
+        only shown. `snapshot_storage` holds the snapshots that `run` and `execute` leave, where the
+        log is an embedded one. `context`: what `execute` starts with."""
         if isinstance(config, str):  # one of sagaz's two classes has the version here
             config, version = None, config
         self._name = name
@@ -504,6 +506,8 @@ class Saga(Inspection):
         self._added: list[StepDefinition] = []
         self._backoff = retry_backoff_base
         self.snapshot_storage = snapshot_storage
+        if context is not None:
+            start_context(self).update(context)
         if failure_strategy is not None:
             self.set_failure_strategy(failure_strategy)
         if compensation_failure_strategy is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sagaz_es.engine.definition import Definition, Saga
@@ -70,6 +71,23 @@ class Registry:
                 raise UnknownSagaName(name, self.names)
             definition = self._definitions[name] = self._make(name, source)
         return definition
+
+    @contextmanager
+    def lent(self, name: str, definition: Definition | None) -> Iterator[None]:
+        """For a while, sagas of this name run with this definition (None: with what is here)."""
+        if definition is None:
+            yield
+            return
+        before = self._definitions.get(name)
+        self._definitions[name] = definition
+        try:
+            yield
+        finally:
+            if before is not None:
+                self._definitions[name] = before
+            elif name in self._sources:
+                del self._definitions[name]
+            # Else nobody else has code for the name: what waits goes on with this.
 
     def _make(self, name: str, source: object) -> Definition:
         if isinstance(source, Saga):

@@ -29,7 +29,7 @@ from sagaz_es.core.fold import Verdict as FoldVerdict
 from sagaz_es.core.fold import advance, judge
 from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
-from sagaz_es.core.texts import join_names, names, split_object
+from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import context_texts
@@ -128,15 +128,28 @@ async def plan(
     context_override: Mapping[str, Any] | None = None,
     force_failure: bool = False,
     allow: Iterable[str] = (),
+    actor: str = "",
+    reason: str = "",
+    dry_run: bool = False,
 ) -> ReplayPlan:
-    """See Engine.plan_replay."""
+    """See Engine.plan_replay. `actor`, `reason` and `dry_run` are noted with what is refused."""
     overrides = context_texts(context_override)
     if host.large_values is not None:
         overrides = await host.large_values.off_load(overrides)
     try:
         return await _plan(host, saga_id, from_step, overrides, force_failure, tuple(allow))
     except SnapshotNotFoundError as error:
-        await _note(host, saga_id, from_step, "refused", error=str(error))
+        await note(
+            host,
+            saga_id,
+            from_step,
+            "refused",
+            overrides=join_object(overrides) if overrides else "",
+            actor=actor,
+            reason=reason,
+            dry_run=dry_run,
+            error=str(error),
+        )
         raise
     except (StorageFailed, OSError) as error:
         raise ReplayError(f"the replay of {saga_id!r} could not be prepared: {error}") from error
@@ -177,7 +190,7 @@ async def _plan(
     return make_plan(named, head, graph, from_step, overrides=overrides, migrated=keys_set, **how)
 
 
-async def _note(
+async def note(
     host: Host,
     saga_id: str,
     point: str,
@@ -191,20 +204,21 @@ async def _note(
     replay_id: str = "",
 ) -> None:
     """Keep an attempt in the audit trail, whatever becomes of it."""
-    note = e.ReplayLogged(
-        replay_id or str(uuid.uuid4()),
+    replay_id = replay_id or str(uuid.uuid4())
+    logged = e.ReplayLogged(
+        replay_id,
         saga_id,
         host.clock.now(),
         actor,
         reason,
-        replay_id=replay_id or str(uuid.uuid4()),
+        replay_id=replay_id,
         point=point,
         overrides=overrides,
         dry_run=dry_run,
         status=status,
         error_message=error,
     )
-    await host.log.append(host.log.partition_of(saga_id), [note])
+    await host.log.append(host.log.partition_of(saga_id), [logged])
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -228,7 +242,7 @@ async def replay(
         force_failure=plan.force_failure,
         created_at=_time(host.clock.now()),
     )
-    note: dict[str, Any] = {
+    said: dict[str, Any] = {
         "overrides": plan.overrides,
         "actor": actor,
         "reason": reason,
@@ -241,7 +255,7 @@ async def replay(
             handle = await _decide(host, plan, replay_id, actor, reason)
     except (SagaError, OSError) as error:
         status = "failed" if dry_run else "refused"
-        await _note(host, plan.saga_id, plan.from_step, status, error=str(error), **note)
+        await note(host, plan.saga_id, plan.from_step, status, error=str(error), **said)
         if not dry_run:
             if isinstance(error, StorageFailed | OSError):
                 raise ReplayError(f"the replay could not be prepared: {error}") from error
@@ -250,7 +264,7 @@ async def replay(
         result.completed_at = _time(host.clock.now())
         return result
     if dry_run:
-        await _note(host, plan.saga_id, plan.from_step, "success", **note)
+        await note(host, plan.saga_id, plan.from_step, "success", **said)
         result.status = ReplayStatus.SUCCESS
         result.completed_at = _time(host.clock.now())
         return result

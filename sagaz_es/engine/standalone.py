@@ -30,8 +30,8 @@ def open_with(opener: Callable[..., Engine]) -> None:
 class _Shared:
     """The engine of one event loop and one log, while anything runs on it."""
 
-    def __init__(self, log: str | None, store: str | None) -> None:
-        self._log, self._store = log, store
+    def __init__(self, log: str | None, store: str | None, snapshots: Any) -> None:
+        self._log, self._store, self._snapshots = log, store, snapshots
         self._lock = asyncio.Lock()
         self._users = 0
         self._engine: Engine | None = None
@@ -40,7 +40,7 @@ class _Shared:
         async with self._lock:
             if self._engine is None:
                 (opener,) = _openers
-                engine = opener(self._log, store=self._store)
+                engine = opener(self._log, store=self._store, snapshots=self._snapshots)
                 await engine.open()
                 self._engine = engine
             self._users += 1
@@ -54,14 +54,37 @@ class _Shared:
                 await engine.close()
 
 
-_Place = tuple[str | None, str | None]
+_Place = tuple[str | None, str | None, Any]
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Place, _Shared]] = WeakKeyDictionary()
 
 
-def engine_of(config: Any = None) -> _Shared:
-    """The engine of these settings (None: those of all sagas), to be used with `async with`."""
+def engine_of(config: Any = None, snapshots: Any = None) -> _Shared:
+    """The engine of these settings (None: those of all sagas), to be used with `async with`.
+
+    `snapshots`: a snapshot storage that is to hold what is captured.
+    """
     settings = settings_of(config)
-    place = (settings.log, settings.store) if settings is not None else (None, None)
+    log, store = (settings.log, settings.store) if settings is not None else (None, None)
+    if snapshots is None and settings is not None:
+        snapshots = settings.snapshot_storage
+    if not hasattr(snapshots, "engine_store"):
+        snapshots = None  # one of the user's own: it keeps what is saved by hand
+    elif snapshots.place is None:
+        snapshots.place = (log, store)
+    return _at((log, store, snapshots))
+
+
+def engine_with(place: Any) -> _Shared:
+    """The engine of a log's URL, or of the log whose sagas were given this snapshot storage; else
+    the default one."""
+    if isinstance(place, str):
+        return _at((place, None, None))
+    if getattr(place, "place", None) is not None:
+        return _at((*place.place, place))
+    return engine_of(None, place)
+
+
+def _at(place: _Place) -> _Shared:
     here = _shared.setdefault(asyncio.get_running_loop(), {})
     return here.setdefault(place, _Shared(*place))
 
@@ -84,7 +107,8 @@ async def run(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> di
 async def _execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> SagaResult:
     if not type(saga)._collected and not saga.__dict__.get("_added"):
         await saga.build()
-    async with engine_of(saga.__dict__.get("_config")) as engine:
+    settings, snapshots = saga.__dict__.get("_config"), saga.__dict__.get("snapshot_storage")
+    async with engine_of(settings, snapshots) as engine:
         result = await engine.run(saga, context, saga_id=saga_id)
         result.context = SagaContext(result.context)
         remember(saga, await engine.current(result.saga_id), result)

@@ -13,14 +13,14 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from sagaz_es.codec.values import from_text, to_text
-from sagaz_es.core.texts import join_object, split_object
+from sagaz_es.core.texts import join_object
 from sagaz_es.ports import BlobStore, ProjectionStore, ReplayEntry, StoredSnapshot
 from sagaz_es.snapshots import (
     BLOB_PREFIX,
     Opener,
     SagaSnapshot,
     from_stored,
-    from_us,
+    shown_replay,
     state_of,
     to_stored,
     to_us,
@@ -45,6 +45,8 @@ class StoreSnapshotStorage(Generic[S]):
         opener: Opener | None = None,
     ) -> None:
         self.store = store
+        self.log_url = ""  # of the sagas that were given this storage; empty: none yet
+        self.place: tuple[str | None, str | None] | None = None  # log and store as they were given
         self._blobs, self._opener = blobs, opener
         self._opening = asyncio.Lock()
         self._opened = False
@@ -72,6 +74,10 @@ class StoreSnapshotStorage(Generic[S]):
                 if not self._opened:
                     await self.store.open()
                     self._opened = True
+        return self.store
+
+    def engine_store(self) -> ProjectionStore:
+        """The store that an engine is given, so that what its projector captures is found here."""
         return self.store
 
     # --- snapshots
@@ -145,12 +151,12 @@ class StoreSnapshotStorage(Generic[S]):
     async def get_replay_log(self, replay_id: Id) -> dict[str, Any] | None:
         """What is known of one replay."""
         entry = await (await self._ready()).replay(str(replay_id))
-        return None if entry is None else _shown_replay(entry)
+        return None if entry is None else shown_replay(entry)
 
     async def list_replays(self, original_saga_id: Id, limit: int = 100) -> list[dict[str, Any]]:
         """Of one original, newest first."""
         entries = await (await self._ready()).replays(str(original_saga_id), limit)
-        return [_shown_replay(entry) for entry in entries]
+        return [shown_replay(entry) for entry in entries]
 
 
 def _record_of(entry: Any) -> Mapping[str, Any]:
@@ -183,24 +189,3 @@ def _us_of(value: str | datetime | None) -> int:
     if value is None:
         return 0
     return to_us(value if isinstance(value, datetime) else datetime.fromisoformat(value))
-
-
-def _shown_replay(entry: ReplayEntry) -> dict[str, Any]:
-    """A plain record; ids are texts, times have a zone."""
-    overrides = split_object(entry.overrides)
-    return {
-        "replay_id": entry.replay_id,
-        "original_saga_id": entry.original_saga_id,
-        "new_saga_id": entry.new_saga_id,
-        "checkpoint_step": entry.point,
-        "replay_status": entry.status,
-        "status": entry.status,
-        "initiated_by": entry.actor,
-        "reason": entry.reason,
-        "context_override": {key: from_text(text) for key, text in overrides.items()} or None,
-        "dry_run": entry.dry_run,
-        "force_failure": entry.force_failure,
-        "error_message": entry.error_message or None,
-        "created_at": from_us(entry.created_at).isoformat(),
-        "completed_at": from_us(entry.completed_at).isoformat() if entry.completed_at else None,
-    }
