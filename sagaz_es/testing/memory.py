@@ -11,6 +11,7 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.registry import Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.engine.result import SagaHandle, SagaResult
+from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog, ProjectionStore
 from sagaz_es.testing.faults import Fault, Faults, attempts_of
@@ -85,10 +86,15 @@ class MemoryEngine(Engine):
         """Let attempts of a step (None: all) fail before its code is called, or `after` it."""
         names = {name for source in self.registry.names for name in self._steps(source)}
         if step not in names:
-            raise ValueError(f"no saga of this test has a step {step!r}; there are {sorted(names)}")
+            known = ", ".join(map(repr, sorted(names)))
+            raise ConfigurationError(f"no step {step!r}; there are {known}")
         self._faults.faults.append(
             Fault(step, "error", attempts_of(attempts), compensation, after, error)
         )
+
+    def heal(self) -> None:
+        """Nothing is made to fail any more."""
+        self._faults.faults.clear()
 
     def _steps(self, saga_name: str) -> Iterable[str]:
         return self.registry.by_name(saga_name).steps

@@ -19,10 +19,19 @@ from typing import Any
 from sagaz_es.core import events as e
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk
-from sagaz_es.testing.virtual_time import FOR_EVER_SECONDS, NothingLeft, VirtualTimeLoop
+from sagaz_es.testing.virtual_time import (
+    FOR_EVER_SECONDS,
+    NothingLeft,
+    VirtualTimeLoop,
+    WaitsForReality,
+)
 
+UNWINDINGS = 20
 DEADLINE_SECONDS = 60.0
 """Real time for one life: a step that blocks its thread is an error, not a hang."""
+
+
+_NOT_USERS = ("sagaz_es.", "asyncio", "threading", "concurrent.", "selectors", "contextvars")
 
 
 class Killed(SystemExit):
@@ -76,7 +85,7 @@ class DurableLog(MemoryEventLog):
 
     async def append(self, partition: int, entries: Sequence[e.Entry]) -> int:
         if self._points.judged.is_set():
-            await asyncio.get_running_loop().create_future()
+            raise asyncio.CancelledError  # nobody is there any more
         what = ", ".join(map(in_words, entries))
         self._points.reach(f"before {what} is in the log")
         base = await super().append(partition, entries)
@@ -125,18 +134,32 @@ class Life:
         )
         self._thread.start()
         if not self.points.stopped.wait(DEADLINE_SECONDS):
+            self.points.died_at = "blocked"  # it comes to no further point
             raise TimeoutError(
-                f"a step has blocked its thread for {DEADLINE_SECONDS:g} s: under virtual time a "
-                "step may wait with asyncio, but not outside it"
+                f"a step has blocked its thread for {DEADLINE_SECONDS:g} s{self._where()}: under "
+                "virtual time a step may wait with asyncio, but not outside it"
             )
         if self._error is not None:
             raise self._error
         return not self.points.died_at
 
+    def _where(self) -> str:
+        """Where it stands now, as far as that is the user's code."""
+        assert self._thread is not None
+        frames = sys._current_frames()
+        idents = [*self.loop.thread_idents(), self._thread.ident or 0]
+        for frame in map(frames.get, idents):
+            while frame is not None:
+                code = frame.f_code
+                if not frame.f_globals.get("__name__", "").startswith(_NOT_USERS):
+                    return f" ({code.co_filename}, line {frame.f_lineno}, in {code.co_name})"
+                frame = frame.f_back
+        return ""
+
     def bury(self) -> None:
         """All is judged: let the thread end."""
         self.points.judged.set()
-        if self._thread is not None:
+        if self._thread is not None and self.points.stopped.is_set():  # else it is blocked
             self._thread.join(DEADLINE_SECONDS)
 
     def _main(
@@ -155,20 +178,23 @@ class Life:
             self._error = error
         self.points.stopped.set()
         self.points.judged.wait()
-        try:
-            self.loop.run_until_complete(_unwind())
-        except (NothingLeft, Killed):
-            pass
-        finally:
-            self.loop.close()
+        self._unwind()
 
-
-async def _unwind() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=1.0)
+    def _unwind(self) -> None:
+        """Let all tasks end. Who waits for something in its clean-up is cancelled again."""
+        for _ in range(UNWINDINGS):
+            tasks = asyncio.all_tasks(self.loop)
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            try:
+                self.loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+            except (NothingLeft, WaitsForReality, Killed):
+                continue
+        for task in asyncio.all_tasks(self.loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self.loop.close()
 
 
 class Lines:

@@ -7,7 +7,6 @@ import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from sagaz_es.codec.values import from_text
@@ -33,7 +32,11 @@ CONFIG = EngineConfig(
     housekeeping_seconds=2 * FOR_EVER_SECONDS,  # nothing happens by the second
 )
 
-ActionKind = Literal["signal", "cancel", "wait", "replay", "crash", "pause", "resume"]
+MAX_LIVES = 100
+
+ActionKind = Literal[
+    "signal", "cancel", "wait", "replay", "crash", "pause", "resume", "recover", "resolve"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,18 @@ class Action:
     payload: Any = None
     seconds: float = 0.0
     allow: tuple[str, ...] = ()
+    decision: str = ""
+    happened: bool = False
 
     def __str__(self) -> str:
         if self.kind == "wait":
-            return f"{self.seconds:g} s pass"
+            return f"{lasting(self.seconds)} pass"
+        if self.kind == "recover":
+            return f"it is decided about {self.name}: {self.decision}"
+        if self.kind == "resolve":
+            return (
+                f"it is told that {self.name} {'happened' if self.happened else 'did not happen'}"
+            )
         return f"{self.kind} {self.name}".rstrip()
 
 
@@ -77,7 +88,8 @@ class Outcome:
     context: dict[str, Any]
     result: SagaResult
     calls: tuple[Call, ...]  # of steps and compensations, in their order
-    refused: SagaError | None  # what was asked of the saga and not done
+    refused: tuple[tuple[Action, SagaError], ...]  # what was asked and not done
+    not_done: tuple[Action, ...]  # it never came to them
     history: str
     waits_for: str  # empty: it has ended
     stuck: tuple[str, ...]  # steps whose compensation failed for good
@@ -105,7 +117,8 @@ class Run:
     outcome: Outcome | None = None
     _done: int = 0  # actions
     _newest: str = SAGA_ID
-    _refused: SagaError | None = None
+    _refused: list[tuple[Action, SagaError]] = field(default_factory=list)
+    _errors: dict[str, BaseException] = field(default_factory=dict)  # the last one of each step
     _followed: Lines | None = None
     _registry: Registry | None = None
 
@@ -116,7 +129,7 @@ class Run:
         try:
             log: DurableLog | None = None
             now = 0.0
-            for number in range(1000):
+            for number in range(MAX_LIVES):
                 points = Points(crash_at[number] if number < len(crash_at) else 0)
                 log = DurableLog(points) if log is None else log.successor(points)
                 life = Life(points, now)
@@ -129,7 +142,9 @@ class Run:
                 for body in self.bodies:
                     if body.life == number and body.ended == "died":
                         body.after = self.picture()
-            raise RuntimeError("1000 processes have died over one saga: which step kills them?")
+            raise RuntimeError(
+                f"{MAX_LIVES} processes have died over one saga, the last one {self.deaths[-1]}"
+            )
         finally:
             random.setstate(before)
 
@@ -175,7 +190,7 @@ class Run:
                 try:
                     await self._do(engine, log, action)
                 except SagaError as error:
-                    self._refused = error
+                    self._refused.append((action, error))
                 self._done += 1
             await life.loop.create_future()
 
@@ -187,17 +202,17 @@ class Run:
     async def _do(self, engine: Engine, log: DurableLog, action: Action) -> None:
         if action.kind == "wait":
             await asyncio.sleep(action.seconds)
-        elif action.kind == "signal":
-            # Whoever died before hearing that it stands sends it again, unless it is there.
-            if not _sent(log, action.name, self._signals_before(action)):
-                await engine.signal(self._newest, action.name, action.payload)
         elif action.kind == "cancel":
             await engine.cancel(self._newest, reason=action.name)
-        elif action.kind == "pause":
-            await engine.pause(self._newest)
-        elif action.kind == "resume":
-            await engine.resume(self._newest)
         elif action.kind == "replay":
+            await self._replay(engine, log, action)
+        else:
+            # Who died before hearing that it stands asks again: the same id counts once.
+            await _decide(engine, self._newest, action, f"action-{self._done}")
+
+    async def _replay(self, engine: Engine, log: DurableLog, action: Action) -> None:
+        # A replay that was decided before its process died goes on by itself.
+        if _newest_of(log, self._newest) == self._newest:
             # Time has to pass before a saga that retries has ended.
             await (await engine.handle(self._newest)).result()
             plan = await engine.plan_replay(
@@ -208,19 +223,13 @@ class Run:
             await self.lives[-1].loop.quiet()
             if replaying.done():
                 replaying.result()
-            self._newest = _newest_of(log, self._newest)
-
-    def _signals_before(self, action: Action) -> int:
-        done = self.actions[: self._done]
-        return sum((a.kind, a.name) == ("signal", action.name) for a in done)
+        self._newest = _newest_of(log, self._newest)
 
     async def _outcome(self, engine: Engine, log: DurableLog) -> Outcome:
         self._newest = _newest_of(log, self._newest)
         state = await current_state(log, None, self._newest)
         assert state is not None
-        runner = engine.host.runner_of(self._newest)
-        error = runner.error if runner is not None else None
-        result = await engine.host.result(state, error)
+        result = await engine.host.result(state, self._errors.get(state.failed_step))
         ids = dict.fromkeys(entry.saga_id for entry in log.entries() if isinstance(entry, e.Event))
         unfinished = []
         for saga_id in ids:
@@ -233,7 +242,8 @@ class Run:
             context={key: from_text(text) for key, text in state.context.items()},
             result=result,
             calls=tuple(body.call for body in self.bodies),
-            refused=self._refused,
+            refused=tuple(self._refused),
+            not_done=tuple(self.actions[self._done :]),
             history=told(log, [*ids]),
             waits_for="" if state.ended else _waits_for(state),
             stuck=tuple(n for n, s in state.steps.items() if s.status == "compensation_failed"),
@@ -262,9 +272,11 @@ class Run:
             value = await self._perform(function, args)
             if fault is not None:
                 await self._fail(fault, life)
-        except BaseException:
+        except BaseException as error:
             if not life.points.died_at:
                 body.ended, body.after = "raised", self.picture()
+                if not call.undo:
+                    self._errors[call.step] = error
             raise
         body.ended, body.after = "returned", self.picture()
         life.points.reach(f"in {call.name}, after its effect, before that is recorded")
@@ -303,19 +315,37 @@ def _newest_of(log: DurableLog, saga_id: str) -> str:
     return saga_id
 
 
-def _sent(log: DurableLog, name: str, before: int) -> bool:
-    received = [
-        entry
-        for entry in log.entries()
-        if isinstance(entry, e.Event)
-        and isinstance(entry.fact, e.SignalReceived)
-        and entry.fact.name == name
-    ]
-    return len(received) > before
+async def _decide(engine: Engine, saga_id: str, action: Action, request_id: str) -> None:
+    if action.kind == "signal":
+        await engine.signal(saga_id, action.name, action.payload, request_id=request_id)
+    elif action.kind == "pause":
+        await engine.pause(saga_id, request_id=request_id)
+    elif action.kind == "resume":
+        await engine.resume(saga_id, request_id=request_id)
+    elif action.kind == "recover":
+        await engine.decide_recovery(
+            saga_id,
+            action.name,
+            action.decision,
+            actor="test",
+            context_override=action.payload,
+            request_id=request_id,
+        )
+    else:
+        await engine.resolve_outcome(
+            saga_id,
+            action.name,
+            happened=action.happened,
+            result=action.payload,
+            actor="test",
+            request_id=request_id,
+        )
 
 
 def _waits_for(state: SagaState) -> str:
     """What an unfinished saga waits for, in words."""
+    if state.paused:
+        return "it is paused"
     for name, step in state.steps.items():
         if step.status == "waiting" and step.waits_for:
             return f"step {name!r} waits for the signal {step.waits_for!r}"
@@ -323,25 +353,34 @@ def _waits_for(state: SagaState) -> str:
             return f"nobody knows whether step {name!r} happened: a person has to say"
     if state.status == "forward_recovery":
         return "a person has to decide how it goes on"
-    if state.paused:
-        return "it is paused"
     return f"it is {state.status}"
 
 
 def told(log: DurableLog, ids: Sequence[str]) -> str:
-    """What stands in the log, one line a fact; with the saga's id where there are several."""
+    """What stands in the log, one line a fact: its sequence, and when it happened after the first;
+    with the saga's id where there are several."""
     lines = []
+    began = 0
     branches: dict[str, str] = {}  # random ids, named in their order
     for entry in log.entries():
         if isinstance(entry, e.Event):
-            at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=entry.occurred_at)
             fact = entry.fact
+            began = began or entry.occurred_at
+            after = lasting((entry.occurred_at - began) / 1e6)
             if isinstance(fact, e.ReplayBranched):
                 branches.setdefault(fact.branch_saga_id, f"replay {len(branches) + 1}")
             whose = f"{branches.get(entry.saga_id, entry.saga_id):<9}" if len(ids) > 1 else ""
-            words = f"{whose}{entry.sequence:>3}  {at:%H:%M:%S.%f}  {in_words(entry)}"
+            words = f"{whose}{entry.sequence:>3}  {after:>9}  {in_words(entry)}"
             lines.append(f"{words}{_details(fact)}")
     return "\n".join(lines)
+
+
+def lasting(seconds: float) -> str:
+    """`0.108 s`, `90 s`, `1 h`, `30 d`: so long."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:.6g} s"
 
 
 def _details(fact: e.Fact) -> str:

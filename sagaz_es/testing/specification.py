@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from sagaz_es.engine.registry import Registry, Source
-from sagaz_es.errors import SagaError
+from sagaz_es.errors import ConfigurationError, SagaError
 from sagaz_es.testing.faults import Fault, Faults, attempts_of
 from sagaz_es.testing.runs import Action, Outcome, Run
 
@@ -51,6 +51,17 @@ def replay(
 def crash() -> Action:
     """The process dies while nothing is under way; another one takes over."""
     return Action("crash")
+
+
+def recover(step: str, decision: str, context_override: Mapping[str, Any] | None = None) -> Action:
+    """A person decides how a saga in `forward_recovery` goes on, as `Engine.decide_recovery`."""
+    override = dict(context_override or {}) or None
+    return Action("recover", step, override, decision=str(decision))
+
+
+def resolve(step: str, *, happened: bool, result: Any = None) -> Action:
+    """A person says what became of a step of unknown outcome, as `Engine.resolve_outcome`."""
+    return Action("resolve", step, result, happened=happened)
 
 
 def pause() -> Action:
@@ -124,7 +135,8 @@ class given:
 
     def _with(self, fault: Fault) -> Self:
         if fault.step not in self._steps:
-            raise ValueError(f"no step {fault.step!r}; there are {sorted(self._steps)}")
+            known = ", ".join(map(repr, sorted(self._steps)))
+            raise ConfigurationError(f"no step {fault.step!r}; there are {known}")
         self._faults.faults.append(fault)
         return self
 
@@ -172,6 +184,8 @@ class given:
         saga failed with, and its exception's class. `stuck`: steps whose compensation failed for
         good. `unknown`: steps of which nobody knows whether they happened. `refused`: what the last
         action was refused with. `waits_for`: words that say what an unfinished saga waits for.
+        Also a difference: an action that was refused, or that it never came to, and a saga that
+        has not ended, unless `refused`, `waits_for` or `status` say so.
         """
         outcome = self.run()
         found: dict[str, tuple[Any, Any]] = {
@@ -183,7 +197,6 @@ class given:
             "error": (error, outcome.error_type),
             "stuck": (stuck, list(outcome.stuck)),
             "unknown": (unknown, outcome.result.unknown_step_names),
-            "refused": (refused, type(outcome.refused).__name__ if outcome.refused else None),
         }
         differences = []
         for what, (expected, actual) in found.items():
@@ -194,8 +207,9 @@ class given:
             differences += _compare("context", dict(context), seen)
         if waits_for is not _ANY and waits_for not in outcome.waits_for:
             differences += _compare("waits_for", waits_for, outcome.waits_for)
-        if status is not _ANY or not differences:
-            differences += _unexpected_wait(outcome, status, waits_for)
+        differences += _compare_refused(refused, outcome)
+        differences += [f"  it never came to this: {action}" for action in outcome.not_done]
+        differences += _unexpected_wait(outcome, status, waits_for)
         if differences:
             raise AssertionError(self._message(differences, outcome))
         return outcome
@@ -208,8 +222,6 @@ class given:
         if outcome.result.error is not None:
             error = outcome.result.error
             lines.append(f"its error: {type(error).__name__}: {error}")
-        if outcome.refused is not None:
-            lines.append(f"refused: {outcome.refused}")
         return "\n".join([*lines, "its history:", outcome.history])
 
 
@@ -236,6 +248,17 @@ def _compare(what: str, expected: Any, actual: Any) -> list[str]:
         wrong = [key for key in expected if expected[key] != actual[key]]
         return [f"  {what}[{k!r}]: expected {expected[k]!r}, found {actual[k]!r}" for k in wrong]
     return [f"  {what}: expected {expected!r}, found {actual!r}"]
+
+
+def _compare_refused(expected: Any, outcome: Outcome) -> list[str]:
+    """One refusal may be expected, that of the last action which was refused."""
+    refused = list(outcome.refused)
+    if isinstance(expected, type):
+        found = type(refused[-1][1]).__name__ if refused else None
+        if differences := _compare("refused", expected.__name__, found):
+            return differences
+        refused.pop()
+    return [f"  refused: {action}: {error}" for action, error in refused]
 
 
 def _unexpected_wait(outcome: Outcome, status: Any, waits_for: Any) -> list[str]:

@@ -20,7 +20,7 @@ NOON = 1_767_268_800_000_000
 FOR_EVER_SECONDS = 3.2e9
 """A hundred years: who waits longer waits for ever."""
 
-THREAD_SECONDS = 60.0
+THREAD_SECONDS = 120.0
 TURNS = 50
 
 
@@ -87,19 +87,31 @@ class NothingLeft(Exception):
     """On a virtual loop nothing is ready and nobody waits for a time: nothing will ever happen."""
 
 
+class WaitsForReality(RuntimeError):
+    """On a virtual loop somebody waits for a socket or another process."""
+
+    def __str__(self) -> str:
+        return (
+            "a step waits for a socket or a process, and time is virtual: it would be over at "
+            "once; give the steps a stand-in by `resources`, or use memory_engine()"
+        )
+
+
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop whose time jumps to the next timer as soon as nothing is ready.
 
     Law (same again): what runs on it depends on no real time and on no scheduling of threads; a
     function that is sent to a thread is waited for at once.
-    Raises NothingLeft out of `run_until_complete` where another loop would block for ever.
+    Raises NothingLeft out of `run_until_complete` where another loop would block for ever, and
+    WaitsForReality where it would wait for a socket.
     """
 
     def __init__(self, start: float = 0.0) -> None:
         self._virtual = start
         self._quiet: list[asyncio.Future[None]] = []
         self._threads: ThreadPoolExecutor | None = None
-        super().__init__(_Selector(self))
+        self._selector: selectors.BaseSelector = _Selector(self)
+        super().__init__(self._selector)
 
     def time(self) -> float:
         """Virtual seconds."""
@@ -141,6 +153,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             future.set_result(result)
         return future
 
+    def thread_idents(self) -> list[int]:
+        """Of the thread that functions are sent to."""
+        threads = self._threads._threads if self._threads is not None else ()
+        return [thread.ident for thread in threads if thread.ident is not None]
+
     def close(self) -> None:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
@@ -154,6 +171,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             waiter.set_result(None)
         if waiting:
             return
+        if len(self._selector.get_map()) > 1:  # one is the loop's own, to be woken by
+            raise WaitsForReality
         if timeout is None:
             raise NothingLeft
         self._virtual += timeout
