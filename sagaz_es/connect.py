@@ -21,6 +21,7 @@ from uuid import uuid4
 import msgspec
 
 from sagaz_es.engine import recorder, standalone
+from sagaz_es.engine.blobs import Limits
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.registry import Source
@@ -333,13 +334,20 @@ def _adapter(module: str) -> Any:
         raise MissingDependencyError(missing, feature, extra) from error
 
 
-def _default_engine(log: str | None, *, store: str | None, snapshots: Any) -> Engine:
+def _default_engine(
+    log: str | None, *, store: str | None, snapshots: Any, limits: Limits
+) -> Engine:
     """For `Saga.run`. A snapshot storage given to the saga is the store of its log, if that is an
     embedded one and no other store is named."""
+    config = EngineConfig(
+        value_warn_bytes=limits.warn,
+        value_inline_bytes=limits.inline,
+        value_max_bytes=limits.most,
+    )
     url = log_url(log)
     address = parse_url(url, "log", LOG_SCHEMES)
     if snapshots is None or store is not None or address.scheme == "kafka":
-        return connect(url, store=store)
+        return connect(url, store=store, config=config)
     if address.scheme == "memory" and not address.hosts:  # it has to be found again
         url = where = snapshots.log_url or f"memory://{uuid4().hex}"
     else:
@@ -350,7 +358,7 @@ def _default_engine(log: str | None, *, store: str | None, snapshots: Any) -> En
             f"snapshot_storage: it keeps the snapshots of sagas in {snapshots.log_url}, and these "
             f"are in {where}: give them a storage of their own"
         )
-    return connect(url, store=snapshots.engine_store())
+    return connect(url, store=snapshots.engine_store(), config=config)
 
 
 standalone.open_with(_default_engine)

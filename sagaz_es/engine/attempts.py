@@ -48,8 +48,12 @@ current_saga: ContextVar[str] = ContextVar("sagaz_es_current_saga", default="")
 class Blobs(Protocol):
     """Moves large values out of events and back; see `engine.blobs`."""
 
-    async def off_load(self, texts: Mapping[str, str]) -> dict[str, str]: ...
-    async def off_load_one(self, text: str, key: str = "result") -> str: ...
+    async def off_load(
+        self, texts: Mapping[str, str], saga_name: str = "", step: str = ""
+    ) -> dict[str, str]: ...
+    async def off_load_one(
+        self, text: str, key: str = "result", saga_name: str = "", step: str = ""
+    ) -> str: ...
     def refers(self, texts: Mapping[str, str]) -> bool: ...
     async def load(self, texts: Mapping[str, str]) -> Mapping[str, str]: ...
 
@@ -116,9 +120,8 @@ class Attempts:
             limit = Deadline(self._loop, task, plan.timeout_seconds)
             try:
                 with limit:
-                    if attempt.undo and isinstance(plan, Compensation) and plan.passes_result:
-                        result = context.result_of(attempt.step)
-                        value = await _call(plan.function, result, context)
+                    if attempt.undo and isinstance(plan, Compensation):
+                        value = await _call(plan.function, *plan.arguments(attempt.step, context))
                     elif not attempt.undo and attempt.step in self._definition.coroutines:
                         value = await step.function(context)
                     else:
@@ -158,7 +161,13 @@ class Attempts:
 
     async def _completed(self, attempt: Attempt, context: StepContext, value: Any) -> e.Fact:
         if attempt.undo:
-            result = to_text(value, "result") if value is not None else ""
+            result = ""
+            if value is not None:
+                result = to_text(value, "result")
+                if self._blobs is not None:
+                    result = await self._blobs.off_load_one(
+                        result, "result", self._definition.name, f"{attempt.step}, undone"
+                    )
             self._later(attempt, "on_compensation_complete", "", context)
             return e.StepCompensated(attempt.step, attempt.attempt, result)
         keys_set, deleted = context.delta()
@@ -169,8 +178,9 @@ class Attempts:
                 keys_set.update({key: to_text(item, key) for key, item in value.items()})
                 deleted = [key for key in deleted if key not in value]
         if self._blobs is not None and (keys_set or result):
-            keys_set = await self._blobs.off_load(keys_set)
-            result = await self._blobs.off_load_one(result)
+            name = self._definition.name
+            keys_set = await self._blobs.off_load(keys_set, name, attempt.step)
+            result = await self._blobs.off_load_one(result, "result", name, attempt.step)
         fact = e.StepCompleted(
             attempt.step,
             attempt.attempt,
@@ -244,7 +254,15 @@ class Attempts:
                 texts = await self._blobs.load(texts)
             if self._blobs.refers(results):
                 results = await self._blobs.load(results)
+        undone: Mapping[str, str] | None = None
+        if attempt.undo:
+            undone = {n: other.undo_result for n, other in state.steps.items() if other.undo_result}
+            if self._blobs is not None:
+                undone = await self._blobs.load(undone)
         name = step.name
+        signal = state.step(name).signal
+        if signal and self._blobs is not None and self._blobs.refers({name: signal}):
+            signal = (await self._blobs.load({name: signal}))[name]
         return StepContext(
             texts,
             saga_id=state.saga_id,
@@ -254,8 +272,9 @@ class Attempts:
             is_replay=bool(state.replay_id),
             resources=self._resources,
             results=results,
-            signal=state.step(name).signal,
+            signal=signal,
             known=self._values,
+            undone=undone,
         )
 
     # --- handlers that decide ---
@@ -281,6 +300,8 @@ class Attempts:
         except Exception as error:
             reason = f"its handler failed with {type(error).__name__}: {_message(error)}"
             return e.RecoveryDecided(attempt.step, manual, reason=reason)
+        if changed and self._blobs is not None:
+            changed = await self._blobs.off_load(changed, self._definition.name, attempt.step)
         keys_set = join_object(changed) if changed else ""
         return e.RecoveryDecided(attempt.step, action.value, keys_set, "handler")
 

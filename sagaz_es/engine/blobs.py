@@ -2,55 +2,115 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 
-from sagaz_es.errors import BlobMissing, LargePayloadWarning, MemoryFootprintError
+from msgspec import Struct
+
+from sagaz_es.errors import (
+    BlobMissing,
+    ConfigurationError,
+    LargePayloadWarning,
+    MemoryFootprintError,
+)
 from sagaz_es.ports import BlobStore
 
-WARN_BYTES = 64 * 1024
-INLINE_BYTES = 256 * 1024
-MAX_BYTES = 64 * 1024 * 1024
+logger = logging.getLogger("sagaz_es.engine")
+
 _PREFIX = '{"$blob":"sha256:'
+_MAX_TOLD = 1000  # a program that makes up its keys gets no list without end
+_MOST_INLINE = 400_000  # a record holds less than a megabyte, and a mapping result stands twice
+
+
+class Limits(Struct, frozen=True):
+    """How large a value may be, in bytes of its JSON text: over `warn` it is told of, over
+    `inline` kept outside the event (where there is a store), over `most` refused."""
+
+    warn: int = 64 * 1024
+    inline: int = 256 * 1024
+    most: int = 64 * 1024 * 1024
+
+    def check(self, prefix: str) -> None:
+        """Raises ConfigurationError that names the setting, `prefix` and ours."""
+        allowed = {
+            "warn_bytes": (self.warn, 0, None),
+            "inline_bytes": (self.inline, 1, _MOST_INLINE),
+            "max_bytes": (self.most, 1, None),
+        }
+        for name, (value, least, most) in allowed.items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < least or (most is not None and value > most):
+                bound = f"{least} to {most:,}" if most else f"{least} or more"
+                raise ConfigurationError(f"{prefix}{name}: {bound} bytes, not {value!r}")
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class LargeValues:
-    """Keeps values over `INLINE_BYTES` of JSON under their hash; refuses those over `MAX_BYTES`."""
+    """Keeps values over the inline limit under their hash; refuses those over the largest one.
 
-    def __init__(
-        self, store: BlobStore, *, inline_bytes: int = INLINE_BYTES, max_bytes: int = MAX_BYTES
-    ) -> None:
-        self._store = store
-        self._inline_bytes, self._max_bytes = inline_bytes, max_bytes
+    Without a store large values stay in their event, within the same limits.
+    """
 
-    async def off_load(self, texts: Mapping[str, str]) -> dict[str, str]:
+    def __init__(self, store: BlobStore | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._store, self._limits = store, limits
+        self._told: set[tuple[str, str, str]] = set()
+        # What is shorter needs no look: a character takes one byte at least and four at most.
+        self._unseen = min(limits.warn or limits.inline, limits.inline, limits.most) // 4
+
+    async def off_load(
+        self, texts: Mapping[str, str], saga_name: str = "", step: str = ""
+    ) -> dict[str, str]:
         """The same keys, large texts replaced by references. Raises MemoryFootprintError."""
         kept = dict(texts)
         for key, text in texts.items():
-            if len(text) > WARN_BYTES:
-                kept[key] = await self.off_load_one(text, key)
+            if len(text) > self._unseen:
+                kept[key] = await self.off_load_one(text, key, saga_name, step)
         return kept
 
-    async def off_load_one(self, text: str, key: str = "result") -> str:
+    async def off_load_one(
+        self, text: str, key: str = "result", saga_name: str = "", step: str = ""
+    ) -> str:
         """The text, or a reference to it."""
-        size = len(text)
-        if size <= WARN_BYTES:  # characters are at most bytes: the common case needs no encoding
+        if len(text) <= self._unseen:
             return text
+        limits = self._limits
         data = text.encode()
         size = len(data)
-        if size > self._max_bytes:
-            raise MemoryFootprintError(key, size, self._max_bytes)
-        if size <= self._inline_bytes:
-            warnings.warn(
-                f"{key!r} takes {size} bytes in the log; keep large values elsewhere",
-                LargePayloadWarning,
-                stacklevel=2,
-            )
+        if size > limits.most:
+            raise MemoryFootprintError(key, size, limits.most)
+        if 0 < limits.warn < size:
+            self._tell(saga_name, step, key, size)
+        if self._store is None or size <= limits.inline:
             return text
         return f'{_PREFIX}{await self._store.put(data)}"}}'
 
+    def check(self, text: str, key: str) -> None:
+        """For what cannot be moved out of its record. Raises MemoryFootprintError."""
+        if len(text) > self._unseen and (size := len(text.encode())) > self._limits.inline:
+            raise MemoryFootprintError(key, size, self._limits.inline)
+
+    def _tell(self, saga_name: str, step: str, key: str, size: int) -> None:
+        """Once a key of a step."""
+        place = (saga_name, step, key)
+        if place in self._told or len(self._told) >= _MAX_TOLD:
+            return
+        self._told.add(place)
+        saga = f"saga {saga_name!r}, " if saga_name else ""
+        where = f"step {step!r}, " if step else ""
+        text = f"{saga}{where}key {key!r}: {size} bytes; keep large values elsewhere, or raise "
+        text += f"value_warn_bytes ({self._limits.warn})"
+        try:
+            warnings.warn(text, LargePayloadWarning, stacklevel=2)
+        except LargePayloadWarning:  # made an error by a filter: the step has done its work
+            logger.warning(text)
+
     def refers(self, texts: Mapping[str, str]) -> bool:
         """Whether any of them is a reference, so that there is something to load."""
+        if self._store is None:
+            return False
         for text in texts.values():
             if text.startswith(_PREFIX):
                 return True
@@ -70,7 +130,7 @@ class LargeValues:
         if not text.startswith(_PREFIX):
             return text
         key = text[len(_PREFIX) : -2]
-        data = await self._store.get(key)
+        data = None if self._store is None else await self._store.get(key)
         if data is None:
-            raise BlobMissing(key, getattr(self._store, "name", type(self._store).__name__))
+            raise BlobMissing(key, getattr(self._store, "name", "the log's store"))
         return data.decode()

@@ -7,7 +7,7 @@ so in the claim, with the new graph and what `migrate` set, and every fold takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sagaz_es.codec.values import from_text
@@ -83,7 +83,7 @@ def branch_state(saga_id: str, saga_name: str, start: e.SagaStarted) -> SagaStat
 
 
 async def claim(
-    state: SagaState, definition: Definition, cause: str, large_values: LargeValues | None
+    state: SagaState, definition: Definition, cause: str, large_values: LargeValues
 ) -> e.SagaClaimed:
     """The claim with which this code goes on with a saga. Raises DefinitionChanged,
     MigrationFailed."""
@@ -100,14 +100,12 @@ async def claim(
 
 
 async def migrated(
-    state: SagaState, definition: Definition, large_values: LargeValues | None
+    state: SagaState, definition: Definition, large_values: LargeValues
 ) -> dict[str, str]:
     """What the class's `migrate` sets in the context: key -> JSON text. Raises MigrationFailed."""
     if state.definition in ("", definition.graph.fingerprint) or definition.migrate is None:
         return {}
-    texts: Mapping[str, str] = state.context
-    if large_values is not None:
-        texts = await large_values.load(texts)
+    texts = await large_values.load(state.context)
     recorded = RecordedSaga(
         state.saga_id,
         state.definition,
@@ -119,4 +117,4 @@ async def migrated(
         keys_set = context_texts(definition.migrate(recorded))
     except Exception as error:
         raise MigrationFailed(state.saga_id, state.saga_name, repr(error)) from error
-    return keys_set if large_values is None else await large_values.off_load(keys_set)
+    return await large_values.off_load(keys_set, state.saga_name)

@@ -8,6 +8,7 @@ import time
 
 from msgspec import Struct
 
+from sagaz_es.engine.blobs import Limits
 from sagaz_es.errors import ConfigurationError
 
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -22,15 +23,28 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     checkpoint_seconds: float = 86_400.0  # an unfinished saga older than that is carried forward
     request_seconds: float = 30.0  # how long a request to another engine may take to be answered
     projector: bool | None = None  # run one in this process; None: where log and store are embedded
+    value_warn_bytes: int = 64 * 1024
+    """A value of a context, or a result, that takes more is told of: LargePayloadWarning, once a
+    saga name, step and key. 0: never."""
+    value_inline_bytes: int = 256 * 1024
+    """One that takes more is kept in the blob store, and its event refers to it."""
+    value_max_bytes: int = 64 * 1024 * 1024
+    """One that takes more is refused: MemoryFootprintError names key, size and limit."""
     group: str = ""
     """Engines of one group share the partitions. One of a named group serves only sagas of classes
     that it has, and leaves all others to other groups; without a name it answers for all."""
 
     def __post_init__(self) -> None:
+        self.limits.check("value_")
         if self.group and not _GROUP.fullmatch(self.group):
             raise ConfigurationError(
                 f"group {self.group!r}: up to 64 letters, digits, '.', '_' and '-'"
             )
+
+    @property
+    def limits(self) -> Limits:
+        """How large values may be."""
+        return Limits(self.value_warn_bytes, self.value_inline_bytes, self.value_max_bytes)
 
 
 class SystemClock:

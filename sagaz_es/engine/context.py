@@ -76,7 +76,8 @@ class StepContext(SagaContext):
 
     `saga_id`, `step`, `attempt` (1, 2 …; grows over restarts, too), `idempotency_key` (the same in
     every attempt), `is_replay`, `resources` (live objects given to `connect`), `result_of(step)`,
-    `signal` (payload of the signal that the step waited for).
+    `signal` (payload of the signal that the step waited for), `compensation_results` (in a
+    compensation: what those before it returned, by step).
     A key that is missing but names a completed step reads as that step's result.
     """
 
@@ -84,6 +85,7 @@ class StepContext(SagaContext):
         "_before",
         "_reads",
         "_results",
+        "_undone",
         "_written",
         "attempt",
         "idempotency_key",
@@ -107,12 +109,14 @@ class StepContext(SagaContext):
         results: Mapping[str, str] | None = None,
         signal: str = "",
         known: dict[str, tuple[str, Any]] | None = None,
+        undone: Mapping[str, str] | None = None,
     ) -> None:
         dict.__init__(self, _values(texts, known))
         self._before = dict(texts)  # `texts` goes on while steps run side by side
         self._reads: set[str] = set()
         self._written: set[str] = set()
         self._results = results or {}
+        self._undone = undone
         self.saga_id, self.step, self.attempt = saga_id, step, attempt
         self.idempotency_key, self.is_replay = idempotency_key, is_replay
         self.signal: Any = from_text(signal) if signal else None
@@ -148,6 +152,12 @@ class StepContext(SagaContext):
             raise StepNotFound(self.saga_id, step, tuple(self._results), "has no completed step")
         self._reads.add(result_key(step))
         return from_text(text) if text else None
+
+    @property
+    def compensation_results(self) -> dict[str, Any]:
+        """What the compensations that were done returned, by step; those that returned nothing
+        are left out."""
+        return {step: from_text(text) for step, text in (self._undone or {}).items()}
 
     def _whole(self) -> None:
         self._reads.add(ALL_KEYS)

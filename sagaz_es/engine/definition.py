@@ -29,6 +29,7 @@ from sagaz_es.engine.triggers import limits_of, register
 from sagaz_es.errors import ConfigurationError, DefinitionError
 
 if TYPE_CHECKING:
+    from sagaz_es.engine.context import StepContext
     from sagaz_es.engine.result import SagaResult
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,7 +75,7 @@ class CompensationType(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Compensation:
     """How one step is undone. `passes_result`: the function takes (result, ctx) instead of
-    (ctx)."""
+    (ctx); `passes_undone`: and behind that what the compensations before it returned, by step."""
 
     function: Callable[..., Any]
     passes_result: bool
@@ -82,6 +83,14 @@ class Compensation:
     timeout_seconds: float
     on_unknown: bool = False
     type: CompensationType = CompensationType.MECHANICAL
+    passes_undone: bool = False
+
+    def arguments(self, step: str, context: StepContext) -> tuple[Any, ...]:
+        """What the function is called with."""
+        given: tuple[Any, ...] = (context,)
+        if self.passes_result:
+            given = (context.result_of(step), context)
+        return (*given, context.compensation_results) if self.passes_undone else given
 
 
 class RecoveryAction(StrEnum):
@@ -368,6 +377,8 @@ def compensate(
 ) -> Callable[[F], F]:
     """Declare a method `(self, ctx)` or `(self, result, ctx)` as the undoing of a step.
 
+    What it returns is in the outcome (`SagaResult.compensation_results`), and later compensations
+    read it: `ctx.compensation_results[step]`, or a last parameter `compensation_results`.
     `on_unknown`: also called for a step whose outcome is unknown (timed out, cancelled, crashed).
     `compensation_type=MANUAL`: it is not called by itself; the saga ends `failed` with a stuck
     compensation, and a person retries it (then it is called) or skips it, see `Engine`.
@@ -421,24 +432,34 @@ def _compensation(
     cap: float = 30.0,
     kind: CompensationType | str = CompensationType.MECHANICAL,
 ) -> Compensation:
+    taken = _positional(function)[method:]
+    passes_undone = len(taken) > 1 and taken[-1] in _UNDONE
     return Compensation(
         function,
-        passes_result=_positional(function) - method >= 2,
+        passes_result=len(taken) - passes_undone >= 2,
         retry=Retry(max_retries, int(delay * _US), int(cap * _US)),
         timeout_seconds=_seconds(step, "timeout_seconds of its compensation", timeout_seconds),
         on_unknown=on_unknown,
         type=CompensationType(kind),
+        passes_undone=passes_undone,
     )
 
 
-def _positional(function: Callable[..., Any]) -> int:
-    """How many required positional parameters a function takes."""
+_UNDONE = ("compensation_results", "comp_results")
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """The positional parameters that a function needs, and what it may be told of as the last."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
-        return 1
-    return sum(1 for p in parameters if p.kind in kinds and p.default is p.empty)
+        return ["ctx"]
+    return [
+        p.name
+        for p in parameters
+        if p.kind in kinds and (p.default is p.empty or p.name in _UNDONE)
+    ]
 
 
 # --- the class ----------------------------------------------------------------------------------

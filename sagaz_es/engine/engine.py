@@ -74,13 +74,14 @@ class Engine:
         self.store = store
         self.blob_store = blobs
         self.registry = Registry(sagas)
+        config = config or EngineConfig()
         self.host = Host(
             log,
             store,
             self.registry,
             clock=clock or SystemClock(),
-            config=config or EngineConfig(),
-            large_values=LargeValues(blobs) if blobs is not None else None,
+            config=config,
+            large_values=LargeValues(blobs, config.limits),
             resources=resources or {},
         )
         self.host.answer = requests.Answers(self.host)
@@ -205,8 +206,7 @@ class Engine:
         definition = None if self._is_elsewhere(saga) else self.registry.resolve(saga)
         name = definition.name if definition is not None else str(saga)
         texts = context_texts(context)
-        if host.large_values is not None:
-            texts = await host.large_values.off_load(texts)
+        texts = await host.large_values.off_load(texts, name)
         text = join_object(texts)
         if len(text) > MAX_FACT_BYTES:
             raise MemoryFootprintError("the context", len(text), MAX_FACT_BYTES)
@@ -291,6 +291,7 @@ class Engine:
         """
         self._check_open()
         text = to_text(payload, "payload") if payload is not None else ""
+        text = await self.host.large_values.off_load_one(text, "payload", "", f"signal {name}")
         now = self.host.clock.now()
         request = e.SignalSent(
             request_id or new_id(), check_id(saga_id), now, actor, name=name, payload=text
@@ -426,7 +427,7 @@ class Engine:
         Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError.
         """
         self._check_open()
-        overrides = context_texts(context_override)
+        overrides = await self.host.large_values.off_load(context_texts(context_override))
         request = e.RecoveryRequested(
             request_id or new_id(),
             check_id(saga_id),
@@ -455,6 +456,8 @@ class Engine:
         Raises SagaNotFound, StepNotFound (with the steps whose outcome is unknown).
         """
         self._check_open()
+        text = to_text(result, "result") if result is not None else ""
+        self.host.large_values.check(text, "result")
         request = e.OutcomeReported(
             request_id or new_id(),
             check_id(saga_id),
@@ -463,6 +466,6 @@ class Engine:
             reason,
             step=step,
             happened=happened,
-            result=to_text(result, "result") if result is not None else "",
+            result=text,
         )
         await decisions.decide(self.host, request)

@@ -56,7 +56,7 @@ class Host:
         *,
         clock: Clock,
         config: EngineConfig,
-        large_values: LargeValues | None,
+        large_values: LargeValues,
         resources: Mapping[str, Any],
     ) -> None:
         self.log, self.store, self.registry = log, store, registry
@@ -500,9 +500,14 @@ class Host:
 
     async def result(self, state: SagaState, error: BaseException | None = None) -> SagaResult:
         texts: Mapping[str, str] = state.context
-        if self.large_values is not None and self.large_values.refers(texts):
+        if self.large_values.refers(texts):
             texts = await self.large_values.load(texts)
-        return result_of(state, {key: from_text(text) for key, text in texts.items()}, error)
+        undone: Mapping[str, str] | None = None
+        if state.undo:
+            undone = {n: step.undo_result for n, step in state.steps.items() if step.undo_result}
+            undone = await self.large_values.load(undone)
+        context = {key: from_text(text) for key, text in texts.items()}
+        return result_of(state, context, error, undone)
 
     # --- waiting for an end ---
 

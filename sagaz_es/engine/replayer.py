@@ -134,8 +134,7 @@ async def plan(
 ) -> ReplayPlan:
     """See Engine.plan_replay. `actor`, `reason` and `dry_run` are noted with what is refused."""
     overrides = context_texts(context_override)
-    if host.large_values is not None:
-        overrides = await host.large_values.off_load(overrides)
+    overrides = await host.large_values.off_load(overrides)
     try:
         return await _plan(host, saga_id, from_step, overrides, force_failure, tuple(allow))
     except SnapshotNotFoundError as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sagaz_es.codec.values import from_text
 from sagaz_es.core.decide import completed_pivots
 from sagaz_es.core.effects import standing_steps
 from sagaz_es.core.graph import Graph
@@ -37,6 +38,9 @@ class SagaResult:
     saga_id: str = ""
     steps: dict[str, str] = field(default_factory=dict)
     unknown_step_names: list[str] = field(default_factory=list)  # nobody knows whether they stand
+    compensation_results: dict[str, Any] = field(
+        default_factory=dict
+    )  # by step; what they returned
 
     @property
     def is_completed(self) -> bool:
@@ -61,9 +65,12 @@ class SagaResult:
 
 
 def result_of(
-    state: SagaState, context: dict[str, Any], error: BaseException | None = None
+    state: SagaState,
+    context: dict[str, Any],
+    error: BaseException | None = None,
+    undone: Mapping[str, str] | None = None,
 ) -> SagaResult:
-    """The result of a saga that has ended."""
+    """The result of a saga that has ended. `undone`: what compensations returned, as JSON."""
     graph = state.step_graph
     certain, maybe = standing_steps(state)
     pivots = completed_pivots(state, graph)
@@ -101,6 +108,7 @@ def result_of(
         saga_id=state.saga_id,
         steps=steps,
         unknown_step_names=maybe,
+        compensation_results={step: from_text(text) for step, text in (undone or {}).items()},
     )
 
 

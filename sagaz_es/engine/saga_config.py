@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from sagaz_es.core.decide import ParallelFailureStrategy
+from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
 from sagaz_es.engine.listeners import (
     LoggingSagaListener,
     MetricsSagaListener,
@@ -85,6 +86,9 @@ class SagaConfig:
     snapshot_storage: Any = None
     log: str | None = None
     store: str | None = None
+    value_warn_bytes: int = DEFAULT_LIMITS.warn  # as in EngineConfig
+    value_inline_bytes: int = DEFAULT_LIMITS.inline
+    value_max_bytes: int = DEFAULT_LIMITS.most
 
     def __post_init__(self) -> None:
         if self.storage_manager is not None:
@@ -105,6 +109,7 @@ class SagaConfig:
             raise ConfigurationError(
                 f"default_max_retries: 0 or more, not {self.default_max_retries!r}"
             )
+        self.limits.check("value_")
         try:
             strategy = ParallelFailureStrategy(self.failure_strategy)
         except ValueError as error:
@@ -114,6 +119,11 @@ class SagaConfig:
         log, store = _place(self.storage)
         object.__setattr__(self, "log", self.log or log)
         object.__setattr__(self, "store", self.store or store)
+
+    @property
+    def limits(self) -> Limits:
+        """How large values may be."""
+        return Limits(self.value_warn_bytes, self.value_inline_bytes, self.value_max_bytes)
 
     @property
     def listeners(self) -> list[Any]:
@@ -169,7 +179,15 @@ class SagaConfig:
             data = _substitute(data)
         fields = {
             key: data[key]
-            for key in ("log", "store", "default_timeout", "default_max_retries")
+            for key in (
+                "log",
+                "store",
+                "default_timeout",
+                "default_max_retries",
+                "value_warn_bytes",
+                "value_inline_bytes",
+                "value_max_bytes",
+            )
             if data.get(key) is not None
         }
         if data.get("failure_strategy"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sagaz_es.core.state import SagaState, SagaStatus
+from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
 from sagaz_es.engine.context import SagaContext
 from sagaz_es.engine.inspection import own_id, remember, start_context
 from sagaz_es.engine.saga_config import settings_of
@@ -30,8 +31,9 @@ def open_with(opener: Callable[..., Engine]) -> None:
 class _Shared:
     """The engine of one event loop and one log, while anything runs on it."""
 
-    def __init__(self, log: str | None, store: str | None, snapshots: Any) -> None:
+    def __init__(self, log: str | None, store: str | None, snapshots: Any, limits: Limits) -> None:
         self._log, self._store, self._snapshots = log, store, snapshots
+        self._limits = limits
         self._lock = asyncio.Lock()
         self._users = 0
         self._engine: Engine | None = None
@@ -40,7 +42,9 @@ class _Shared:
         async with self._lock:
             if self._engine is None:
                 (opener,) = _openers
-                engine = opener(self._log, store=self._store, snapshots=self._snapshots)
+                engine = opener(
+                    self._log, store=self._store, snapshots=self._snapshots, limits=self._limits
+                )
                 await engine.open()
                 self._engine = engine
             self._users += 1
@@ -54,7 +58,7 @@ class _Shared:
                 await engine.close()
 
 
-_Place = tuple[str | None, str | None, Any]
+_Place = tuple[str | None, str | None, Any, Limits]
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Place, _Shared]] = WeakKeyDictionary()
 
 
@@ -71,16 +75,16 @@ def engine_of(config: Any = None, snapshots: Any = None) -> _Shared:
         snapshots = None  # one of the user's own: it keeps what is saved by hand
     elif snapshots.place is None:
         snapshots.place = (log, store)
-    return _at((log, store, snapshots))
+    return _at((log, store, snapshots, DEFAULT_LIMITS if settings is None else settings.limits))
 
 
 def engine_with(place: Any) -> _Shared:
     """The engine of a log's URL, or of the log whose sagas were given this snapshot storage; else
     the default one."""
     if isinstance(place, str):
-        return _at((place, None, None))
+        return _at((place, None, None, DEFAULT_LIMITS))
     if getattr(place, "place", None) is not None:
-        return _at((*place.place, place))
+        return _at((*place.place, place, DEFAULT_LIMITS))
     return engine_of(None, place)
 
 

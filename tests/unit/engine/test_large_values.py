@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sagaz_es import Saga, action, connect
+from sagaz_es import Engine, EngineConfig, Saga, SagaConfig, SagaResult, action, compensate, connect
 from sagaz_es.core import events as e
-from sagaz_es.errors import MemoryFootprintError
+from sagaz_es.engine.saga_config import InMemorySagaStorage
+from sagaz_es.errors import ConfigurationError, LargePayloadWarning, MemoryFootprintError
+from sagaz_es.log.memory import MemoryEventLog
 
 LARGE = {"rows": ["x" * 100] * 5000}  # half a megabyte
 
@@ -62,3 +65,146 @@ async def test_without_a_store_a_value_that_no_record_holds_is_refused_with_its_
     async with Engine(MemoryEventLog(), sagas=[Report]) as engine:
         with pytest.raises(MemoryFootprintError, match="bytes"):
             await engine.run(Report, {"given": ["x" * 1000] * 2000})
+
+
+# --- the limits -----------------------------------------------------------------------------------
+
+SMALL = EngineConfig(value_warn_bytes=100, value_inline_bytes=400, value_max_bytes=2_000)
+
+
+class Sized(Saga):
+    """A step that leaves as many characters as it is told, and a compensation that returns them."""
+
+    saga_name = "sized"
+
+    @action("make", retry_delay_seconds=0)
+    async def make(self, ctx: Any) -> Any:
+        if "set" in ctx:
+            ctx["made"] = "x" * ctx["set"]
+        return "y" * ctx["result"] if "result" in ctx else None
+
+    @compensate("make")
+    async def unmake(self, ctx: Any) -> Any:
+        return "z" * ctx["undo"]
+
+    @action("then", max_retries=0)
+    async def then(self, ctx: Any) -> Any:
+        if "undo" in ctx:
+            raise ValueError("no")
+        if "result" in ctx:
+            ctx["seen"] = ctx.result_of("make")
+
+
+async def sized(engine: Engine, **context: Any) -> SagaResult:
+    return await engine.run(Sized, context)
+
+
+async def test_a_value_over_the_warning_size_is_told_of_once_with_saga_step_key_and_size() -> None:
+    async with connect("memory://", sagas=[Sized], config=SMALL) as engine:
+        with pytest.warns(LargePayloadWarning) as told:
+            assert (await sized(engine, set=150)).success
+            assert (await sized(engine, set=160)).success
+            assert (await sized(engine, result=150)).success
+            assert (await sized(engine, given="g" * 150)).success
+            assert (await sized(engine, set=90, result=90)).success
+    texts = [str(one.message) for one in told]
+    assert [text.partition(";")[0] for text in texts] == [
+        "saga 'sized', step 'make', key 'made': 152 bytes",
+        "saga 'sized', step 'make', key 'result': 152 bytes",
+        "saga 'sized', step 'then', key 'seen': 152 bytes",
+        "saga 'sized', key 'given': 152 bytes",
+    ]
+
+
+async def test_a_warning_that_is_made_an_error_does_not_fail_the_step() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with connect("memory://", sagas=[Sized], config=SMALL) as engine:
+            assert (await sized(engine, set=150)).success
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+@pytest.mark.parametrize("what", ["set", "result", "undo"])
+async def test_a_value_over_the_inline_size_leaves_its_event_and_is_read_back(what: str) -> None:
+    async with connect("memory://", sagas=[Sized], config=SMALL) as engine:
+        result = await engine.run(Sized, {what: 1_000}, saga_id="s")
+        facts = [str(placed.event.fact) for placed in await engine.history("s").events()]
+    found = {
+        "set": result.context.get("made"),
+        "result": result.context.get("seen"),
+        "undo": result.compensation_results.get("make"),
+    }
+    assert found[what] == {"set": "x", "result": "y", "undo": "z"}[what] * 1_000
+    assert not any(letter * 500 in fact for letter in "xyz" for fact in facts)
+    assert sum('"$blob":"sha256:' in fact for fact in facts) == {"result": 2}.get(what, 1)
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+async def test_a_value_over_the_bound_is_refused_with_key_size_and_limit() -> None:
+    async with connect("memory://", sagas=[Sized], config=SMALL) as engine:
+        with pytest.raises(MemoryFootprintError) as caught:
+            await sized(engine, ok=1, big="b" * 3_000)
+        assert (caught.value.key, caught.value.size_bytes, caught.value.limit_bytes) == (
+            "big",
+            3_002,
+            2_000,
+        )
+        for context, key in (({"set": 2_500}, "made"), ({"result": 2_500}, "result")):
+            result = await sized(engine, **context)
+            assert isinstance(result.error, MemoryFootprintError)
+            assert (result.error.key, result.error.size_bytes, result.error.limit_bytes) == (
+                key,
+                2_502,
+                2_000,
+            )
+            assert result.steps["make"] == "failed"
+        assert (await engine.history(result.saga_id).now()).steps["make"].attempt == 1
+
+
+class Signalled(Saga):
+    saga_name = "signalled"
+
+    @action("wait", wait_for="go")
+    async def wait(self, ctx: Any) -> dict[str, Any]:
+        return {"got": ctx.signal}
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+async def test_the_limits_hold_for_what_a_signal_brings() -> None:
+    async with connect("memory://", sagas=[Signalled], config=SMALL) as engine:
+        handle = await engine.start(Signalled)
+        with pytest.raises(MemoryFootprintError, match="payload"):
+            await engine.signal(handle.saga_id, "go", "s" * 3_000)
+        await engine.signal(handle.saga_id, "go", "s" * 1_000)
+        assert (await handle.result()).context["got"] == "s" * 1_000
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+async def test_without_a_store_the_bound_holds_and_large_values_stay_in_their_event() -> None:
+    async with Engine(MemoryEventLog(), sagas=[Sized], config=SMALL) as engine:
+        assert (await sized(engine, set=1_000)).context["made"] == "x" * 1_000
+        with pytest.raises(MemoryFootprintError, match=r"'big' takes 3002 bytes.*2000"):
+            await sized(engine, big="b" * 3_000)
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+async def test_sizes_are_bytes_not_characters() -> None:
+    async with connect("memory://", sagas=[Sized], config=SMALL) as engine:
+        with pytest.raises(MemoryFootprintError) as caught:
+            await sized(engine, big="€" * 700)
+    assert caught.value.size_bytes == 2_102
+
+
+async def test_saga_config_has_the_same_limits() -> None:
+    config = SagaConfig(storage=InMemorySagaStorage(), value_max_bytes=2_000)
+    with pytest.raises(MemoryFootprintError, match="2000"):
+        await Saga("s", config).add_step("a", lambda ctx: None).run({"big": "b" * 3_000})
+
+
+@pytest.mark.parametrize("make", [EngineConfig, SagaConfig])
+@pytest.mark.parametrize(
+    "setting", [{"value_max_bytes": 0}, {"value_inline_bytes": 10**6}, {"value_warn_bytes": -1}]
+)
+def test_an_impossible_limit_is_named(make: Any, setting: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(setting))):
+        make(**setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -118,3 +119,78 @@ def test_the_type_is_shown() -> None:
     step = Paid().get_step("pay")
     assert step is not None
     assert step.compensation_type == CompensationType.MANUAL
+
+
+# --- what compensations return --------------------------------------------------------------------
+
+
+class Refunds(Saga):
+    """first → second → third, which fails; each undoing reads what those before it returned."""
+
+    saga_name = "refunds"
+
+    @action("first")
+    async def first(self, ctx: Any) -> None: ...
+
+    @compensate("first")
+    async def undo_first(self, ctx: Any, compensation_results: dict[str, Any]) -> Any:
+        return {"after": sorted(compensation_results), "sum": compensation_results["second"] + 1}
+
+    @action("second")
+    async def second(self, ctx: Any) -> str:
+        return "kept"
+
+    @compensate("second")
+    async def undo_second(self, result: Any, ctx: Any) -> Any:
+        assert result == "kept"
+        return Decimal("9.90") + len(ctx.compensation_results)
+
+    @action("silent")
+    async def silent(self, ctx: Any) -> None: ...
+
+    @compensate("silent")
+    async def undo_silent(self, ctx: Any) -> None: ...
+
+    @action("third", max_retries=0)
+    async def third(self, ctx: Any) -> None:
+        raise ValueError("no")
+
+
+async def test_what_compensations_return_is_in_the_outcome_and_read_by_later_ones() -> None:
+    log = MemoryEventLog(1)
+    async with Engine(log, sagas=[Refunds]) as engine:
+        result = await engine.run(Refunds, saga_id="r-1")
+    assert result.status == "rolled_back"
+    assert result.compensation_results == {
+        "second": Decimal("9.90"),
+        "first": {"after": ["second"], "sum": Decimal("10.90")},
+    }
+    async with Engine(log, sagas=[Refunds]) as other:  # another process reads the same
+        again = await (await other.handle("r-1")).result()
+    assert again.compensation_results == result.compensation_results
+
+
+async def test_a_compensation_added_by_hand_takes_them_as_sagaz_passes_them() -> None:
+    seen: list[Any] = []
+
+    def fails(ctx: Any) -> None:
+        raise ValueError("no")
+
+    saga = Saga("by hand")
+    saga.add_step(
+        "a",
+        lambda ctx: 1,
+        lambda result, ctx, comp_results=None: seen.append((result, comp_results)),
+    )
+    saga.add_step("b", lambda ctx: 2, lambda ctx, compensation_results: "b is back")
+    saga.add_step("c", fails, max_retries=0)
+    async with Engine(MemoryEventLog(1)) as engine:
+        result = await engine.run(saga)
+    assert seen == [(1, {"b": "b is back"})]
+    assert result.compensation_results == {"b": "b is back"}
+
+
+async def test_a_saga_that_goes_forward_has_no_compensation_results() -> None:
+    saga = Saga("forward").add_step("a", lambda ctx: dict(ctx.compensation_results))
+    async with Engine(MemoryEventLog(1)) as engine:
+        assert (await engine.run(saga)).compensation_results == {}
