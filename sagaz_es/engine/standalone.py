@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
 from sagaz_es.engine.context import SagaContext
 from sagaz_es.engine.inspection import own_id, remember, start_context
 from sagaz_es.engine.saga_config import settings_of
-from sagaz_es.errors import SagaExecutionError
+from sagaz_es.errors import DefinitionError, SagaExecutionError
 
 if TYPE_CHECKING:
     from sagaz_es.engine.definition import Saga
@@ -34,9 +35,16 @@ class _Shared:
     def __init__(self, log: str | None, store: str | None, snapshots: Any, limits: Limits) -> None:
         self._log, self._store, self._snapshots = log, store, snapshots
         self._limits = limits
+        self._sagas: list[Any] = []  # that somebody wants to run
         self._lock = asyncio.Lock()
         self._users = 0
         self._engine: Engine | None = None
+
+    def running(self, saga: Any) -> _Shared:
+        """The same; it has this saga's code before others can ask it to run one."""
+        if self._engine is None and all(known is not saga for known in self._sagas):
+            self._sagas.append(saga)
+        return self
 
     async def __aenter__(self) -> Engine:
         async with self._lock:
@@ -45,6 +53,9 @@ class _Shared:
                 engine = opener(
                     self._log, store=self._store, snapshots=self._snapshots, limits=self._limits
                 )
+                for saga in self._sagas:
+                    with suppress(DefinitionError):  # `start` tells whose name it is not
+                        engine.registry.add(saga)
                 await engine.open()
                 self._engine = engine
             self._users += 1
@@ -55,6 +66,7 @@ class _Shared:
             self._users -= 1
             if not self._users and self._engine is not None:
                 engine, self._engine = self._engine, None
+                self._sagas.clear()
                 await engine.close()
 
 
@@ -112,7 +124,7 @@ async def _execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) 
     if not type(saga)._collected and not saga.__dict__.get("_added"):
         await saga.build()
     settings, snapshots = saga.__dict__.get("_config"), saga.__dict__.get("snapshot_storage")
-    async with engine_of(settings, snapshots) as engine:
+    async with engine_of(settings, snapshots).running(saga) as engine:
         result = await engine.run(saga, context, saga_id=saga_id)
         result.context = SagaContext(result.context)
         remember(saga, await engine.current(result.saga_id), result)

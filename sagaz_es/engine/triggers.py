@@ -200,7 +200,7 @@ async def _run_by_default(
     from sagaz_es.engine import standalone
 
     try:
-        async with standalone.engine_of() as engine:
+        async with standalone.engine_of().running(saga_class) as engine:
             handle = await engine.start(saga_class, context, saga_id=saga_id)
             if not started.done():
                 started.set_result(handle.saga_id)
