@@ -73,6 +73,12 @@ class DefinitionChanged(SagaError):
         self.declared = declared  # the class says that it can, and it cannot
 
     def __str__(self) -> str:
+        if not self.recorded:  # by services that did not say how its steps hang together
+            return (
+                f"saga {self.saga_id!r} was recorded by other services, and the code of "
+                f"{self.saga_name!r} does not fit it: {'; '.join(self.differences)}; add what is "
+                "missing to the class"
+            )
         what = (
             f"saga {self.saga_id!r} was recorded with another definition of {self.saga_name!r} "
             f"({self.recorded}) than the code's ({self.code}): {'; '.join(self.differences)}; "
@@ -479,6 +485,35 @@ class SagaStillRunning(RequestRefusedError):
         return (
             f"saga {self.saga_id!r} is still {self.status}; wait until it ends, or cancel it "
             "(its plan can be shown)"
+        )
+
+
+class SagaIsRecorded(RequestRefusedError):
+    """Other services record the saga; no engine runs it, so none can do this with it."""
+
+    def __init__(self, saga_id: str, what: str) -> None:
+        super().__init__(saga_id, what)
+        self.saga_id, self.what = saga_id, what
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} is recorded by other services, no engine runs it: it cannot be "
+            f"{self.what}"
+        )
+
+
+class RecordedStillRunning(SagaIsRecorded):
+    """A recorded saga of which nobody has recorded an end is not replayed."""
+
+    def __init__(self, saga_id: str) -> None:
+        super().__init__(saga_id, "replayed")
+        self.args = (saga_id,)
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} is recorded by other services, and none has recorded that it "
+            "has ended, so it cannot be replayed (its plan can be shown); record its end with "
+            "SagaRecorder, or import its file again with --ends"
         )
 
 

@@ -38,7 +38,16 @@ def check_replayable(state: SagaState, definition: Definition) -> None:
 
 def _check(state: SagaState, definition: Definition, begun: Iterable[str]) -> None:
     code = definition.graph
-    if state.definition in ("", code.fingerprint):
+    if state.definition == code.fingerprint:
+        return
+    if not state.definition:
+        missing = tuple(
+            f"step {name!r} is recorded and not in the code"
+            for name in begun
+            if name not in code.by_name
+        )
+        if missing:
+            raise DefinitionChanged(state.saga_id, state.saga_name, missing, "", code.fingerprint)
         return
     declared = state.definition in definition.compatible_with
     if declared:

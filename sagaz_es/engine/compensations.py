@@ -15,7 +15,13 @@ from sagaz_es.engine.host import Host
 from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.result import SagaHandle
-from sagaz_es.errors import RequestRefusedError, SagaNotFound, SagaStillRunning, StepNotFound
+from sagaz_es.errors import (
+    RequestRefusedError,
+    SagaIsRecorded,
+    SagaNotFound,
+    SagaStillRunning,
+    StepNotFound,
+)
 
 Wish: TypeAlias = e.CompensationRetryRequested | e.CompensationSkipRequested
 
@@ -78,6 +84,8 @@ async def _stuck(host: Host, request: Wish) -> SagaState | None:
         raise SagaNotFound(saga_id, host.log.name)
     if request.request_id in state.answered:
         return None
+    if state.recorded:
+        raise SagaIsRecorded(saga_id, "compensated here")
     if not state.ended:
         raise SagaStillRunning(saga_id, state.status)
     stuck = stuck_steps(state)

@@ -13,6 +13,7 @@ from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,
     SagaEnded,
+    SagaIsRecorded,
     SagaNotFound,
     StepNotFound,
 )
@@ -41,6 +42,8 @@ async def decide(host: Host, request: Decision) -> None:
             return True
         if state.ended:
             raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
+        if state.recorded:
+            raise SagaIsRecorded(request.saga_id, _ASKED[type(request)])
         fact_of(state, request)
         return False
 
@@ -67,6 +70,8 @@ async def answer(host: Host, request: Decision) -> None:
             return
         if state.ended:
             raise SagaEnded(request.saga_id, state.status, _ASKED[type(request)])
+        if state.recorded:
+            raise SagaIsRecorded(request.saga_id, _ASKED[type(request)])
         raise HandingOver(request.saga_id)
     await runner.post(request.request_id, lambda state: fact_of(state, request))
 

@@ -538,11 +538,19 @@ class Host:
         offset = (await self.log.bounds(partition)).end
         tail = self.tail(partition)
         tail.listen(saga_id, offset, hear)
+        told = False
         try:
             while True:
                 state = await current_state(self.log, self.store, saga_id)
                 if state is not None and needs_nobody_else(state):
                     return await self.result(state)
+                if state is not None and state.recorded and not told:
+                    told = True
+                    logger.warning(
+                        "saga %s is recorded by other services, no engine runs it: its result "
+                        "comes when one of them records its end",
+                        saga_id,
+                    )
                 ended.clear()
                 await ended.wait()
         finally:

@@ -4,6 +4,9 @@ A row is a step that was done. Rows stand in the log in the order of time, those
 order of the file. The writer id is made from the file's content and the options, and a saga's rows
 are numbered in their order; so the same file again is the same facts, and an import that was killed
 goes on where it stopped: what already stands is looked up first, and the fold passes over the rest.
+
+Law (only at the end): a row becomes part of a saga only behind all that is recorded of it; an older
+one is told, as a log adds nothing to the past. So the state at any time stays what it was.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -22,6 +25,7 @@ from msgspec import Struct
 from sagaz_es.codec.values import to_text
 from sagaz_es.core import events as e
 from sagaz_es.core.plan import ALL_KEYS
+from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object
 from sagaz_es.engine.csv_file import CsvFile, RowError, order_of
 from sagaz_es.engine.recorder import append_again
@@ -30,6 +34,9 @@ from sagaz_es.ports import EventLog, ProjectionStore, Record
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 500_000
+ANY_STEP = "*"
+"""Of `ends`: whatever the last step of a case is."""
+
 LOOK_UP_COST = 20
 """Records that can be scanned in the time of one look-up by index."""
 
@@ -42,13 +49,15 @@ class ImportResult(Struct, frozen=True):
     """What an import added: rows that became events, and the sagas that got any.
 
     `skipped`: rows that added nothing, those that stood already and the bad ones. `errors`: the bad
-    rows by line, at most the first 10,000.
+    rows by line, at most the first 10,000. `ended`: sagas of which it was recorded that they have
+    ended, which is no row.
     """
 
     sagas: int
     events: int
     skipped: int
     errors: tuple[RowError, ...] = ()
+    ended: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """A plain record."""
@@ -56,6 +65,7 @@ class ImportResult(Struct, frozen=True):
             "sagas": self.sagas,
             "events": self.events,
             "skipped": self.skipped,
+            "ended": self.ended,
             "errors": [error.to_dict() for error in self.errors],
         }
 
@@ -69,6 +79,7 @@ async def import_csv(
     step_column: str,
     time_column: str,
     infer_types: bool = False,
+    ends: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     store: ProjectionStore | None = None,
     retry_seconds: float = 30.0,
@@ -79,11 +90,16 @@ async def import_csv(
     the number or boolean that it spells. Times are ISO 8601, without a zone UTC. With a `store`
     that is projected from the log, less of the log has to be looked through.
 
+    `ends`: last step of a case (or "*": any) -> how a case that ends with it has ended: completed,
+    rolled_back, failed or cancelled. All others stay `executing`. A file that was imported without
+    it can be imported again with it, which adds only the ends.
+
     Bad rows are told, the rest is imported. Raises ConfigurationError for a file without the
     columns, AppendUnknown if the log does not answer for `retry_seconds`: import it again then.
     """
     if not saga_name:
         raise ConfigurationError("saga_name: a text that is not empty")
+    facts = {step: _end(status) for step, status in (ends or {}).items()}
     tell = progress or (lambda doing, done, total: None)
     with CsvFile(path, saga_id_column, step_column, time_column) as file:
         for done in file.index():
@@ -94,7 +110,26 @@ async def import_csv(
         writer = _writer_of(file.digest, options)
         standing = await _Standing.of(log, store, writer, file.cases, tell)
         rows = _Rows(file, saga_name, writer, infer_types)
-        return await _write(log, file, rows, standing, tell, retry_seconds)
+        written = _Written(log, retry_seconds)
+        return await _write(written, file, rows, standing, facts, tell)
+
+
+_ENDS: dict[str, e.Fact] = {
+    "completed": e.SagaCompleted(),
+    "rolled_back": e.SagaRolledBack(),
+    "failed": e.SagaFailed(),
+    "cancelled": e.SagaCancelled(),
+}
+
+
+END_STATUSES = tuple(_ENDS)
+"""How a case may have ended."""
+
+
+def _end(status: str) -> e.Fact:
+    if status not in _ENDS:
+        raise ConfigurationError(f"ends: one of {', '.join(_ENDS)}, not {status!r}")
+    return _ENDS[status]
 
 
 def _writer_of(digest: bytes, options: tuple[object, ...]) -> bytes:
@@ -111,7 +146,7 @@ class _Rows:
     """Rows of a file as events of one writer."""
 
     def __init__(self, file: CsvFile, saga_name: str, writer: bytes, infer_types: bool) -> None:
-        self._file, self._saga_name, self._writer = file, saga_name, writer
+        self._file, self.saga_name, self._writer = file, saga_name, writer
         self._text_of = _inferred if infer_types else _as_text
         # `"amount":`, written as the context writes it
         self._keys = [(at, join_object({name: "0"})[1:-2]) for at, name in file.data_columns]
@@ -124,17 +159,20 @@ class _Rows:
         changes = [
             key + self._text_of(cells[at]) for at, key in self._keys if at < width and cells[at]
         ]
-        return e.Event(
-            saga_id,
-            self._saga_name,
-            self._writer,
-            e.RECORDED_EPOCH,
-            sequence,
-            self._file.times[number],
-            e.StepCompleted(
-                step, keys_set=f"{{{','.join(changes)}}}" if changes else "", reads=self._reads
-            ),
-        )
+        keys_set = f"{{{','.join(changes)}}}" if changes else ""
+        fact = e.StepCompleted(step, keys_set=keys_set, reads=self._reads)
+        return self._told(saga_id, sequence, number, fact)
+
+    def end(self, number: int, sequence: int, ends: Mapping[str, e.Fact]) -> e.Event | None:
+        """The event that ends the case whose last row this is; None: it has not ended."""
+        saga_id, step, _ = self._file.row(number)
+        fact = ends.get(step) or ends.get(ANY_STEP)
+        return None if fact is None else self._told(saga_id, sequence, number, fact)
+
+    def _told(self, saga_id: str, sequence: int, number: int, fact: e.Fact) -> e.Event:
+        at = self._file.times[number]
+        name, writer = self.saga_name, self._writer
+        return e.Event(saga_id, name, writer, e.RECORDED_EPOCH, sequence, at, fact)
 
 
 def _as_text(cell: str) -> str:
@@ -170,15 +208,27 @@ def _inferred(cell: str) -> str:
 # --- what already stands --------------------------------------------------------------------------
 
 
+class _Case:
+    """What is recorded of a saga that the file has rows of."""
+
+    __slots__ = ("begun_at", "count", "last_at", "name", "others", "owned")
+
+    def __init__(self, name: str, owned: bool) -> None:
+        self.name = name
+        self.owned = owned  # an engine runs it: the fold would reject every row
+        self.count = 0  # events of this import
+        self.begun_at: int | None = None  # the first of those
+        self.last_at = 0  # the last event, whoever wrote it
+        self.others = False  # somebody else has recorded something of it
+
+
 class _Standing:
-    """What the log holds of the file's cases: how many rows of each, and which are not ours."""
+    """What the log holds of the file's cases."""
 
     def __init__(self, writer: bytes, cases: dict[str, int]) -> None:
-        self._writer, self._cases = writer, cases
-        self.counts = [0] * len(cases)
-        self._recorded: set[int] = set()
-        self.owned: set[int] = set()
-        """Sagas that an engine runs: the fold would reject every row."""
+        self._writer, self._numbers = writer, cases
+        self.cases: dict[int, _Case] = {}
+        """By the case's number; those of which nothing stands are left out."""
 
     @classmethod
     async def of(
@@ -220,76 +270,173 @@ class _Standing:
         return standing
 
     async def _ask(self, store: ProjectionStore, saga_ids: list[str]) -> None:
-        writer = self._writer.hex()
         for first in range(0, len(saga_ids), 500):
-            for saga_id, head in (await store.heads(saga_ids[first : first + 500])).items():
-                case = self._cases[saga_id]
-                self.counts[case] = head.recorders.get(writer, 0)
-                (self._recorded if head.recorded else self.owned).add(case)
+            for head in (await store.heads(saga_ids[first : first + 500])).values():
+                await self._take(store, head)
+
+    async def _take(self, store: ProjectionStore, head: SagaState) -> None:
+        case = _Case(head.saga_name, not head.recorded)
+        self.cases[self._numbers[head.saga_id]] = case
+        writer = self._writer.hex()
+        case.count = head.recorders.get(writer, 0)
+        case.last_at = head.updated_at
+        case.others = bool(head.recorders.keys() - {writer})
+        after = 0
+        # Only between others' events it matters where this import's begin.
+        while case.count and case.others and case.begun_at is None:
+            page = await store.archived(head.saga_id, after=after)
+            if not page:
+                break
+            after = page[-1].sequence
+            mine = (one.event.occurred_at for one in page if one.event.writer == self._writer)
+            case.begun_at = next(mine, None)
 
     def _see(self, records: Iterable[Record]) -> None:
         for record in records:
             event = record.entry
             if type(event) is not e.Event:
                 continue
-            case = self._cases.get(event.saga_id)
-            if case is None:
+            number = self._numbers.get(event.saga_id)
+            if number is None:
                 continue
+            case = self.cases.get(number)
             if event.epoch != e.RECORDED_EPOCH:
-                if case not in self._recorded and type(event.fact) is e.SagaStarted:
-                    self.owned.add(case)
-            elif case not in self.owned:
-                # The fold takes the next number of each writer, and so does this.
-                if event.sequence == 1 or case in self._recorded:
-                    self._recorded.add(case)
-                if event.writer == self._writer and event.sequence == self.counts[case] + 1:
-                    self.counts[case] += 1
+                if case is None and type(event.fact) is e.SagaStarted:
+                    self.cases[number] = _Case(event.saga_name, True)
+                continue
+            # The fold takes the next number of each writer, and so does this.
+            if case is None:
+                if event.sequence != 1:
+                    continue
+                case = self.cases[number] = _Case(event.saga_name, False)
+                case.last_at = event.occurred_at
+            elif case.owned:
+                continue
+            if event.writer != self._writer:
+                case.others = True
+            elif event.sequence == case.count + 1:
+                case.count += 1
+                if case.begun_at is None and case.count == 1:
+                    case.begun_at = event.occurred_at
+            else:
+                continue
+            case.last_at = max(case.last_at, event.occurred_at)
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
+class _Reached:
+    """How far the writing of a case is."""
+
+    __slots__ = ("count", "last", "stopped")
+
+    def __init__(self) -> None:
+        self.count = 0  # its rows that stand now
+        self.last = -1  # the row that was the last of them
+        self.stopped = ""  # why no further row can stand
+
+
 async def _write(
-    log: EventLog,
+    written: _Written,
     file: CsvFile,
     rows: _Rows,
     standing: _Standing,
+    ends: Mapping[str, e.Fact],
     tell: Progress,
-    retry_seconds: float,
 ) -> ImportResult:
-    total = len(file)
-    bad = file.errors.count
-    counts = [0] * len(file.cases)
+    total, bad = len(file), file.errors.count
+    reached: dict[int, _Reached] = {}
     grown: set[int] = set()
-    batches: dict[int, _Batch] = {}
     events = skipped = 0
-    for done, number in enumerate(order_of(file.times), 1):
-        case = file.case_of[number]
-        counts[case] += 1
-        if case in standing.owned:
-            file.errors.add(
-                file.lines[number], "its saga is run by an engine, which alone adds to it"
-            )
-            skipped += 1
-        elif counts[case] <= standing.counts[case]:
+    for done, row in enumerate(order_of(file.times), 1):
+        number = file.case_of[row]
+        case = standing.cases.get(number)
+        place = reached.get(number)
+        if place is None:
+            place = reached[number] = _Reached()
+        why = place.stopped or _refusal(case, rows.saga_name, file.times[row], place)
+        if why:
+            file.errors.add(file.lines[row], why)
             skipped += 1
         else:
-            event = rows.event(number, counts[case])
-            partition = log.partition_of(event.saga_id)
-            batch = batches.get(partition)
-            if batch is None:
-                batch = batches[partition] = _Batch(log, partition, retry_seconds)
-            await batch.add(event)
-            grown.add(case)
-            events += 1
+            place.count += 1
+            place.last = row
+            if case is not None and place.count <= case.count:
+                skipped += 1
+            else:
+                await written.add(rows.event(row, place.count))
+                grown.add(number)
+                events += 1
         if done % BATCH_ENTRIES == 0:
             tell("writing", done, total)
             await asyncio.sleep(0)
-    for batch in batches.values():
-        await batch.flush()
+    ended = await _write_ends(written, rows, standing, reached, ends) if ends else 0
+    await written.flush()
     tell("writing", total, total)
     errors = sorted(file.errors.told, key=lambda error: error.line)
-    return ImportResult(len(grown), events, bad + skipped, tuple(errors))
+    return ImportResult(len(grown), events, bad + skipped, tuple(errors), ended)
+
+
+def _refusal(case: _Case | None, saga_name: str, at: int, place: _Reached) -> str:
+    """Why a row cannot stand; empty: it can, or does."""
+    if case is None:
+        return ""
+    if case.owned:
+        place.stopped = "its saga is run by an engine, which alone adds to it"
+    elif case.name != saga_name:
+        place.stopped = f"its saga is there with another name, {case.name!r}"
+    elif place.count < case.count:
+        # Rows before the first one that stands were refused when that was written.
+        return _OLDER if case.begun_at is not None and at < case.begun_at else ""
+    elif case.others and at < case.last_at:
+        if case.count:  # nothing may come between an import's rows, or their numbers would move
+            place.stopped = _OLDER
+        return _OLDER
+    return place.stopped
+
+
+_OLDER = "it is older than what is recorded of its saga, and a log adds nothing to the past"
+
+
+async def _write_ends(
+    written: _Written,
+    rows: _Rows,
+    standing: _Standing,
+    reached: Mapping[int, _Reached],
+    ends: Mapping[str, e.Fact],
+) -> int:
+    """Record of the cases that have ended that they have; of how many that was."""
+    ended = 0
+    for number, place in reached.items():
+        case = standing.cases.get(number)
+        stands = case is not None and case.count > place.count
+        if place.last < 0 or place.stopped or stands:
+            continue
+        event = rows.end(place.last, place.count + 1, ends)
+        if event is not None and (case is None or event.occurred_at >= case.last_at):
+            await written.add(event)
+            ended += 1
+    return ended
+
+
+class _Written:
+    """Events on their way to the log, gathered by partition."""
+
+    def __init__(self, log: EventLog, retry_seconds: float) -> None:
+        self._log, self._retry_seconds = log, retry_seconds
+        self._batches: dict[int, _Batch] = {}
+
+    async def add(self, event: e.Event) -> None:
+        partition = self._log.partition_of(event.saga_id)
+        batch = self._batches.get(partition)
+        if batch is None:
+            batch = self._batches[partition] = _Batch(self._log, partition, self._retry_seconds)
+        await batch.add(event)
+
+    async def flush(self) -> None:
+        for batch in self._batches.values():
+            await batch.flush()
 
 
 class _Batch:
@@ -301,7 +448,8 @@ class _Batch:
         self._size = 0
 
     async def add(self, event: e.Event) -> None:
-        size = 200 + 3 * len(event.fact.keys_set)  # type: ignore[attr-defined]  # StepCompleted
+        fact = event.fact
+        size = 200 + (3 * len(fact.keys_set) if type(fact) is e.StepCompleted else 0)
         if self._events and (len(self._events) >= BATCH_ENTRIES or self._size + size > BATCH_BYTES):
             await self.flush()
         self._events.append(event)

@@ -79,6 +79,8 @@ class Accepted(Struct):
 
     def take(self, event: e.Event, offset: int) -> None:
         """Go on by an event that was judged accepted."""
+        if not self.sequence:
+            self.recorded, self.epoch = event.epoch == e.RECORDED_EPOCH, event.epoch
         if event.epoch == e.RECORDED_EPOCH:
             self.recorders = {**self.recorders, event.writer.hex(): event.sequence}
         else:
@@ -92,10 +94,11 @@ class Accepted(Struct):
 
 
 def pass_by(known: dict[str, Accepted], event: e.Event, offset: int) -> None:
-    """An event of another group's saga: that its id is taken is all that matters here."""
+    """An event of a saga that is recorded, or another group's: what matters here is that its id is
+    taken."""
     accepted = known.get(event.saga_id)
     if accepted is None:
-        if type(event.fact) is not e.SagaStarted:
+        if type(event.fact) is not e.SagaStarted and event.epoch != e.RECORDED_EPOCH:
             return  # it began before what is known; the store or a scan answers for its id
         accepted = known[event.saga_id] = Accepted()
     if judge(accepted, event) is Verdict.ACCEPTED:
@@ -164,8 +167,8 @@ class Partition:
         self.known_from = 0  # every saga that began at or after this offset is in cells or seen
         self.cells: dict[str, Cell] = {}
         self.seen: dict[str, Accepted] = {}
-        """Sagas since `known_from` that ended here, or are another group's: their ids must not
-        start again."""
+        """Sagas since `known_from` that ended here, are recorded, or are another group's: their ids
+        must not start again."""
         self.ids: set[str] = set()  # without a store's answer: ids that began before `ids_upto`
         self.ids_upto = 0
         self.held: dict[object, int] = {}
@@ -365,8 +368,7 @@ class Partition:
     def _observe(self, record: Record) -> None:
         entry = record.entry
         if isinstance(entry, e.Event):
-            if entry.epoch != e.RECORDED_EPOCH:
-                self._observe_event(entry, record.offset)
+            self._observe_event(entry, record.offset)
         elif isinstance(entry, e.RequestRefused):
             self._remember(entry)
         elif isinstance(entry, e.Request):
@@ -395,7 +397,8 @@ class Partition:
 
     def _observe_event(self, event: e.Event, offset: int) -> None:
         cell = self.cells.get(event.saga_id)
-        if cell is None and not self._owner.serves(event.saga_name):
+        recorded = event.epoch == e.RECORDED_EPOCH
+        if cell is None and (recorded or not self._owner.serves(event.saga_name)):
             pass_by(self.seen, event, offset)
             return
         accepted = cell.accepted if cell is not None else self.seen.get(event.saga_id)

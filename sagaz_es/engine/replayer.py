@@ -41,6 +41,7 @@ from sagaz_es.errors import (
     NotFound,
     PlanBlocked,
     PlanOutdated,
+    RecordedStillRunning,
     ReplayError,
     RequestRefusedError,
     SagaError,
@@ -291,6 +292,9 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
     """Raises what a run of the plan would be refused with, as far as it can be known before."""
     start = _START.decode(plan.start)
     if plan.head_status in ("pending", "executing", "compensating", "forward_recovery"):
+        running = await current_state(host.log, host.store, plan.head_saga_id)
+        if running is not None and running.recorded:
+            raise RecordedStillRunning(plan.head_saga_id)
         raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
     if plan.blocked:
         raise PlanBlocked(plan.saga_id, plan.blockers)

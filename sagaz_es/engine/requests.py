@@ -15,7 +15,14 @@ from sagaz_es.engine.inputs import new_id
 from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.result import SagaHandle
-from sagaz_es.errors import HandingOver, RequestRefusedError, SagaEnded, SagaError, SagaNotFound
+from sagaz_es.errors import (
+    HandingOver,
+    RequestRefusedError,
+    SagaEnded,
+    SagaError,
+    SagaIsRecorded,
+    SagaNotFound,
+)
 from sagaz_es.ports import Record
 
 
@@ -45,6 +52,8 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
         if state.status == "cancelled":
             return
         raise SagaEnded(saga_id, state.status, "cancelled")
+    if state.recorded:
+        raise SagaIsRecorded(saga_id, "cancelled")
     request = e.CancelRequested(new_id(), saga_id, host.clock.now(), actor, reason)
     runner = host.awake(saga_id)
     if runner is not None:
@@ -103,6 +112,8 @@ class Answers:
                 state = await current_state(host.log, host.store, request.saga_id)
                 if state is not None and request.request_id in state.answered:
                     return
+                if state is not None and state.recorded and not state.ended:
+                    raise SagaIsRecorded(request.saga_id, "cancelled")
                 status = "unknown" if state is None else state.status
                 raise SagaEnded(request.saga_id, status, "cancelled")
             await runner.request_cancel(request)

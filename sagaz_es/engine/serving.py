@@ -193,7 +193,7 @@ class Serving:
             state = await current_state(self._host.log, self._host.store, saga_id)
             if state is None or saga_id in partition.cells:
                 return
-            if state.ended or not self.serves(state.saga_name):
+            if state.ended or state.recorded or not self.serves(state.saga_name):
                 accepted = partition.seen[saga_id] = Accepted.of(state)
                 accepted.end_offset = partition.position
             else:

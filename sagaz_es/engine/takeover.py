@@ -30,7 +30,8 @@ class Found:
     unfinished: dict[str, SagaState] = field(default_factory=dict)
     begins: dict[str, int] = field(default_factory=dict)  # first offset of each saga since the mark
     ended: dict[str, Accepted] = field(default_factory=dict)
-    """Sagas since the mark that are nothing to carry on: they ended, or are another group's."""
+    """Sagas since the mark that are nothing to carry on: they ended, are recorded, or are another
+    group's."""
     others: set[str] = field(default_factory=set)  # ids of another group's sagas since the mark
     answered: set[str] = field(default_factory=set)  # ids of requests that were answered
     refused: dict[str, e.RequestRefused] = field(default_factory=dict)  # those that were refused
@@ -66,10 +67,14 @@ async def read_from_mark(
                 continue
             elif isinstance(entry, e.Request):
                 found.requests.append(record)
-            elif isinstance(entry, e.Event) and entry.epoch != e.RECORDED_EPOCH:
+            elif isinstance(entry, e.Event):
                 if not serves(entry.saga_name):
                     found.others.add(entry.saga_id)
                     pass_by(found.ended, entry, record.offset)
+                    continue
+                if entry.epoch == e.RECORDED_EPOCH:
+                    if entry.saga_id not in states:
+                        pass_by(found.ended, entry, record.offset)
                     continue
                 _fold(found, entry, record.offset, states, older)
                 if isinstance(entry.fact, e.ReplayBranched):
@@ -81,13 +86,12 @@ async def read_from_mark(
     for saga_id in older & states.keys():
         found.answered.update(states[saga_id].answered)
     for saga_id, state in whole.items():
-        if state.recorded:
-            continue
-        if state.ended:
+        if state.ended or state.recorded:
             found.ended[saga_id] = Accepted.of(state)
             found.ended[saga_id].end_offset = found.position
         else:
             found.unfinished[saga_id] = state
+            found.ended.pop(saga_id, None)
     found.requests = [
         record for record in found.requests if _may_be_ours(record.entry, found.others, serves)
     ]

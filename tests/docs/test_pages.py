@@ -84,7 +84,8 @@ def test_what_a_page_shows_for_a_shell_exists(
     page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for file in re.findall(r"[\w-]+\.(?:json|csv)\b", line):
+    for file in re.findall(r"[\w/-]+\.(?:json|csv)\b", line):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}")
     words = shlex.split(line.removeprefix("$ "), comments=True)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):

@@ -33,7 +33,7 @@ COLUMNS = {"saga_id_column": "id", "step_column": "step", "time_column": "time"}
 
 
 async def imported(log: EventLog, path: Path, **options: Any) -> ImportResult:
-    return await import_csv(log, path, saga_name="fine", **{**COLUMNS, **options})
+    return await import_csv(log, path, **{"saga_name": "fine", **COLUMNS, **options})
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -503,6 +503,96 @@ async def test_a_recorded_saga_that_an_engine_tried_to_start_takes_rows(tmp_path
     assert await imported(log, path) == ImportResult(0, 0, 1)
     more = written(tmp_path, "id,step,time\no1,b,2026-01-02\n")
     assert await imported(log, more) == ImportResult(1, 1, 0)
+
+
+async def test_rows_of_a_saga_that_has_another_name_are_told(tmp_path: Path) -> None:
+    log, store = MemoryEventLog(), MemoryProjectionStore()
+    order = written(tmp_path, "id,step,time\no1,x,2025-01-01\n")
+    await imported(log, order, saga_name="order")
+    path = written(tmp_path, "id,step,time\no1,a,2026-01-01\no2,a,2026-01-01\n")
+    why = (RowError(2, "its saga is there with another name, 'order'"),)
+    assert await imported(log, path) == ImportResult(1, 1, 1, why)
+    assert await imported(log, path) == ImportResult(0, 0, 2, why)
+    await Projector(log, store).run_until()
+    assert await imported(log, path, store=store) == ImportResult(0, 0, 2, why)
+    assert (await SagaHistory("o1", log).now()).completed_steps == ["x"]
+
+
+@pytest.mark.parametrize("with_store", [False, True])
+async def test_rows_older_than_what_is_recorded_are_told_and_the_rest_is_added_once(
+    tmp_path: Path, with_store: bool
+) -> None:
+    log, store = MemoryEventLog(), MemoryProjectionStore() if with_store else None
+    await imported(log, written(tmp_path, "id,step,time\no1,m,2026-01-05\n"))
+    path = written(
+        tmp_path,
+        "id,step,time\no1,a,2026-01-01\no1,b,2026-01-04\no1,c,2026-01-05\no1,d,2026-01-06\n",
+    )
+    for added in (2, 0, 0):
+        if store is not None:
+            await Projector(log, store).run_until()
+        result = await imported(log, path, store=store)
+        assert result.events == added
+        assert [error.line for error in result.errors] == [2, 3]
+        assert {error.reason.split(",")[0] for error in result.errors} == {
+            "it is older than what is recorded of its saga"
+        }
+    told = await SagaHistory("o1", log, store).changes()
+    assert [change.step for change in told] == ["m", "c", "d"]
+    days = [datetime(2026, 1, day, tzinfo=UTC) for day in (5, 5, 6)]
+    assert [change.timestamp for change in told] == days
+
+
+async def test_an_import_that_others_wrote_into_meanwhile_adds_no_row_twice(
+    tmp_path: Path,
+) -> None:
+    whole = MemoryEventLog()
+    path = written(tmp_path, "id,step,time\no1,a,2026-01-01\no1,b,2026-01-02\no1,c,2026-01-04\n")
+    await imported(whole, path)
+    first, *_ = await all_events(whole)
+    log = MemoryEventLog()  # the import was killed behind its first row
+    await log.append(log.partition_of("o1"), [first])
+    other = e.Event("o1", "fine", b"R" * 16, -1, 1, time_of("2026-01-03"), e.StepCompleted("x"))
+    await log.append(log.partition_of("o1"), [other])
+    for _ in range(2):
+        result = await imported(log, path)
+        assert (result.events, [error.line for error in result.errors]) == (0, [3, 4])
+    assert [change.step for change in await SagaHistory("o1", log).changes()] == ["a", "x"]
+
+
+async def test_cases_end_where_the_import_says_so(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "id,step,time\n"
+        "o1,pay,2026-01-01\no1,ship,2026-01-02\n"
+        "o2,ship,2026-01-01\no2,refund,2026-01-03\n"
+        "o3,pay,2026-01-01\n"
+        "o4,lost=found,2026-01-01\n",
+    )
+    ends = {"ship": "completed", "refund": "rolled_back", "lost=found": "failed"}
+    log, store = MemoryEventLog(), MemoryProjectionStore()
+    result = await imported(log, path, ends=ends)
+    assert result == ImportResult(sagas=4, events=6, skipped=0, ended=3)
+    await Projector(log, store).run_until()
+    assert await imported(log, path, ends=ends) == ImportResult(0, 0, 6)
+    assert await imported(log, path, ends=ends, store=store) == ImportResult(0, 0, 6)
+    found = {case: await SagaHistory(case, log).now() for case in ("o1", "o2", "o3", "o4")}
+    statuses = [str(state.status) for state in found.values()]
+    assert statuses == ["completed", "rolled_back", "executing", "failed"]
+    assert found["o2"].timestamp == datetime(2026, 1, 3, tzinfo=UTC)
+    before = await SagaHistory("o1", log).state_at(datetime(2026, 1, 1, tzinfo=UTC))
+    assert before.status == "executing"
+
+
+async def test_a_file_imported_without_ends_can_get_them_later(tmp_path: Path) -> None:
+    path = written(tmp_path, "id,step,time\no1,a,2026-01-01\no2,b,2026-01-01\n")
+    log = MemoryEventLog()
+    await imported(log, path)
+    assert await imported(log, path, ends={"*": "completed"}) == ImportResult(0, 0, 2, (), 2)
+    assert await imported(log, path, ends={"*": "completed"}) == ImportResult(0, 0, 2)
+    assert (await SagaHistory("o2", log).now()).status == "completed"
+    with pytest.raises(ConfigurationError, match=r"ends: one of completed, .*, not 'over'"):
+        await imported(log, path, ends={"*": "over"})
 
 
 class Counting(MemoryEventLog):
