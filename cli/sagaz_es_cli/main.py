@@ -25,6 +25,7 @@ from sagaz_es_cli.render import printable
 from sagaz_es_cli.replay import replay
 from sagaz_es_cli.saga import saga
 from sagaz_es_cli.topics import topics
+from sagaz_es_cli.versions import add_versions
 
 DEBUG_VARIABLE = "SAGAZ_ES_DEBUG"
 
@@ -131,3 +132,4 @@ main.add_command(projector)
 main.add_command(topics)
 add_doctor(main)
 add_import(main)
+add_versions(main)

@@ -48,6 +48,11 @@ STYLES = {
     "ok": "green",
     "look": "yellow",
     "wrong": "bold red",
+    # whether code fits
+    "yes": "green",
+    "declared": "cyan",
+    "no": "bold red",
+    "no code": "yellow",
 }
 
 

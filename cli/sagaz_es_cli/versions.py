@@ -1,0 +1,153 @@
+"""`sagaz-es versions`: how many sagas there are of each definition, and which of them code fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from sagaz_es.core.graph import Graph, parse_graph
+from sagaz_es.core.state import ENDED
+from sagaz_es.engine.definition import Definition
+from sagaz_es.engine.registry import Registry
+from sagaz_es.ports import DefinitionCount
+from sagaz_es_cli import exits, sources
+from sagaz_es_cli.opening import reading, run
+from sagaz_es_cli.options import Settings, command
+from sagaz_es_cli.render import Block, cells, emit, note
+from sagaz_es_cli.tables import Column, Rows
+
+FITS, DECLARED, DIFFERS, NO_CODE = "yes", "declared", "no", "no code"
+
+
+@dataclass
+class Version:
+    """The sagas of one name and recorded definition. `fits` is empty where no code was named."""
+
+    saga_name: str
+    fingerprint: str  # empty: they were recorded, no engine ran them
+    graph: str = ""
+    statuses: dict[str, int] = field(default_factory=dict)
+    fits: str = ""
+    differences: tuple[str, ...] = ()
+
+    @property
+    def unfinished(self) -> int:
+        return sum(count for status, count in self.statuses.items() if status not in ENDED)
+
+    @property
+    def replayable(self) -> int:
+        """Those that have ended, however: only they are replayed."""
+        return sum(count for status, count in self.statuses.items() if status in ENDED)
+
+
+def add_versions(group: click.Group) -> None:
+    """Add `versions` to a group."""
+
+    @command(
+        group,
+        "versions",
+        keys="a list of saga_name, fingerprint (null: recorded without an engine), unfinished, "
+        "replayable, statuses, fits (yes, declared, no, no code; null without --app), differences",
+        examples="""
+            sagaz-es versions
+            sagaz-es versions --app shop.sagas
+            sagaz-es versions --name order --app shop.sagas --check
+            """,
+    )
+    @click.option("--name", metavar="NAME", help="Only sagas of this name.")
+    @click.option(
+        "--check",
+        is_flag=True,
+        help="Status 3 if there are unfinished sagas that the code of --app does not fit.",
+    )
+    def versions(settings: Settings, name: str | None, check: bool) -> None:
+        """Count unfinished and replayable sagas by definition, and say which of them code fits.
+
+        A definition is the step graph that a saga began with, known by its fingerprint. With --app:
+        yes: the code has that definition; declared: it names it in compatible_with, and carries on
+        what has not begun differently; no: its sagas are refused, and why.
+        """
+        if check:
+            settings.need_code("versions --check")
+        registry = Registry(sources.load(settings.apps)) if settings.apps else None
+
+        async def work() -> tuple[DefinitionCount, ...]:
+            async with reading(settings) as opened:
+                return await (await opened.up_to_date_store()).count_by_definition()
+
+        found = versions_of(run(work()), registry)
+        found = [version for version in found if name in (None, version.saga_name)]
+        emit(settings.format, [_record(version) for version in found], lambda: _blocks(found))
+        stuck = [one for one in found if one.unfinished and one.fits in (DIFFERS, NO_CODE)]
+        if check and stuck:
+            count = sum(version.unfinished for version in stuck)
+            note(f"{count} unfinished sagas are refused by this code")
+            raise click.exceptions.Exit(exits.REFUSED)
+
+
+def versions_of(counts: Iterable[DefinitionCount], registry: Registry | None) -> list[Version]:
+    """By name and fingerprint; the code's own definitions stand there, too, with no sagas."""
+    found: dict[tuple[str, str], Version] = {}
+    for count in counts:
+        place = (count.saga_name, count.definition)
+        version = found.setdefault(place, Version(*place, count.graph))
+        version.statuses[count.status] = version.statuses.get(count.status, 0) + count.count
+    if registry is not None:
+        code = {name: registry.by_name(name) for name in registry.names}
+        for name, definition in code.items():
+            place = (name, definition.graph.fingerprint)
+            found.setdefault(place, Version(*place, definition.graph.text))
+        for version in found.values():
+            _compare(version, code)
+    return [found[place] for place in sorted(found)]
+
+
+def _compare(version: Version, code: Mapping[str, Definition]) -> None:
+    definition = code.get(version.saga_name)
+    if definition is None:
+        version.fits = NO_CODE
+    elif version.fingerprint in ("", definition.graph.fingerprint):
+        version.fits = FITS  # what was recorded without a definition takes the code's
+    else:
+        declared = version.fingerprint in definition.compatible_with
+        version.fits = DECLARED if declared else DIFFERS
+        recorded: Graph = parse_graph(version.graph)
+        version.differences = recorded.differences(definition.graph)
+
+
+def _record(version: Version) -> dict[str, Any]:
+    return {
+        "saga_name": version.saga_name,
+        "fingerprint": version.fingerprint or None,
+        "unfinished": version.unfinished,
+        "replayable": version.replayable,
+        "statuses": version.statuses,
+        "fits": version.fits or None,
+        "differences": list(version.differences),
+    }
+
+
+def _blocks(versions: list[Version]) -> list[Block]:
+    columns = (
+        Column("saga"),
+        Column("fingerprint"),
+        Column("unfinished", number=True),
+        Column("replayable", number=True),
+        Column("code fits", status=True),
+        Column("differences", free="wrap"),
+    )
+    rows = [
+        cells(
+            version.saga_name,
+            version.fingerprint or "(recorded)",
+            version.unfinished,
+            version.replayable,
+            version.fits,
+            "; ".join(version.differences),
+        )
+        for version in versions
+    ]
+    return [Rows(columns, rows, empty="there are no sagas yet")]

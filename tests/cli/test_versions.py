@@ -1,0 +1,114 @@
+"""`sagaz-es versions`: sagas by definition, and which of them code fits."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from sagaz_es import Saga, SagaRecorder, action, connect
+
+from .changed_shop import OrderSaga as Changed
+from .conftest import Shop
+from .shop import OrderSaga
+
+OLD, NEW = OrderSaga.fingerprint(), Changed.fingerprint()
+SHOP, CHANGED = "tests.cli.shop:OrderSaga", "tests.cli.changed_shop:OrderSaga"
+
+
+class Declares(Changed):
+    saga_name = "order"
+    compatible_with: ClassVar[tuple[str, ...]] = (OLD,)
+
+
+class Waiting(Saga):
+    saga_name = "waiting"
+
+    @action("wait", wait_for="a word")
+    async def wait(self, ctx: Any) -> None: ...
+
+
+@pytest.fixture
+def orders(shop: Shop, ledger: Any) -> Shop:
+    """Two ended orders of the shop, a third of the changed shop; one that waits."""
+    shop.order("o-1")
+    shop.order("o-2", token="bad")
+
+    async def more() -> None:
+        async with connect(shop.log, sagas=[Changed, Waiting], clock=shop.clock) as engine:
+            await engine.run(Changed, {"token": "good"}, saga_id="o-3")
+            await engine.start(Waiting, saga_id="w-1")
+
+    asyncio.run(more())
+    return shop
+
+
+def rows(shop: Shop, *options: str) -> list[tuple[Any, ...]]:
+    return [
+        (row["saga_name"], row["fingerprint"], row["unfinished"], row["replayable"], row["fits"])
+        for row in shop.run("versions", *options).json
+    ]
+
+
+def test_sagas_are_counted_by_name_and_fingerprint(orders: Shop) -> None:
+    assert rows(orders) == sorted(
+        [
+            ("order", OLD, 0, 2, None),
+            ("order", NEW, 0, 1, None),
+            ("waiting", Waiting.fingerprint(), 1, 0, None),
+        ]
+    )
+    assert rows(orders, "--name", "waiting") == [("waiting", Waiting.fingerprint(), 1, 0, None)]
+    statuses = {row["fingerprint"]: row["statuses"] for row in orders.run("versions").json}
+    assert statuses[OLD] == {"completed": 1, "rolled_back": 1}
+
+
+def test_with_code_it_says_which_of_them_it_fits_and_what_is_different(orders: Shop) -> None:
+    found = {row["fingerprint"]: row for row in orders.run("versions", "--app", CHANGED).json}
+    assert {key: row["fits"] for key, row in found.items()} == {
+        OLD: "no",
+        NEW: "yes",
+        Waiting.fingerprint(): "no code",
+    }
+    assert found[OLD]["differences"] == ["step 'pack' is new"]
+    app = f"{__name__}:Declares"
+    assert ("order", OLD, 0, 2, "declared") in rows(orders, "--app", app)
+
+
+def test_code_whose_definition_has_no_saga_yet_stands_there_too(shop: Shop, ledger: Any) -> None:
+    shop.order("o-1")
+    assert ("order", NEW, 0, 0, "yes") in rows(shop, "--app", CHANGED)
+
+
+def test_recorded_sagas_take_any_code_of_their_name(shop: Shop) -> None:
+    async def record() -> None:
+        async with SagaRecorder(shop.log, "order") as recorder:
+            await recorder.started("r-1", {})
+            await recorder.completed("r-1")
+
+    asyncio.run(record())
+    assert ("order", None, 0, 1, "yes") in rows(shop, "--app", SHOP)
+
+
+def test_a_check_is_refused_while_unfinished_sagas_do_not_fit(orders: Shop) -> None:
+    assert orders.run("versions", "--name", "order", "--app", CHANGED, "--check").status == 0
+    refused = orders.run("versions", "--app", CHANGED, "--check")
+    assert refused.status == 3
+    assert refused.error == "1 unfinished sagas are refused by this code"
+    assert orders.run("versions", "--check").status == 2
+
+
+def test_it_is_a_table_too_and_yaml(orders: Shop) -> None:
+    table = orders.run("versions", "--app", CHANGED, "--format", "table").stdout
+    assert re.search(rf"order +{OLD} +0 +2 +no +step 'pack' is new", table)
+    read = yaml.safe_load(orders.run("versions", "--format", "yaml").stdout)
+    assert read == orders.run("versions").json
+
+
+def test_an_empty_log_has_none(shop: Shop) -> None:
+    answer = shop.run("versions")
+    assert (answer.status, answer.json) == (0, [])
+    assert "there are no sagas yet" in answer.stderr
