@@ -67,6 +67,14 @@ def engine() -> None:
     show_default=True,
     help="How long running steps may finish when it stops or loses partitions.",
 )
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(0),
+    metavar="N",
+    default=EngineConfig().max_in_flight,
+    show_default=True,
+    help="How many sagas run here at once; starts beyond that wait in the log. 0: any number.",
+)
 @click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @resources_option
@@ -76,6 +84,7 @@ def run_engine(
     health_port: int | None,
     health_host: str,
     drain_seconds: float,
+    max_in_flight: int,
     log_format: str,
     log_level: str,
     resources: str | None,
@@ -96,7 +105,7 @@ def run_engine(
                 sagas=sources.load(settings.apps, prints_to=sys.stdout),
                 resources=live,
                 instance_id=instance_id,
-                config=EngineConfig(drain_seconds=drain_seconds),
+                config=EngineConfig(drain_seconds=drain_seconds, max_in_flight=max_in_flight),
             )
             with _told_to_stop() as stop:
                 async with _probed(worker, health_host, health_port):

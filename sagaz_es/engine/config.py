@@ -22,6 +22,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     housekeeping_seconds: float = 1.0  # marks, forgetting, take-over of silent sagas
     checkpoint_seconds: float = 86_400.0  # an unfinished saga older than that is carried forward
     request_seconds: float = 30.0  # how long a request to another engine may take to be answered
+    max_in_flight: int = 1000
+    """How many sagas run here at once. Starts beyond that wait, as requests in the log. 0: any."""
     projector: bool | None = None  # run one in this process; None: where log and store are embedded
     value_warn_bytes: int = 64 * 1024
     """A value of a context, or a result, that takes more is told of: LargePayloadWarning, once a
@@ -39,6 +41,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         if self.group and not _GROUP.fullmatch(self.group):
             raise ConfigurationError(
                 f"group {self.group!r}: up to 64 letters, digits, '.', '_' and '-'"
+            )
+        if self.max_in_flight < 0:
+            raise ConfigurationError(
+                f"max_in_flight is 1 or more, or 0 for any number, not {self.max_in_flight}"
             )
 
     @property

@@ -8,7 +8,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.lookup import current_state, waiting_start
 from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,
@@ -37,6 +37,8 @@ async def decide(host: Host, request: Decision) -> None:
         """Whether it was answered before. Raises what it would be refused with."""
         state = await current_state(host.log, host.store, request.saga_id)
         if state is None:
+            if await waiting_start(host.log, request.saga_id, host.config.group) is not None:
+                return False  # it will begin for this
             raise SagaNotFound(request.saga_id, host.log.name)
         if request.request_id in state.answered:
             return True

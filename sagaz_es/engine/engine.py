@@ -25,7 +25,6 @@ from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import check_id, context_texts, new_id
-from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.engine.result import SagaHandle, SagaResult
@@ -34,7 +33,6 @@ from sagaz_es.errors import (
     HandingOver,
     MemoryFootprintError,
     SagaError,
-    SagaNotFound,
 )
 from sagaz_es.ports import BlobStore, Clock, EventLog, Membership, ProjectionStore
 
@@ -232,24 +230,27 @@ class Engine:
         if given is None and host.partitions:
             saga_id, partition = host.new_id_here()
             await partition.room()
+            if not host.admission.admits(definition.name):
+                return await host.wait_in_line(partition, definition, saga_id, text, actor)
             return await host.begin(partition, definition, saga_id, text, actor=actor)
         saga_id = given or new_id()
         served = host.partition_for(saga_id)
         if served is None:
             return await requests.start_elsewhere(host, definition.name, saga_id, text, actor)
         await served.room()
-        return await host.start_here(served, definition, saga_id, text, actor=actor)
+        known = saga_id in served.cells or saga_id in served.seen
+        if not known and not host.admission.admits(definition.name):
+            return await host.wait_in_line(served, definition, saga_id, text, actor)
+        with host.admission.entering(saga_id):
+            return await host.start_here(served, definition, saga_id, text, actor=actor)
 
     # --- asking ---
 
     async def current(self, saga_id: Any) -> SagaState:
-        """The saga's state at the end of the log. Raises SagaNotFound."""
+        """The saga's state at the end of the log; `pending` where its start waits. Raises
+        SagaNotFound."""
         self._check_open()
-        saga_id = check_id(saga_id)
-        state = await current_state(self.log, self.store, saga_id)
-        if state is None:
-            raise SagaNotFound(saga_id, self.log.name)
-        return state
+        return await requests.known_state(self.host, check_id(saga_id))
 
     async def status(self, saga_id: Any) -> SagaStatus:
         """Where the saga stands. Raises SagaNotFound."""

@@ -28,6 +28,7 @@ class Health:
     sagas_unfinished: int  # in the partitions served here: also those that wait for something
     oldest_pending_append_s: float  # how long it has been waiting; 0: none waits
     projector_lag: int | None  # records; None: there is no projector here, or it could not be told
+    starts_waiting: int = 0  # requests in the log, until there is room (`max_in_flight`)
 
 
 async def health_of(host: Host, projector: Projector | None) -> Health:
@@ -41,6 +42,7 @@ async def health_of(host: Host, projector: Projector | None) -> Health:
         sagas_unfinished=sum(len(partition.cells) for partition in partitions.values()),
         oldest_pending_append_s=_oldest_append(host),
         projector_lag=await _lag(projector, partitions.keys()) if projector and serving else None,
+        starts_waiting=host.admission.count(),
     )
 
 

@@ -10,18 +10,20 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sagaz_es import errors
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine.admission import Admission, in_saga
 from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import asked, current_state, is_indexed
+from sagaz_es.engine.lookup import asked, current_state, is_indexed, refused_start
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
@@ -40,6 +42,9 @@ from sagaz_es.errors import (
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 
 logger = logging.getLogger("sagaz_es.engine")
+
+LINE_SECONDS = 2.0
+"""Who has heard nothing of a start for so long asks whether it may just be waiting in line."""
 
 TOLD = ENDINGS | {e.RecoveryDecided, e.StepOutcomeUnknown}
 """Facts after which who waits for a saga may be told how it stands."""
@@ -71,6 +76,9 @@ class Host:
         self.runners: dict[str, SagaRunner] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
+        self._expected: WeakValueDictionary[str, asyncio.Future[SagaResult]] = WeakValueDictionary()
+        """Those of sagas that have not begun, as long as anybody has a handle."""
+        self.admission = Admission(self, config.max_in_flight)
         self._tails: dict[int, Tail] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._serving = Serving(self)
@@ -98,7 +106,7 @@ class Host:
         await asyncio.gather(*self._background, return_exceptions=True)
         for tail in self._tails.values():
             tail.close()
-        for saga_id, outcome in self._outcomes.items():
+        for saga_id, outcome in [*self._outcomes.items(), *self._expected.items()]:
             if not outcome.done():
                 outcome.set_exception(EngineClosed(saga_id))
                 outcome.exception()
@@ -152,6 +160,11 @@ class Host:
         cell = partition.cells.get(saga_id) if partition is not None else None
         return cell is not None and cell.ours and not cell.lost and not cell.state.ended
 
+    def waiting_for_turn(self, saga_name: str) -> int:
+        """How many sagas of a class have begun and wait for their turn."""
+        turns = self._turns.get(saga_name)
+        return turns.waiting if turns is not None else 0
+
     def look_at_turns(self) -> None:
         """A partition was let go: its sagas take no turn here any more."""
         for turns in self._turns.values():
@@ -204,8 +217,30 @@ class Host:
         partition = self.partition_for(request.saga_id)
         if partition is not None and request.saga_id in partition.cells:
             return True
+        if self.admission.find(request.saga_id) is not None:
+            return True
         state = await current_state(self.log, self.store, request.saga_id)
         return state is not None and self.serves(state.saga_name)
+
+    async def wait_in_line(
+        self, partition: Partition, definition: Definition, saga_id: str, text: str, actor: str
+    ) -> SagaHandle:
+        """Start a saga once there is room; returns once that is durable. Raises HandingOver."""
+        if self.admission.find(saga_id) is None:
+            await self.admission.wait(partition, saga_id, definition.name, text, actor)
+        return self.handle(saga_id)
+
+    def give_up_waiting(self, partition: int) -> None:
+        """The partition is not served here any more: who waits for its starts asks the log."""
+        for saga_id in self.admission.forget(partition):
+            self.refuse_start(saga_id, LostOwnership(saga_id))
+
+    def refuse_start(self, saga_id: str, error: Exception) -> None:
+        """Tell who has a handle on a saga whose start waited that it does not run here."""
+        future = self._expected.pop(saga_id, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+            future.exception()
 
     async def start_here(
         self,
@@ -276,8 +311,15 @@ class Host:
             await self._accepted(runner)
 
     def handle(self, saga_id: str) -> SagaHandle:
-        """A handle on a saga that exists, whoever runs it."""
-        future = self._outcome_future(saga_id) if saga_id in self.runners else None
+        """A handle on a saga that exists, or whose start waits, whoever runs it."""
+        future = None
+        if saga_id in self.runners:
+            future = self._outcome_future(saga_id)
+        elif self.admission.find(saga_id) is not None:
+            future = self._expected.get(saga_id)
+            if future is None:
+                future = asyncio.get_running_loop().create_future()
+                self._expected[saga_id] = future
         return SagaHandle(saga_id, lambda: self._outcome(saga_id, future))
 
     async def begin(
@@ -314,6 +356,9 @@ class Host:
         cell = Cell(state, Accepted(), ours=True)
         partition.cells[state.saga_id] = cell
         runner = self.carry_on(partition, cell, definition, first)
+        cancelled = self.admission.begun(state.saga_id)
+        if cancelled is not None:
+            runner.cancel_first(cancelled)
         runner.ready = asyncio.get_running_loop().create_future()
         handle = self.handle(state.saga_id)
         await self._accepted(runner)
@@ -428,6 +473,7 @@ class Host:
         cell = runner.cell
         saga_id = cell.state.saga_id
         error: BaseException | None = None
+        in_saga.set(True)
         try:
             await runner.run(first)
         except asyncio.CancelledError as stopped:
@@ -447,6 +493,7 @@ class Host:
         finally:
             self.runners.pop(saga_id, None)
             self.tasks.pop(saga_id, None)
+            self.admission.look()
         if runner.ready is not None and not runner.ready.done():
             runner.ready.set_exception(error or EngineClosed(saga_id))
             runner.ready.exception()
@@ -514,7 +561,9 @@ class Host:
     def _outcome_future(self, saga_id: str) -> asyncio.Future[SagaResult]:
         future = self._outcomes.get(saga_id)
         if future is None:
-            future = self._outcomes[saga_id] = asyncio.get_running_loop().create_future()
+            future = self._expected.pop(saga_id, None) if self._expected else None
+            future = future or asyncio.get_running_loop().create_future()
+            self._outcomes[saga_id] = future
         return future
 
     async def _outcome(self, saga_id: str, future: asyncio.Future[SagaResult] | None) -> SagaResult:
@@ -527,13 +576,19 @@ class Host:
         return await self.follow(saga_id)
 
     async def follow(self, saga_id: str) -> SagaResult:
-        """Wait in the log for the end of a saga that runs elsewhere."""
+        """Wait in the log for the end of a saga that runs elsewhere, or whose start waits.
+
+        Raises what its start was refused with.
+        """
         partition = self.log.partition_of(saga_id)
-        ended = asyncio.Event()
+        heard = asyncio.Event()
 
         def hear(record: Record) -> None:
-            if isinstance(record.entry, e.Event) and type(record.entry.fact) in TOLD:
-                ended.set()
+            entry = record.entry
+            if isinstance(entry, e.RequestRefused) or (
+                isinstance(entry, e.Event) and type(entry.fact) in TOLD
+            ):
+                heard.set()
 
         offset = (await self.log.bounds(partition)).end
         tail = self.tail(partition)
@@ -542,7 +597,11 @@ class Host:
         try:
             while True:
                 state = await current_state(self.log, self.store, saga_id)
-                if state is not None and needs_nobody_else(state):
+                if state is None:
+                    refused = await refused_start(self.log, saga_id, self.config.group)
+                    if refused is not None:
+                        raise refusal(refused)
+                elif needs_nobody_else(state):
                     return await self.result(state)
                 if state is not None and state.recorded and not told:
                     told = True
@@ -551,8 +610,8 @@ class Host:
                         "comes when one of them records its end",
                         saga_id,
                     )
-                ended.clear()
-                await ended.wait()
+                heard.clear()
+                await heard.wait()
         finally:
             tail.ignore(saga_id, hear)
 
@@ -567,9 +626,11 @@ class Host:
         request: e.Request,
         answer: Callable[[e.Fact], bool],
         stands: Callable[[], Awaitable[bool]] | None = None,
+        waits: Callable[[], Awaitable[bool]] | None = None,
     ) -> e.Fact | None:
         """Append a request and wait for the fact that answers it. None: `stands`, which is asked
-        once nothing can be missed any more, knows that it was answered before.
+        once nothing can be missed any more, knows that it was answered before; or `waits`, which is
+        asked after a while, knows that it will be.
 
         Raises what the saga's writer refused it with; TimeoutError after `request_seconds`, when no
         engine serves the partition (the request stays in the log).
@@ -593,6 +654,10 @@ class Host:
             if stands is not None and await stands():
                 return None
             await self.log.append(partition, [request])
+            if waits is not None:
+                await asyncio.wait([found], timeout=min(LINE_SECONDS, self.config.request_seconds))
+                if not found.done() and await waits():
+                    return None
             async with asyncio.timeout(self.config.request_seconds):
                 return await found
         except TimeoutError:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from sagaz_es.core.events import Event
+from sagaz_es.core.events import Event, RequestRefused, StartRequested
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.errors import SagaSetAside, StorageFailed
@@ -67,6 +67,36 @@ async def current_state(
         elif isinstance(record.entry, Undecodable) and damaged < 0:
             damaged = record.offset
     return found if found.sequence else None
+
+
+async def waiting_start(log: EventLog, saga_id: str, group: str) -> StartRequested | None:
+    """The request to start a saga that has not begun, if one stands and was not refused.
+
+    `group`: whose mark to look from.
+    """
+    found, _ = await _start_of(log, saga_id, group)
+    return found
+
+
+async def refused_start(log: EventLog, saga_id: str, group: str) -> RequestRefused | None:
+    """What the start of a saga that has not begun was refused with, if nobody has asked again."""
+    found, refused = await _start_of(log, saga_id, group)
+    return refused if found is None else None
+
+
+async def _start_of(
+    log: EventLog, saga_id: str, group: str
+) -> tuple[StartRequested | None, RequestRefused | None]:
+    mark = await log.low_water_mark(log.partition_of(saga_id), group=group)
+    starts: dict[str, StartRequested] = {}
+    refused: RequestRefused | None = None
+    for record in await log.read_saga(saga_id, mark):
+        entry = record.entry
+        if isinstance(entry, StartRequested):
+            starts[entry.request_id] = entry
+        elif isinstance(entry, RequestRefused) and starts.pop(entry.request_id, None) is not None:
+            refused = entry
+    return next(iter(starts.values()), None), refused
 
 
 async def current_states(

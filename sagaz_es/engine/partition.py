@@ -213,7 +213,7 @@ class Partition:
 
     async def room(self) -> None:
         """Wait while the queue is full: back-pressure for whoever starts sagas."""
-        if not self._room.is_set():
+        while not self._room.is_set():  # of many that were woken the first may fill it again
             await self._room.wait()
 
     async def _write(self) -> None:
@@ -501,7 +501,9 @@ class Partition:
 
 def _begins(item: _Append) -> bool:
     first = item.entries[0]
-    return isinstance(first, e.Event) and type(first.fact) is e.SagaStarted
+    if isinstance(first, e.Event):
+        return type(first.fact) is e.SagaStarted
+    return isinstance(first, e.StartRequested)
 
 
 def _fail(item: _Append, error: Exception) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 
 from sagaz_es.core import events as e
+from sagaz_es.core.state import SagaState
 from sagaz_es.engine import compensations, decisions, replayer
+from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import current_state
+from sagaz_es.engine.lookup import current_state, waiting_start
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
@@ -39,15 +41,19 @@ async def start_elsewhere(
             saga_name=saga_name,
             context=text,
         )
-        await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted))
+
+        async def waits() -> bool:
+            """Whether it stands in line: its engine is alive, and has no room just now."""
+            here = host.registry.names
+            return saga_name in here and await host.log.members(group=host.config.group) > 0
+
+        await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
     return host.handle(saga_id)
 
 
 async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
     """See Engine.cancel."""
-    state = await current_state(host.log, host.store, saga_id)
-    if state is None:
-        raise SagaNotFound(saga_id, host.log.name)
+    state = await known_state(host, saga_id)
     if state.ended:
         if state.status == "cancelled":
             return
@@ -62,16 +68,34 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
         await host.ask(request, lambda fact: isinstance(fact, e.CompensationStarted))
 
 
+async def known_state(host: Host, saga_id: str) -> SagaState:
+    """The saga now; `pending` where its start waits in the log. Raises SagaNotFound."""
+    state = await current_state(host.log, host.store, saga_id)
+    if state is None:
+        start = await waiting_start(host.log, saga_id, host.config.group)
+        if start is None:
+            raise SagaNotFound(saga_id, host.log.name)
+        state = SagaState(saga_id=saga_id, saga_name=start.saga_name)
+    return state
+
+
 class Answers:
     """Serves the requests that reach the partitions of a host."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        host.admission.answer = self._answer
 
     def __call__(self, partition: Partition, record: Record) -> None:
         """Begin to answer; the request holds the partition's mark until that is done."""
         request = record.entry
         assert isinstance(request, e.Request)
+        if isinstance(request, e.StartRequested):
+            if self._host.serves(request.saga_name):
+                self._host.admission.line_up(Waiting.of(record, request), request)
+            else:
+                partition.held.pop(request.request_id, None)  # another group's
+            return
         self._host.spawn(self._answer(partition, request), f"request {request.request_id}")
 
     async def _answer(self, partition: Partition, request: e.Request) -> None:
@@ -81,6 +105,8 @@ class Answers:
                 return
             if isinstance(request, e.CancelRequested | decisions.Decision):
                 await _taken_over(partition, request.saga_id)
+            if isinstance(request, decisions.Decision):
+                await self._host.admission.at_once(request.saga_id)
             await self._do(partition, request)
         except HandingOver:
             return  # the next owner answers; until then the request holds the mark
@@ -93,6 +119,8 @@ class Answers:
                 message=str(error),
             )
             await partition.refuse(refused)
+            if isinstance(request, e.StartRequested):
+                self._host.refuse_start(request.saga_id, error)
         partition.held.pop(request.request_id, None)
 
     async def _do(self, partition: Partition, request: e.Request) -> None:
@@ -107,6 +135,8 @@ class Answers:
                 cause=request.request_id,
             )
         elif isinstance(request, e.CancelRequested):
+            if await host.admission.at_once(request.saga_id, request):
+                return
             runner = host.awake(request.saga_id)
             if runner is None:
                 state = await current_state(host.log, host.store, request.saga_id)

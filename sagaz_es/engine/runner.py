@@ -98,6 +98,10 @@ class SagaRunner:
         self._wake()
         return self._cancelled
 
+    def cancel_first(self, request: e.CancelRequested) -> None:
+        """Go back before anything has run; for a saga that is about to begin."""
+        self._cancel_request = request
+
     async def post(self, request_id: str, fact_of: Callable[[SagaState], e.Fact]) -> None:
         """Write a fact that comes from outside (a signal, a decision), whatever runs meanwhile;
         returns once it stands, whoever asked for it first. Raises SagaEnded, LostOwnership, and

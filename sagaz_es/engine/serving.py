@@ -47,7 +47,8 @@ class Serving:
             await asyncio.gather(*(self._let_go(index) for index in lost))
             if not self._host.closing:
                 gained = [index for index in sorted(wanted) if index not in self._host.partitions]
-                await asyncio.gather(*(self._serve(index) for index in gained))
+                with self._host.admission.held_back():
+                    await asyncio.gather(*(self._serve(index) for index in gained))
             self._host.on_serving(frozenset(self._host.partitions))
 
     async def _serve(self, index: int) -> None:
@@ -72,12 +73,27 @@ class Serving:
         self._host.partitions[index] = partition
         partition.start()
         for cell in list(partition.cells.values()):
-            self._host.spawn(self._take_over(partition, cell), f"take-over {cell.state.saga_id}")
+            self._host.admission.expect(cell.state.saga_id)  # before any start that waits
+            self._host.spawn(self._take_up(partition, cell), f"take-over {cell.state.saga_id}")
         for event, offset in found.branched:
             self.on_branched(partition, event, offset)
         for record in found.requests:
             if getattr(record.entry, "request_id", "") not in found.answered:
                 self.on_request(partition, record)
+        for waiting in found.starts:
+            if (
+                waiting.request_id not in found.answered
+                and waiting.request_id not in partition.held
+            ):
+                partition.held[waiting.request_id] = waiting.offset
+                self._host.admission.line_up(waiting)
+
+    async def _take_up(self, partition: Partition, cell: Cell) -> None:
+        saga_id = cell.state.saga_id
+        try:
+            await self._take_over(partition, cell)
+        finally:
+            self._host.admission.unexpect(saga_id)
 
     async def _take_over(self, partition: Partition, cell: Cell) -> None:
         """Claim an unfinished saga and go on with it, if its code is here and fits."""
@@ -124,6 +140,7 @@ class Serving:
         """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
         partition = self._host.partitions.pop(index)
         partition.leaving = True
+        self._host.give_up_waiting(index)
         runners = [
             (saga_id, self._host.runners[saga_id], self._host.tasks[saga_id])
             for saga_id, cell in partition.cells.items()
@@ -241,6 +258,7 @@ class Serving:
             if partition is None or self._host.closing:
                 return
             partition.closed = True
+            self._host.give_up_waiting(index)
             for saga_id, cell in partition.cells.items():
                 if cell.ours and saga_id in self._host.tasks:
                     cell.lost = True

@@ -16,6 +16,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
+from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.lookup import current_states
 from sagaz_es.engine.partition import Accepted, pass_by
 from sagaz_es.ports import EventLog, ProjectionStore, Record
@@ -36,6 +37,7 @@ class Found:
     answered: set[str] = field(default_factory=set)  # ids of requests that were answered
     refused: dict[str, e.RequestRefused] = field(default_factory=dict)  # those that were refused
     requests: list[Record] = field(default_factory=list)
+    starts: list[Waiting] = field(default_factory=list)  # requests, too: there may be very many
     branched: list[tuple[e.Event, int]] = field(default_factory=list)  # accepted, with offsets
     note: str = ""  # to commit with every mark of whoever serves the partition from here
 
@@ -65,6 +67,9 @@ async def read_from_mark(
                 found.refused[entry.request_id] = entry
             elif isinstance(entry, e.ReplayLogged):
                 continue
+            elif isinstance(entry, e.StartRequested):
+                if serves(entry.saga_name):
+                    found.starts.append(Waiting.of(record, entry))
             elif isinstance(entry, e.Request):
                 found.requests.append(record)
             elif isinstance(entry, e.Event):
@@ -93,7 +98,7 @@ async def read_from_mark(
             found.unfinished[saga_id] = state
             found.ended.pop(saga_id, None)
     found.requests = [
-        record for record in found.requests if _may_be_ours(record.entry, found.others, serves)
+        record for record in found.requests if _may_be_ours(record.entry, found.others)
     ]
     for event, offset in branched:
         head = states.get(event.saga_id)
@@ -113,9 +118,7 @@ async def _start(log: EventLog, index: int, group: str, classes: Collection[str]
     return Found(start, start, note=groups.next_note(mark, note, classes))
 
 
-def _may_be_ours(request: object, others: Collection[str], serves: Callable[[str], bool]) -> bool:
-    if isinstance(request, e.StartRequested):
-        return serves(request.saga_name)
+def _may_be_ours(request: object, others: Collection[str]) -> bool:
     return not (isinstance(request, e.Request) and request.saga_id in others)
 
 

@@ -33,6 +33,11 @@ class Turns:
         self._waiting: dict[str, None] = {}
         self._next_at = 0  # µs
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._waiting)
+
     def ask(self, state: SagaState, now: int) -> int:
         """0: it may run. Otherwise when to ask again, in µs; -1: once it is woken."""
         saga_id = state.saga_id

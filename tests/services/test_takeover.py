@@ -69,6 +69,7 @@ def worker(
     orders: int,
     seconds: float,
     pause: float = 0.0,
+    **more: str,
 ) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.services.takeover_worker", url, str(orders)],
@@ -80,20 +81,21 @@ def worker(
             "LEDGER": str(ledger.path),
             "CHARGE_SECONDS": str(seconds),
             "START_PAUSE_SECONDS": str(pause),
+            **more,
         },
     )
     processes.append(process)
     return process
 
 
-async def said(process: subprocess.Popen[str], word: str) -> None:
+async def said(process: subprocess.Popen[str], word: str) -> str:
     assert process.stdout is not None
     async with asyncio.timeout(60):
         while True:
             line = await asyncio.to_thread(process.stdout.readline)
             assert line, f"the process ended before it said {word!r}"
             if line.startswith(word):
-                return
+                return line
 
 
 async def until(ledger: Ledger, what: str, orders: int) -> None:
