@@ -520,14 +520,17 @@ class RecordedStillRunning(SagaIsRecorded):
 class SagaSetAside(RequestRefusedError):
     """A damaged record stands where a fact of the saga should: what follows cannot be folded."""
 
-    def __init__(self, saga_id: str, partition: int, offset: int) -> None:
-        super().__init__(saga_id, partition, offset)
+    def __init__(self, saga_id: str, partition: int, offset: int, sequence: int = 0) -> None:
+        super().__init__(saga_id, partition, offset, sequence)
         self.saga_id, self.partition, self.offset = saga_id, partition, offset
+        self.sequence = sequence  # up to where its past is known
 
     def __str__(self) -> str:
+        known = f"; its past is known up to sequence {self.sequence}" if self.sequence else ""
         return (
             f"saga {self.saga_id!r} is set aside: the record at partition {self.partition}, offset "
-            f"{self.offset} cannot be read, and later events depend on it; see `sagaz-es doctor`"
+            f"{self.offset} cannot be read, and later events depend on it{known}; see "
+            "`sagaz-es doctor`"
         )
 
 

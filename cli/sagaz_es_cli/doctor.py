@@ -234,7 +234,8 @@ async def _parked(store: ProjectionStore, log: EventLog) -> Check:
         WRONG,
         f"{many}, the first of saga {first.saga_id!r} in partition {first.partition} at offset "
         f"{first.offset}: {first.reason}",
-        "their sagas are set aside in the store; mend the cause, then `sagaz-es projector rebuild`",
+        f"its saga is set aside; `sagaz-es projector drive {first.saga_id}` once a newer version "
+        "reads it, with --pass-over if the bytes were never ours",
     )
 
 

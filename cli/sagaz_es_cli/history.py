@@ -10,9 +10,11 @@ import click
 from sagaz_es.core.history import Step
 from sagaz_es.engine.historical import HistoricalState, StateChange, plain
 from sagaz_es.engine.time_travel import SagaHistory
+from sagaz_es.errors import SagaSetAside
+from sagaz_es_cli import exits
 from sagaz_es_cli.opening import Reading, reading, run
 from sagaz_es_cli.options import Settings, Time, When, command
-from sagaz_es_cli.render import Block, Fields, Line, cells, emit, human
+from sagaz_es_cli.render import Block, Fields, Line, cells, emit, human, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_cli.times import shown
 
@@ -134,14 +136,23 @@ def add_list_changes(group: click.Group) -> None:
         before: datetime | None,
         limit: int | None,
     ) -> None:
-        """List what happened to saga ID, oldest first."""
+        """List what happened to saga ID, oldest first.
 
-        async def work() -> list[StateChange]:
+        Status 5: a record that cannot be read stands in the way of the rest.
+        """
+
+        async def work() -> tuple[list[StateChange], SagaSetAside | None]:
             async with reading(settings) as opened:
                 past = past_of(opened, saga_id)
-                return await past.changes(after=after, before=before, limit=limit)
+                try:
+                    return await past.changes(after=after, before=before, limit=limit), None
+                except SagaSetAside as error:
+                    if not error.sequence:
+                        raise
+                    known = await past.changes(after=after, before=error.sequence, limit=limit)
+                    return known, error
 
-        found = run(work())
+        found, broken = run(work())
         records = [change_record(change) for change in found]
 
         def view() -> list[Block]:
@@ -170,6 +181,9 @@ def add_list_changes(group: click.Group) -> None:
             return [Rows(columns, rows, empty=f"nothing happened to the saga{ranged}")]
 
         emit(settings.format, records, view)
+        if broken is not None:
+            note(str(broken))
+            raise click.exceptions.Exit(exits.PARTLY)
 
 
 CHANGE_KEYS = ("sequence", "timestamp", "type", "step", "status", "changes")

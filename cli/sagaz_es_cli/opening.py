@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, redirect_stdout, suppress
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from sagaz_es.engine.lookup import STORE_DOWN, current_state
 from sagaz_es.engine.projection import verify_store
 from sagaz_es.engine.projector import Projector
 from sagaz_es.engine.replayer import ReplayNotFound
-from sagaz_es.errors import StorageFailed, UnknownSagaName
+from sagaz_es.errors import SagaSetAside, StorageFailed, UnknownSagaName
 from sagaz_es.log import sqlite_file
 from sagaz_es.ports import BlobStore, EventLog, ProjectionStore
 from sagaz_es_cli import exits, sources
@@ -92,6 +92,23 @@ class Reading:
         if state is None or not state.replay_id:
             raise ReplayNotFound(replay_id)
         return state
+
+    async def set_aside(self, saga_ids: Collection[str]) -> dict[str, str]:
+        """Which of these sagas the store keeps only up to a record that cannot be read, and why."""
+        if self.store is None:
+            return {}
+        found: dict[str, str] = {}
+        for partition in {self.log.partition_of(saga_id) for saga_id in saga_ids}:
+            for saga_id in (await self.store.parked_sagas(partition)).intersection(saga_ids):
+                try:
+                    await current_state(self.log, self.store, saga_id)
+                except SagaSetAside as error:
+                    found[saga_id] = str(error)
+                else:
+                    parked = await self.store.parked_of(partition, saga_id)
+                    place = f" from offset {parked[0].offset} on" if parked else ""
+                    found[saga_id] = f"records of partition {partition}{place} are set aside"
+        return found
 
     async def up_to_date_store(self) -> ProjectionStore:
         """The store, at least as far as the log is now; where that takes too long, says so."""

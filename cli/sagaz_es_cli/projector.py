@@ -165,7 +165,8 @@ def rebuild(settings: Settings, lose_older: bool) -> None:
 @command(
     projector,
     "verify",
-    keys="ok, sagas, events, unknown_beginning, differences (a list of saga_id, what, detail)",
+    keys="ok, sagas, events, unknown_beginning, set_aside, differences (a list of saga_id, what, "
+    "detail)",
     examples="sagaz-es projector verify",
 )
 @click.option(
@@ -192,6 +193,7 @@ def verify(settings: Settings, limit: int) -> None:
         "sagas": found.sagas,
         "events": found.events,
         "unknown_beginning": found.unknown_beginning,
+        "set_aside": found.set_aside,
         "differences": [
             {"saga_id": one.saga_id, "what": one.what, "detail": one.detail}
             for one in found.differences
@@ -202,6 +204,8 @@ def verify(settings: Settings, limit: int) -> None:
         compared = f"compared: {found.sagas:,} sagas, {found.events:,} events"
         if found.unknown_beginning:
             compared += f", {found.unknown_beginning:,} more have lost their beginning"
+        if found.set_aside:
+            compared += f", {found.set_aside:,} are set aside (`sagaz-es doctor`)"
         if found.ok:
             return [Line(f"{compared}: the store is what the log says", "green")]
         columns = (Column("saga"), Column("what"), Column("detail", free="wrap"))
@@ -211,4 +215,47 @@ def verify(settings: Settings, limit: int) -> None:
 
     emit(settings.format, record, view)
     if not found.ok:
+        raise click.exceptions.Exit(exits.FAILED)
+
+
+# --- drive ----------------------------------------------------------------------------------------
+
+
+@command(
+    projector,
+    "drive",
+    keys="saga_id, folded, set_aside (records)",
+    examples="""
+        sagaz-es projector drive order-4711
+        sagaz-es projector drive order-4711 --pass-over
+        """,
+)
+@click.argument("saga_id", metavar="ID")
+@click.option(
+    "--pass-over",
+    is_flag=True,
+    help="Pass over bytes that cannot be read: they were never a fact of the saga.",
+)
+def drive(settings: Settings, saga_id: str, pass_over: bool) -> None:
+    """Fold what was set aside of saga ID: its records in the log, read again.
+
+    Status 1: something is still set aside.
+    """
+
+    async def work() -> dict[str, Any]:
+        async with writing(settings) as (log, found):
+            store = store_of(found)
+            folded = await Projector(log, store).drive(saga_id, pass_over_undecodable=pass_over)
+            left = await store.parked_of(log.partition_of(saga_id), saga_id)
+            return {"saga_id": saga_id, "folded": folded, "set_aside": len(left)}
+
+    record = run(work())
+
+    def view() -> list[Block]:
+        if not record["folded"] and not record["set_aside"]:
+            return [Line(f"nothing of saga {saga_id} is set aside")]
+        return [Line(f"saga {saga_id}: {record['folded']} folded, {record['set_aside']} set aside")]
+
+    emit(settings.format, record, view)
+    if record["set_aside"]:
         raise click.exceptions.Exit(exits.FAILED)

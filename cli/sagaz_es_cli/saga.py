@@ -120,15 +120,20 @@ def start(
 @click.option("--name", metavar="NAME", help="Only sagas of this name.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 def list_sagas(settings: Settings, status: str | None, name: str | None, limit: int) -> None:
-    """List sagas, newest first."""
+    """List sagas, newest first.
 
-    async def work() -> tuple[Summary, ...]:
+    `error` also says where a saga is set aside: its status is that before the record that cannot be
+    read.
+    """
+
+    async def work() -> tuple[tuple[Summary, ...], dict[str, str]]:
         async with reading(settings) as opened:
             store = await opened.up_to_date_store()
             # One more than asked for tells whether there are more.
-            return await store.summaries(status=status, saga_name=name, limit=limit + 1)
+            found = await store.summaries(status=status, saga_name=name, limit=limit + 1)
+            return found, await opened.set_aside([summary.saga_id for summary in found])
 
-    found = run(work())
+    found, aside = run(work())
     records = [
         {
             "saga_id": summary.saga_id,
@@ -136,7 +141,7 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
             "status": summary.status,
             "started_at": iso(summary.started_at),
             "updated_at": iso(summary.updated_at),
-            "error": summary.error or None,
+            "error": aside.get(summary.saga_id) or summary.error or None,
         }
         for summary in found[:limit]
     ]
@@ -157,7 +162,7 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
                 summary.status,
                 shown(iso(summary.started_at))[:19],
                 age(summary.started_at),
-                summary.error,
+                aside.get(summary.saga_id) or summary.error,
             )
             for summary in found[:limit]
         ]
@@ -167,6 +172,8 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
     emit(settings.format, records, view)
     if len(found) > limit:
         note(f"there are more than these {limit}; see --limit, --status and --name")
+    if aside:
+        note("some are set aside, see their error and `sagaz-es doctor`")
 
 
 # --- show -----------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from msgspec import Struct
 from sagaz_es.core.events import Event
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine.lookup import current_state
+from sagaz_es.errors import SagaSetAside
 from sagaz_es.ports import ArchivedEvent, EventLog, ProjectionStore, Record
 
 PAGE = 1000
@@ -20,17 +22,19 @@ class Difference(Struct, frozen=True):
     """Something of one saga that the store has otherwise than the log says."""
 
     saga_id: str
-    what: str  # head, archive, summary, or the saga itself
+    what: str  # head, archive, summary, set aside, or the saga itself
     detail: str
 
 
 class Verified(Struct, frozen=True):
-    """What was compared. `unknown_beginning`: sagas whose first events the log keeps no more."""
+    """What was compared. `unknown_beginning`: sagas whose first events the log keeps no more;
+    `set_aside`: those that are kept only up to a record that could not be read."""
 
     sagas: int
     events: int
     differences: tuple[Difference, ...]
     unknown_beginning: int = 0
+    set_aside: int = 0
 
     @property
     def ok(self) -> bool:
@@ -64,13 +68,19 @@ async def verify(
     for partition in chosen:
         await check.partition(partition)
     await check.foreign(frozenset(chosen))
-    return Verified(check.sagas, check.events, tuple(check.differences), check.unknown_beginning)
+    return Verified(
+        check.sagas,
+        check.events,
+        tuple(check.differences),
+        check.unknown_beginning,
+        check.set_aside,
+    )
 
 
 class _Check:
     def __init__(self, log: EventLog, store: ProjectionStore, max_differences: int) -> None:
         self._log, self._store, self._max = log, store, max_differences
-        self.sagas = self.events = self.unknown_beginning = 0
+        self.sagas = self.events = self.unknown_beginning = self.set_aside = 0
         self.differences: list[Difference] = []
         self._seen: set[str] = set()
 
@@ -80,6 +90,9 @@ class _Check:
         upto = checkpoint.next_offset if checkpoint is not None else 0
         start = (await self._log.bounds(partition)).start
         aside = await self._aside(partition)
+        for saga_id in sorted(await self._store.parked_sagas(partition)):
+            self.set_aside += 1
+            await self._set_aside(saga_id, partition)
         fresh: dict[str, _Fresh] = {}
         offset = start
         while offset < upto:
@@ -103,6 +116,16 @@ class _Check:
         for saga_id in await self._store.parked_sagas(partition):
             offsets |= {p.offset for p in await self._store.parked_of(partition, saga_id)}
         return frozenset(offsets)
+
+    async def _set_aside(self, saga_id: str, partition: int) -> None:
+        try:
+            await current_state(self._log, self._store, saga_id)
+        except SagaSetAside as error:
+            detail = (
+                f"the record at offset {error.offset} of partition {partition} cannot be read, and "
+                f"later events depend on it: nothing is known beyond sequence {error.sequence}"
+            )
+            self._differs(saga_id, "set aside", detail)
 
     def _fold(self, fresh: dict[str, _Fresh], record: Record, start: int) -> None:
         event = record.entry

@@ -63,7 +63,7 @@ async def current_state(
         if isinstance(record.entry, Event) and record.entry.saga_id == saga_id:
             verdict = fold_into(found, record.entry)
             if damaged >= 0 and verdict is Verdict.GAP:
-                raise SagaSetAside(saga_id, partition, damaged)
+                raise SagaSetAside(saga_id, partition, damaged, found.sequence)
         elif isinstance(record.entry, Undecodable) and damaged < 0:
             damaged = record.offset
     return found if found.sequence else None

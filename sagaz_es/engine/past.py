@@ -1,14 +1,15 @@
 """One saga's accepted events from wherever they are kept: snapshots, archive, log.
 
 What the store has comes first, then the tail of the log that the projector has not reached yet. A
-saga that was set aside is read from the log from its first parked record on. Where the store lacks
-something (it was forgotten, or never kept), or does not answer, the whole log answers; where that
-is gone too, the answer is HistoryGone, never a guess.
+saga that was set aside is read from the log from its first parked record on; where a fact of it is
+damaged, what follows is SagaSetAside, never passed over. Where the store lacks something (it was
+forgotten, or never kept), or does not answer, the whole log answers; where that is gone too, the
+answer is HistoryGone, never a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,8 +19,15 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
 from sagaz_es.core.state import FOLD_VERSION, SagaState, load_state
 from sagaz_es.engine.lookup import asked as asked_or_log
-from sagaz_es.errors import HistoryGone
-from sagaz_es.ports import ArchivedEvent, EventLog, ProjectionStore, Record, StoredSnapshot
+from sagaz_es.errors import HistoryGone, SagaSetAside
+from sagaz_es.ports import (
+    ArchivedEvent,
+    EventLog,
+    ProjectionStore,
+    Record,
+    StoredSnapshot,
+    Undecodable,
+)
 
 Opener = Callable[[str, bytes], bytes]
 """Decrypts bytes with the key of this id."""
@@ -127,7 +135,8 @@ class Past:
         is accepted, and it needs the state for that. In a log without its beginning, an empty state
         becomes the one that the rest begins with, unless the `whole` past is wanted.
 
-        Raises HistoryGone, naming what was `asked`.
+        Raises HistoryGone, naming what was `asked`; SagaSetAside, where what follows depends on a
+        record that cannot be read.
         """
         place = await self._asked(self._place)
         if place is None:
@@ -204,9 +213,8 @@ class Past:
             records = ()
             async for placed in self._in_log(state, asked, whole):
                 yield placed
-        for record in records:
-            if self._accepts(state, record):
-                yield Placed(record.entry, record.offset, True)  # type: ignore[arg-type]
+        for record in self._accepted(state, records):
+            yield Placed(record.entry, record.offset, True)  # type: ignore[arg-type]
 
     def _may_stand_before(self, tail: tuple[Record, ...]) -> bool:
         """Whether a saga that the store does not know may have a past before the tail: the store
@@ -231,9 +239,7 @@ class Past:
             raise HistoryGone(f"saga {self.saga_id!r}", asked, gone)
         # Where nothing is known yet the caller folds; else a shadow of it comes up to its place.
         shadow = base if state.sequence else _become(state, base)
-        for record in records:
-            if not self._accepts(shadow, record):
-                continue
+        for record in self._accepted(shadow, records):
             event: Any = record.entry
             if shadow is not state:
                 advance(shadow, event)
@@ -282,13 +288,20 @@ class Past:
         sound = base.saga_id == self.saga_id and judge(base, event) is Verdict.ACCEPTED
         return base if sound else None
 
-    def _accepts(self, state: SagaState, record: Record) -> bool:
-        event = record.entry
-        return (
-            isinstance(event, e.Event)
-            and event.saga_id == self.saga_id
-            and judge(state, event) is Verdict.ACCEPTED
-        )
+    def _accepted(self, state: SagaState, records: Iterable[Record]) -> Iterator[Record]:
+        """Those that the fold accepts, one after the other, while the caller carries `state`
+        forward."""
+        damaged = -1
+        for record in records:
+            event = record.entry
+            if isinstance(event, Undecodable):
+                damaged = record.offset if damaged < 0 else damaged
+            elif isinstance(event, e.Event) and event.saga_id == self.saga_id:
+                verdict = judge(state, event)
+                if verdict is Verdict.ACCEPTED:
+                    yield record
+                elif verdict is Verdict.GAP and damaged >= 0:
+                    raise SagaSetAside(self.saga_id, record.partition, damaged, state.sequence)
 
     async def offset_of(self, sequence: int) -> int | None:
         """Where the event with this sequence stands, if the archive knows it."""

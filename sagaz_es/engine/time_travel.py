@@ -176,6 +176,8 @@ class SagaHistory:
                 if full or (last is not None and core.is_behind(last, state, placed.event)):
                     break
                 told.append(core.take(state, placed.event))
+                if isinstance(last, int) and state.sequence >= last:
+                    break  # without a look at what follows: it may not be readable
         if not state.sequence:
             await self._began()
         return [await self._told(change) for change in told]
@@ -273,8 +275,10 @@ class SagaHistory:
             base = await self._past.base(sequence=point)
         state, folded, tail = base.state, 0, 0
         offset: int | None = None
+        # A sequence that is reached needs no look at what follows: that may not be readable.
+        arrived = isinstance(point, int) and state.sequence >= point
         async with aclosing(self._past.following(state, asked)) as following:
-            async for placed in following:
+            while not arrived and (placed := await anext(following, None)) is not None:
                 if core.is_behind(point, state, placed.event):
                     located = True
                     break
@@ -283,6 +287,7 @@ class SagaHistory:
                 if core.is_reached(point, placed.event):
                     located = True
                     break
+                arrived = isinstance(point, int) and state.sequence >= point
         snapshot = base.snapshot
         source = Source(
             snapshot_id=None if snapshot is None else snapshot.snapshot_id,
