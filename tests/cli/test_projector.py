@@ -101,7 +101,7 @@ def test_a_saga_that_is_set_aside_is_told(shop: Shop) -> None:
     (parked,) = [check for check in given.json if check["check"] == "parked records"]
     assert parked["result"] == "wrong"
     assert parked["found"].startswith("1, the first of saga 'o-1' in partition ")
-    assert "sagaz-es projector rebuild" in parked["advice"]
+    assert "sagaz-es projector drive o-1" in parked["advice"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
