@@ -14,6 +14,7 @@ from sagaz_es.engine.definition import (
     RecoveryAction,
     Saga,
     action,
+    child,
     compensate,
     forward_recovery,
 )
@@ -284,6 +285,7 @@ __all__ = [
     "StepContext",
     "Verdict",
     "action",
+    "child",
     "compensate",
     "connect",
     "forward_recovery",

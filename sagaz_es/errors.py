@@ -548,6 +548,32 @@ class PivotPassed(RequestRefusedError):
         )
 
 
+class ChildIdTaken(RequestRefusedError):
+    """The id that a child would have is that of a saga which was not started as this child."""
+
+    def __init__(self, saga_id: str, parent: str) -> None:
+        super().__init__(saga_id, parent)
+        self.saga_id, self.parent = saga_id, parent
+
+    def __str__(self) -> str:
+        return (
+            f"a saga {self.saga_id!r} exists that was not started as a child of {self.parent!r}; "
+            "leave ids of this form to children"
+        )
+
+
+class ChildSagaFailed(SagaError):
+    """A child did not complete, or could not be taken back. `why` names its step and its error."""
+
+    def __init__(self, saga_id: str, status: str, why: str = "") -> None:
+        super().__init__(saga_id, status, why)
+        self.saga_id, self.status, self.why = saga_id, status, why
+
+    def __str__(self) -> str:
+        why = f": {self.why}" if self.why else ""
+        return f"its saga {self.saga_id!r} is {self.status}{why}"
+
+
 class ReplayError(SagaError):
     """A replay could not be prepared; nothing has run."""
 

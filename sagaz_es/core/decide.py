@@ -23,7 +23,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.effects import standing
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, StepState
-from sagaz_es.core.texts import join_names
+from sagaz_es.core.texts import join_names, names
 from sagaz_es.errors import PivotPassed, SagaEnded
 
 
@@ -62,6 +62,7 @@ class Attempt(Struct, frozen=True, gc=False):
     attempt: int
     undo: bool = False  # the compensation, not the action
     ask: str = ""  # "recover" or "resolve": a handler that decides, instead of the action
+    # "child": begin the child, or hear how it ended; "take_back": lead it back, or hear of that
 
 
 class Wait(Struct, frozen=True, gc=False):
@@ -124,7 +125,7 @@ def decide(state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULE
 def _too_late(state: SagaState, graph: Graph) -> Decision:
     """The saga's deadline has passed, and no pivot forbids to go back."""
     if _running(state):
-        return Decision(stop_running=True)
+        return Decision(run=_children(state, graph), stop_running=True)
     return Decision((go_back(state, graph, reason=DEADLINE),))
 
 
@@ -165,6 +166,9 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
                 continue
         elif status == "outcome_unknown" and node.name in rules.resolvable and step is not None:
             run.append(Attempt(node.name, step.attempt, ask="resolve"))
+            continue
+        elif status == "waiting" and step is not None and step.child_start:
+            run.append(Attempt(node.name, step.attempt, ask="child"))
             continue
         elif status == "waiting" and step is not None:
             over, wake_at = _waited(state, step, now, wake_at)
@@ -237,14 +241,29 @@ def _running(state: SagaState) -> list[str]:
     ]
 
 
+def _children(state: SagaState, graph: Graph) -> tuple[Attempt, ...]:
+    """What to ask about children under way: whether they have ended, or are taken back."""
+    asked = []
+    for name, step in state.steps.items():
+        if step.status == "waiting" and step.child_start:
+            asked.append(Attempt(name, step.attempt, ask="child"))
+        elif step.status == "compensating" and _is_child(graph, name):
+            asked.append(Attempt(name, step.undo_attempt, undo=True, ask="take_back"))
+    return tuple(asked)
+
+
 def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision:
-    if _running(state):
+    running, children = _running(state), _children(state, graph)
+    if running or children:
         if rules.failure_strategy is ParallelFailureStrategy.WAIT_ALL:
-            return IDLE
+            return Decision(run=children)
         until = state.failed_at
         if rules.failure_strategy is ParallelFailureStrategy.FAIL_FAST_WITH_GRACE:
             until += rules.grace_us
-        return Decision(stop_running=True) if now >= until else Decision(wake_at=until)
+        if now < until:
+            return Decision(run=children, wake_at=until)
+        if running:
+            return Decision(run=children, stop_running=True)
     # What ran when its process stopped has an unknown outcome; nobody runs it again now.
     lost = [
         e.StepFailed(
@@ -252,7 +271,7 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
             step.attempt,
             error_type="Interrupted",
             error_message="its process stopped while it ran",
-            unknown=True,
+            unknown=not _is_child(graph, name),  # which has only said what its child starts with
         )
         for name, step in state.steps.items()
         if step.status == "executing" and step.interrupted
@@ -264,6 +283,11 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
         asked = [Attempt(n, state.step(n).attempt, ask="recover") for n in sorted(recover)]
         return Decision(run=tuple(asked))
     return Decision((go_back(state, graph, reason=state.error_message),))
+
+
+def _is_child(graph: Graph, name: str) -> bool:
+    node = graph.by_name.get(name)
+    return node is not None and bool(node.child)
 
 
 def _behind_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
@@ -316,6 +340,7 @@ def go_back(
         if node is None or name in locked or not node.compensable:
             continue
         certain = step.status in ("completed", "stale", "compensating")
+        certain |= bool(step.child_start)  # a child that runs is taken back as it stands
         maybe = step.unknown and step.status in ("failed", "outcome_unknown") and node.on_unknown
         if certain or maybe:
             wanted.append(name)
@@ -326,6 +351,24 @@ def go_back(
         actor=actor,
         cause=cause,
     )
+
+
+def take_back(
+    state: SagaState, graph: Graph, *, reason: str, actor: str, cause: str
+) -> e.CompensationStarted:
+    """The fact with which an ended saga goes back after all, because its caller does: all of it,
+    what could not be undone before, too. Raises PivotPassed."""
+    pivots = () if state.pivots_released else completed_pivots(state, graph)
+    if pivots:
+        raise PivotPassed(state.saga_id, pivots[-1])
+    back = go_back(state, graph, goal="rolled_back", reason=reason, actor=actor, cause=cause)
+    stuck = [
+        name
+        for name, step in state.steps.items()
+        if step.status == "compensation_failed" and not step.undo_skipped
+    ]
+    steps = graph.undo_order([*names(back.steps), *stuck])
+    return structs.replace(back, steps=join_names(steps) or "[]")
 
 
 # --- backward -------------------------------------------------------------------------------------
@@ -343,6 +386,9 @@ def _undo_wave(
         if name not in waiting:
             continue
         step = state.step(name)
+        if step.status == "compensating" and _is_child(graph, name):
+            run.append(Attempt(name, step.undo_attempt, undo=True, ask="take_back"))
+            continue
         if step.status == "compensating" and not step.interrupted:
             continue
         if name in graph.dependents and not graph.dependents[name].isdisjoint(waiting):
@@ -355,7 +401,8 @@ def _undo_wave(
             why = "a person has to undo it: retry the compensation, or skip it"
             facts.append(e.StepCompensationFailed(name, 1, "ManualCompensation", why))
             continue
-        run.append(Attempt(name, step.undo_attempt + 1, undo=True))
+        ask = "take_back" if _is_child(graph, name) else ""
+        run.append(Attempt(name, step.undo_attempt + 1, undo=True, ask=ask))
     return Decision(tuple(facts), tuple(run), wake_at)
 
 
@@ -384,6 +431,8 @@ def _given_up(
         step = state.step(name)
         if _settled(step) or (step.status == "compensating" and not step.interrupted):
             continue
+        if step.child_start or (step.status == "compensating" and _is_child(graph, name)):
+            continue  # it runs on, or back, whether anybody waits for it or not
         first = failed[0]
         if strategy is CompensationFailureStrategy.SKIP_DEPENDENTS:
             first = next((n for n in failed if n in graph.dependents.get(name, ())), "")

@@ -23,6 +23,7 @@ class Effect(Struct, frozen=True, gc=False, omit_defaults=True):
     reads: str = ""
     attempt: int = 1
     unknown: bool = False  # nobody knows whether it happened
+    child: str = ""  # the saga whose effects it stands for
 
 
 def standing(state: SagaState) -> tuple[Effect, ...]:
@@ -37,6 +38,7 @@ def standing(state: SagaState) -> tuple[Effect, ...]:
             reads=step.reads,
             attempt=step.attempt,
             unknown=_unknown(step),
+            child=step.child,
         )
         for name, step in _standing(state)
     )
@@ -58,7 +60,9 @@ def _standing(state: SagaState) -> list[tuple[str, StepState]]:
 
 
 def _unknown(step: StepState) -> bool:
-    return step.unknown or step.status in ("outcome_unknown", "executing")
+    if step.unknown or step.status in ("outcome_unknown", "executing"):
+        return True
+    return step.status == "waiting" and bool(step.child_start)  # its child may have done anything
 
 
 def _stands(step: StepState) -> bool:

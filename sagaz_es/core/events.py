@@ -48,6 +48,9 @@ class SagaStarted(Fact, frozen=True, gc=False):
     overrides: str = ""  # JSON object; applied last, over context and reused deltas
     standing: str = ""  # JSON array of inherited effects, see core.effects.Effect
     force_failure: bool = False  # the point fails without its action being called
+    # Of a child alone.
+    caller_saga_id: str = ""  # the saga whose step started it; "parent" is a branch's word here
+    caller_step: str = ""
 
 
 class SagaClaimed(Fact, frozen=True, gc=False):
@@ -282,20 +285,27 @@ class ReplayUndone(Fact, frozen=True, gc=False):
 
 
 class ChildStarted(Fact, frozen=True, gc=False):
-    """A step started a saga of its own."""
+    """A step starts a saga of its own and waits for its end.
+
+    What decides about the child: it is begun under this id, with this context, again and again
+    until ChildEnded is accepted.
+    """
 
     step: str
     child_saga_id: str = ""
     child_saga_name: str = ""
+    attempt: int = 1
+    context: str = "{}"  # JSON object: the data that the child is started with
+    reads: str = ""  # JSON array: as in StepCompleted
 
 
 class ChildEnded(Fact, frozen=True, gc=False):
-    """A child saga ended."""
+    """A child saga ended; what becomes of its step follows as a fact of its own."""
 
     step: str
     child_saga_id: str = ""
     status: str = ""
-    result: str = ""  # JSON
+    result: str = ""  # JSON; empty: it stands in StepCompleted
 
 
 class SubjectErased(Fact, frozen=True, gc=False):
@@ -338,6 +348,8 @@ class StartRequested(Request, frozen=True, gc=False):
 
     saga_name: str = ""
     context: str = "{}"  # JSON object
+    caller_saga_id: str = ""  # of a child: the saga whose step starts it
+    caller_step: str = ""
 
 
 class CancelRequested(Request, frozen=True, gc=False):
@@ -372,9 +384,10 @@ class ReplayRequested(Request, frozen=True, gc=False):
 
 
 class UndoRequested(Request, frozen=True, gc=False):
-    """Undo a replay; `saga_id` is its branch."""
+    """Undo a replay; `saga_id` is its branch. Or take a child back; `saga_id` is the child."""
 
     replay_id: str = ""
+    caller_saga_id: str = ""  # the saga whose step started the child
 
 
 class CompensationRetryRequested(Request, frozen=True, gc=False):

@@ -36,7 +36,7 @@ def obstacles(begun: Iterable[str], recorded: Graph, code: Graph) -> tuple[str, 
                 f"step {name!r} has begun and depends on {sorted(now.depends_on)} "
                 f"instead of {sorted(was.depends_on)}"
             )
-        for field in ("pivot", "at_most_once", "effects", "compensable", "on_unknown"):
+        for field in ("pivot", "at_most_once", "effects", "compensable", "on_unknown", "child"):
             before, after = getattr(was, field), getattr(now, field)
             gained = after and field in ("compensable", "on_unknown")
             if before != after and not gained:

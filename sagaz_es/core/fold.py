@@ -184,6 +184,8 @@ def _saga_started(state: SagaState, fact: e.SagaStarted) -> None:
     state.actor, state.cause = fact.actor, fact.cause
     state.start = split_object(fact.context)
     state.context = dict(state.start)
+    if fact.caller_saga_id:
+        state.caller_saga_id, state.caller_step = fact.caller_saga_id, fact.caller_step
     if not fact.replay_id:
         return
     state.replay_id, state.parent_saga_id = fact.replay_id, fact.parent_saga_id
@@ -205,6 +207,7 @@ def _saga_started(state: SagaState, fact: e.SagaStarted) -> None:
             reads=effect.reads,
             owner=effect.owner,
             unknown=effect.unknown,
+            child=effect.child,
         )
         if verdict == "reuse":
             _merge(state.context, effect.keys_set, effect.keys_deleted)
@@ -246,6 +249,7 @@ def _step_started(state: SagaState, fact: e.StepStarted) -> None:
         recoveries=step.recoveries,
         waits_for=step.waits_for,
         signal=_taken_signal(state, step),
+        child=step.child,
     )
     state.current = fact.step
     if state.failed_step == fact.step:
@@ -276,6 +280,7 @@ def _step_completed(state: SagaState, fact: e.StepCompleted) -> None:
         keys_set=fact.keys_set,
         keys_deleted=fact.keys_deleted,
         reads=fact.reads,
+        child=before.child if before is not None else "",
     )
     _merge(state.context, fact.keys_set, fact.keys_deleted)
     if state.current == fact.step:
@@ -299,6 +304,7 @@ def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
         error_type=fact.error_type,
         error_message=fact.error_message,
         done_at=state.sequence if final else 0,
+        child=step.child,
     )
     state.current = fact.step
     if final and not state.failed_step:
@@ -351,6 +357,20 @@ def _outcome_resolved(state: SagaState, fact: e.OutcomeResolved) -> None:
 def _step_waiting(state: SagaState, fact: e.StepWaiting) -> None:
     state.steps[fact.step] = StepState(
         status="waiting", waits_for=fact.signal, wait_until=fact.until
+    )
+    state.current = fact.step
+
+
+def _child_started(state: SagaState, fact: e.ChildStarted) -> None:
+    step = state.steps.get(fact.step, PENDING)
+    state.steps[fact.step] = StepState(
+        status="waiting",
+        attempt=fact.attempt,
+        failures=step.failures,
+        recoveries=step.recoveries,
+        reads=fact.reads,
+        child=fact.child_saga_id,
+        child_start=fact.context,
     )
     state.current = fact.step
 
@@ -416,7 +436,12 @@ def _step_compensated(state: SagaState, fact: e.StepCompensated) -> None:
     step = state.steps.get(fact.step, PENDING)
     if state.status == "compensating" or state.recorded:
         state.steps[fact.step] = _replace(
-            step, status="compensated", undo_result=fact.result, unknown=False, retry_at=0
+            step,
+            status="compensated",
+            undo_result=fact.result,
+            unknown=False,
+            retry_at=0,
+            child_start="",
         )
     else:  # a branch undid what it inherited: the step can run now
         state.steps[fact.step] = PENDING
@@ -462,7 +487,9 @@ def _recovery_decided(state: SagaState, fact: e.RecoveryDecided) -> None:
         state.steps[fact.step] = _replace(step, status="skipped", recoveries=decided)
         state.current = ""
     else:
-        state.steps[fact.step] = StepState(attempt=step.attempt, recoveries=decided)
+        state.steps[fact.step] = StepState(
+            attempt=step.attempt, recoveries=decided, child=step.child
+        )
     _next_failure(state)
 
 
@@ -532,6 +559,7 @@ _READ: dict[type[e.Fact], Callable[[Any], object]] = {
     e.CompensationStarted: lambda fact: names(fact.steps),
     e.OutcomeResolved: lambda fact: split_object(fact.keys_set),
     e.RecoveryDecided: lambda fact: split_object(fact.keys_set),
+    e.ChildStarted: lambda fact: split_object(fact.context),
 }
 """The facts whose texts the fold reads."""
 
@@ -562,7 +590,7 @@ _EVOLVE: dict[type[e.Fact], Callable[[SagaState, Any], None]] = {
     e.SagaCancelled: _end("cancelled"),
     e.ReplayBranched: _replay_branched,
     e.ReplayUndone: _replay_undone,
-    e.ChildStarted: _nothing,
+    e.ChildStarted: _child_started,
     e.ChildEnded: _nothing,
     e.SubjectErased: _nothing,
 }

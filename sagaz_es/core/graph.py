@@ -27,6 +27,10 @@ class StepNode(Struct, frozen=True, gc=False, omit_defaults=True):
     effects: bool = True  # False: it only computes
     compensable: bool = False  # it has a compensation
     on_unknown: bool = False  # its compensation is called for an unknown outcome, too
+    child: str = ""  # name of the saga that it starts, waits for, and takes back
+
+
+_FIELDS = ("pivot", "at_most_once", "effects", "compensable", "on_unknown", "child")
 
 
 class Graph:
@@ -127,7 +131,7 @@ class Graph:
             if set(now.depends_on) != set(step.depends_on):
                 was, is_ = sorted(step.depends_on), sorted(now.depends_on)
                 told.append(f"step {name!r} depends on {is_} instead of {was}")
-            for field in ("pivot", "at_most_once", "effects", "compensable", "on_unknown"):
+            for field in _FIELDS:
                 if getattr(now, field) != getattr(step, field):
                     told.append(
                         f"step {name!r} has {field}={getattr(now, field)} "

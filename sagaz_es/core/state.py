@@ -39,7 +39,7 @@ class SagaStepStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     SKIPPED = "skipped"
-    WAITING = "waiting"  # for a signal or a time
+    WAITING = "waiting"  # for a signal, a time or a child saga
     OUTCOME_UNKNOWN = "outcome_unknown"  # at-most-once; a policy or a person decides
     STALE = "stale"  # inherited by a branch: stands, must be undone before the branch goes forward
     COMPENSATING = "compensating"
@@ -73,6 +73,8 @@ class StepState(Struct, frozen=True, gc=False, omit_defaults=True):
     undo_failures: int = 0
     undo_result: str = ""
     undo_skipped: str = ""  # the reason, where a person let a compensation be
+    child: str = ""  # id of the saga that it started, the last one
+    child_start: str = ""  # JSON object: what that is started with; empty: nobody waits for it
 
 
 PENDING = StepState()
@@ -137,6 +139,9 @@ class SagaState(Struct, omit_defaults=True):
     force_failure: bool = False
     branch: str = ""  # the branch that is the head instead of this saga; empty: this one is
     undone: bool = False  # this branch's replay was undone
+
+    caller_saga_id: str = ""  # of a child: the saga whose step started it
+    caller_step: str = ""
 
     @property
     def ended(self) -> bool:

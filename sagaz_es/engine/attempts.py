@@ -13,11 +13,16 @@ import random
 import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core import events as e
-from sagaz_es.core.decide import Attempt, CompensationFailureStrategy, failed_attempt
+from sagaz_es.core.decide import (
+    Attempt,
+    CompensationFailureStrategy,
+    completed_pivots,
+    failed_attempt,
+)
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.context import StepContext
@@ -28,9 +33,13 @@ from sagaz_es.engine.definition import (
     RecoveryAction,
     StepDefinition,
 )
+from sagaz_es.engine.inputs import context_texts
 from sagaz_es.engine.observers import Observers
 from sagaz_es.errors import (
+    ChildSagaFailed,
+    DefinitionError,
     MemoryFootprintError,
+    SagaError,
     SagaStepError,
     SagaTimeoutError,
     UnstorableValue,
@@ -58,6 +67,20 @@ class Blobs(Protocol):
     async def load(self, texts: Mapping[str, str]) -> Mapping[str, str]: ...
 
 
+Outcome: TypeAlias = e.Fact | tuple[e.Fact, ...] | None
+"""What an attempt becomes; None: what was asked is not known."""
+
+
+class Children(Protocol):
+    """The sagas that steps start; see `engine.children`."""
+
+    def new_id(self, parent: SagaState, step: str) -> str: ...
+    async def ended(self, parent: SagaState, step: str) -> SagaState | e.RequestRefused | None: ...
+    async def taken_back(
+        self, parent: SagaState, step: str, attempt: int
+    ) -> SagaState | e.RequestRefused | None: ...
+
+
 class Attempts:
     """Performs the attempts of one saga."""
 
@@ -69,7 +92,9 @@ class Attempts:
         clock: Clock,
         resources: Mapping[str, Any],
         blobs: Blobs | None,
+        children: Children | None = None,
     ) -> None:
+        self._children = children
         self._loop = asyncio.get_running_loop()
         self._errors: dict[str, BaseException] = {}  # by step, of its last attempt that failed
         self.stopped: set[str] = set()  # steps whose attempt is cancelled on purpose
@@ -96,13 +121,15 @@ class Attempts:
         """µs; never before the saga's last event: a clock that steps back must not lower it."""
         return max(self._clock.now(), self._state.updated_at)
 
-    async def perform(self, attempt: Attempt) -> e.Fact | None:
-        """Run it to its outcome. None: the handler that was asked does not know."""
+    async def perform(self, attempt: Attempt) -> Outcome:
+        """Run it to its outcome. None: who was asked does not know, or not yet."""
         current_saga.set(self._state.saga_id)
         if attempt.ask == "recover":
             return await self._recover(attempt)
         if attempt.ask == "resolve":
             return await self._resolve(attempt)
+        if attempt.ask:
+            return await self._ask_child(attempt)
         step = self._definition.steps[attempt.step]
         plan: StepDefinition | Compensation
         if attempt.undo:
@@ -133,7 +160,10 @@ class Attempts:
                 late = SagaTimeoutError(attempt.step, plan.timeout_seconds, what)
                 late = late.with_traceback(error.__traceback__)
                 return self._failed(attempt, step, context, late, True)
-            fact = await self._completed(attempt, context, value)
+            if step.child and not attempt.undo:
+                fact = await self._child_started(attempt, step, context, value)
+            else:
+                fact = await self._completed(attempt, context, value)
             self._was_stopped(attempt.step)  # the step swallowed it
             return fact
         except asyncio.CancelledError as error:
@@ -211,6 +241,7 @@ class Attempts:
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
         may_retry = attempt.undo or not stopped
+        unknown &= not step.child  # it has only said what its saga starts with
         if attempt.undo:
             strategy = self._definition.rules.compensation_failure
             may_retry &= strategy is CompensationFailureStrategy.RETRY_THEN_CONTINUE
@@ -218,7 +249,7 @@ class Attempts:
             if unknown and step.at_most_once:
                 return e.StepOutcomeUnknown(attempt.step, attempt.attempt, _message(error))
             # What cannot be kept will not be kept the next time either.
-            hopeless = isinstance(error, UnstorableValue | MemoryFootprintError)
+            hopeless = isinstance(error, UnstorableValue | MemoryFootprintError | DefinitionError)
             may_retry &= isinstance(error, step.retry_on) and not isinstance(error, step.no_retry)
             may_retry &= not (hopeless or step.at_most_once)
         fact = failed_attempt(
@@ -276,6 +307,114 @@ class Attempts:
             known=self._values,
             undone=undone,
         )
+
+    # --- children ---
+
+    async def _child_started(
+        self, attempt: Attempt, step: StepDefinition, context: StepContext, value: Any
+    ) -> e.Fact:
+        assert self._children is not None
+        changed, deleted = context.delta()
+        if changed or deleted:
+            key = next(iter((*changed, *deleted)))
+            raise DefinitionError(
+                f"step {step.name!r} changes {key!r} of its context; a child step only returns "
+                "what its saga starts with"
+            )
+        texts = context_texts(value)
+        if self._blobs is not None:
+            texts = await self._blobs.off_load(texts, self._definition.name, step.name)
+        text = join_object(texts)
+        if len(text) > MAX_FACT_BYTES:
+            what = f"what the saga of step {step.name!r} starts with"
+            raise MemoryFootprintError(what, len(text), MAX_FACT_BYTES)
+        return e.ChildStarted(
+            step.name,
+            self._children.new_id(self._state, step.name),
+            step.child,
+            attempt.attempt,
+            text,
+            join_names(context.reads()),
+        )
+
+    async def _ask_child(self, attempt: Attempt) -> Outcome:
+        """Begin a child, or hear how it ended; or lead it back."""
+        assert self._children is not None
+        name, number = attempt.step, attempt.attempt
+        if attempt.undo:
+            answer = await self._children.taken_back(self._state, name, number)
+        else:
+            answer = await self._children.ended(self._state, name)
+        if answer is None:
+            return None
+        if isinstance(answer, e.RequestRefused):
+            error = (answer.error, answer.message)
+            if attempt.undo:
+                return e.StepCompensationFailed(name, number, *error)
+            return await self._child_failed(attempt, e.StepFailed(name, number, *error))
+        if attempt.undo:
+            return self._child_back(attempt, answer)
+        ended = e.ChildEnded(name, answer.saga_id, answer.status)
+        if answer.status == "completed":
+            return ended, await self._child_completed(attempt, answer)
+        error = _ended_badly(answer)
+        stands = answer.status in ("failed", "partially_committed")
+        fact = e.StepFailed(name, number, *error, unknown=stands)
+        return ended, await self._child_failed(attempt, fact)
+
+    async def _child_completed(self, attempt: Attempt, child: SagaState) -> e.Fact:
+        """Of a result that cannot be kept the step fails, and the child is taken back."""
+        step = self._definition.steps[attempt.step]
+        try:
+            texts: Mapping[str, str] = child.context
+            if self._blobs is not None:
+                texts = await self._blobs.load(texts)
+            if step.result_keys is not None:
+                texts = {key: texts[key] for key in step.result_keys}
+            keys_set = dict(texts) if step.result_keys is not None else {}
+            result = join_object(texts)
+            if self._blobs is not None:
+                name = self._definition.name
+                keys_set = await self._blobs.off_load(keys_set, name, step.name)
+                result = await self._blobs.off_load_one(result, "result", name, step.name)
+            fact = e.StepCompleted(
+                attempt.step,
+                attempt.attempt,
+                result,
+                join_object(keys_set) if keys_set else "",
+                reads=self._state.step(attempt.step).reads,
+            )
+            if (size := fact_size(fact)) > MAX_FACT_BYTES:
+                raise MemoryFootprintError(f"what step {step.name!r} set", size, MAX_FACT_BYTES)
+        except (KeyError, SagaError) as error:
+            self._errors[attempt.step] = error
+            message = _message(error)
+            if isinstance(error, KeyError):
+                message = f"the final context of saga {child.saga_id!r} has no {error}"
+            failed = e.StepFailed(
+                attempt.step, attempt.attempt, type(error).__name__, message, unknown=True
+            )
+            return await self._child_failed(attempt, failed)
+        if self._observers is not None:
+            context = await self._context(step, attempt)
+            value = {key: from_text(text) for key, text in texts.items()}
+            self._later(attempt, "on_step_success", "on_success", context, value)
+            self._later(attempt, "", "on_exit", context)
+        return fact
+
+    async def _child_failed(self, attempt: Attempt, fact: e.StepFailed) -> e.Fact:
+        if self._observers is not None:
+            context = await self._context(self._definition.steps[attempt.step], attempt)
+            error = SagaStepError(attempt.step, fact.error_type, fact.error_message)
+            self._later(attempt, "on_step_failure", "on_failure", context, error)
+            self._later(attempt, "", "on_exit", context)
+        return fact
+
+    def _child_back(self, attempt: Attempt, head: SagaState) -> e.Fact:
+        if head.status in ("rolled_back", "cancelled"):
+            texts = {"saga_id": to_text(head.saga_id), "status": to_text(head.status)}
+            return e.StepCompensated(attempt.step, attempt.attempt, join_object(texts))
+        return e.StepCompensationFailed(attempt.step, attempt.attempt, *_ended_badly(head))
 
     # --- handlers that decide ---
 
@@ -369,6 +508,20 @@ class Attempts:
         return {key: from_text(text) for key, text in self._state.context.items()}
 
 
+def _ended_badly(child: SagaState) -> tuple[str, str]:
+    """Class and sentence of the error that a child's end, or its staying as it is, means."""
+    why = ""
+    if pivots := () if child.pivots_released else completed_pivots(child, child.step_graph):
+        why = f"there is no way back behind its pivot {pivots[-1]!r}"
+    elif child.error_type or child.error_message:
+        about = f"step {child.failed_step!r} failed with " if child.failed_step else ""
+        why = f"{about}{child.error_type}: {child.error_message}"
+    stuck = [n for n, s in child.steps.items() if s.status == "compensation_failed"]
+    if stuck:
+        why = "; ".join(filter(None, (why, f"not undone: {', '.join(map(repr, stuck))}")))
+    return "ChildSagaFailed", str(ChildSagaFailed(child.saga_id, child.status, why))
+
+
 def not_happened(step: str, attempt: int) -> e.StepFailed:
     """An attempt of unknown outcome that turned out to have had no effect."""
     return e.StepFailed(
@@ -436,6 +589,8 @@ def fact_size(fact: e.Fact) -> int:
         return 0
     if type(fact) is e.StepCompleted:
         return len(fact.result) + len(fact.keys_set) + len(fact.reads)
+    if type(fact) is e.ChildStarted:
+        return len(fact.context) + len(fact.reads)
     if type(fact) is e.SagaStarted:
         return len(fact.context) + len(fact.graph) + len(fact.standing)
     if type(fact) is e.StepFailed:

@@ -145,6 +145,9 @@ class StepDefinition:
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     no_retry: tuple[type[BaseException], ...] = ()
     left: frozenset[str] = frozenset()  # options that nobody gave
+    child: str = ""  # name of the saga that it starts; its function says with what
+    child_saga: type[Saga] | Saga | None = None  # None: only the name is known
+    result_keys: tuple[str, ...] | None = None  # of the child's context; None: all, not merged
 
     def node(self, depends_on: tuple[str, ...]) -> StepNode:
         """The step as the recorded graph has it."""
@@ -155,8 +158,9 @@ class StepDefinition:
             pivot=self.pivot,
             at_most_once=self.at_most_once,
             effects=self.effects,
-            compensable=undo is not None,
-            on_unknown=undo is not None and undo.on_unknown,
+            compensable=undo is not None or bool(self.child),
+            on_unknown=bool(self.child) or (undo is not None and undo.on_unknown),
+            child=self.child,
         )
 
 
@@ -313,7 +317,33 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         wait=_wait(name, options),
         hooks=_hooks(options),
         left=frozenset(key for key in _LEAVABLE if isinstance(options[key], _LeftInt | _LeftFloat)),
+        **_child_of(name, options.get("child"), options.get("result_keys")),
     )
+
+
+def _child_of(name: str, saga: Any, result_keys: Iterable[str] | None) -> dict[str, Any]:
+    """What makes a step a child step."""
+    if saga is None:
+        if result_keys is not None:
+            raise ConfigurationError(f"step {name!r}: result_keys goes with child, a saga")
+        return {}
+    if isinstance(result_keys, str):
+        raise ConfigurationError(
+            f"step {name!r}: result_keys is a list of keys, such as [{result_keys!r}]"
+        )
+    given = isinstance(saga, Saga) or (isinstance(saga, type) and issubclass(saga, Saga))
+    if not given and not (isinstance(saga, str) and saga):
+        raise ConfigurationError(
+            f"step {name!r}: a child is a Saga class, a Saga object, or a saga's name, not {saga!r}"
+        )
+    called = saga if isinstance(saga, str) else saga_name_of(saga)
+    keys = None if result_keys is None else tuple(result_keys)
+    return {"child": called, "child_saga": saga if given else None, "result_keys": keys}
+
+
+def saga_name_of(saga: type[Saga] | Saga) -> str:
+    """The name of a class' or an object's sagas in the log."""
+    return saga.name if isinstance(saga, Saga) else saga.registered_name()
 
 
 def action(
@@ -355,6 +385,47 @@ def action(
     `event_type` are accepted for sagaz and unused.
     """
     options = dict(locals())
+
+    def mark(function: F) -> F:
+        setattr(function, _MARK, _step(name, function, options))
+        return function
+
+    return mark
+
+
+def child(
+    name: str,
+    saga: type[Saga] | Saga | str,
+    depends_on: Iterable[str] | None = None,
+    *,
+    result_keys: Iterable[str] | None = None,
+    max_retries: int = _RETRIES,
+    retry_delay_seconds: float = _DELAY,
+    max_retry_delay_seconds: float = 30.0,
+    timeout_seconds: float = _TIMEOUT,
+    pivot: bool = False,
+    description: str | None = None,
+    retry_on: tuple[type[BaseException], ...] = (Exception,),
+    no_retry: tuple[type[BaseException], ...] = (),
+    wait_for: str | None = None,
+    wait_seconds: float | None = None,
+    delay_seconds: float | None = None,
+    on_enter: Callable[..., Any] | None = None,
+    on_success: Callable[..., Any] | None = None,
+    on_failure: Callable[..., Any] | None = None,
+    on_exit: Callable[..., Any] | None = None,
+) -> Callable[[F], F]:
+    """Declare a method `(self, ctx)` as a step that is a saga of its own, a child.
+
+    The method returns what the child starts with (a mapping; None: nothing) and does nothing else:
+    retries and `timeout_seconds` are about it alone. The step is done when the child has completed,
+    fails when the child ended otherwise, and is undone by taking the child back.
+    `saga`: its class; or only its name, when engines elsewhere have the class.
+    `result_keys`: these keys of the child's final context are the step's result and are merged into
+    the context; None: all of it is the result (`ctx.result_of`), and nothing is merged.
+    """
+    options: dict[str, Any] = {**locals(), "child": saga}
+    options.update(at_most_once=False, effects=True, idempotency_key=None)
 
     def mark(function: F) -> F:
         setattr(function, _MARK, _step(name, function, options))
@@ -601,13 +672,16 @@ class Saga(Inspection):
         wait_for: str | None = None,
         wait_seconds: float | None = None,
         delay_seconds: float | None = None,
+        child: type[Saga] | Saga | str | None = None,
+        result_keys: Iterable[str] | None = None,
         on_enter: Callable[..., Any] | None = None,
         on_success: Callable[..., Any] | None = None,
         on_failure: Callable[..., Any] | None = None,
         on_exit: Callable[..., Any] | None = None,
         on_compensate: Callable[..., Any] | None = None,
     ) -> Self:
-        """Add a step `action(ctx)`; the result can be chained, and awaited.
+        """Add a step `action(ctx)`; the result can be chained, and awaited. With `child`, a saga,
+        `action` says what that starts with (see `child`).
 
         Raises TypeError on a decorated saga, DefinitionError (a ValueError) on a duplicate name.
         """
@@ -636,6 +710,8 @@ class Saga(Inspection):
             "wait_for": wait_for,
             "wait_seconds": wait_seconds,
             "delay_seconds": delay_seconds,
+            "child": child,
+            "result_keys": result_keys,
             "on_enter": on_enter,
             "on_success": on_success,
             "on_failure": on_failure,
@@ -643,7 +719,14 @@ class Saga(Inspection):
             "on_compensate": on_compensate,
         }
         step = _step(name, action, options)
+        if step.child and (at_most_once or not effects):
+            raise ConfigurationError(
+                f"step {name!r} is a saga of its own: at_most_once and effects are said of that "
+                "saga's steps"
+            )
         if compensation is not None:
+            if step.child:
+                raise DefinitionError(_own_undoing("", step))
             undo = _compensation(
                 name,
                 compensation,
@@ -809,6 +892,8 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
                 f"steps: {known}"
             )
         if isinstance(mark, _CompensationMark):
+            if step.child:
+                raise DefinitionError(_own_undoing(f"{cls.__name__}: ", step))
             twice = step.compensation is not None
             hooks = structs.replace(step.hooks, on_compensate=mark.on_compensate)
             steps[mark.step] = replace(step, compensation=mark.compensation, hooks=hooks)
@@ -818,6 +903,13 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
         if twice:
             raise DefinitionError(f"{cls.__name__}: step {mark.step!r} has two {what}s")
     return tuple(steps.values())
+
+
+def _own_undoing(where: str, step: StepDefinition) -> str:
+    return (
+        f"{where}step {step.name!r} is undone by taking its saga {step.child!r} back; "
+        "what else undoes it belongs into a compensation of that saga"
+    )
 
 
 Factory = Callable[[str], Saga | Awaitable[Saga]]

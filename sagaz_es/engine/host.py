@@ -20,6 +20,7 @@ from sagaz_es.engine.admission import Admission, in_saga
 from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.changes import branch_state, claim
+from sagaz_es.engine.children import Children
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.inputs import new_id
@@ -84,6 +85,7 @@ class Host:
         self._serving = Serving(self)
         self._alarms = Alarms(clock, self.awake)
         self._turns: dict[str, Turns] = {}
+        self.children = Children(self)
 
     # --- life ---
 
@@ -251,20 +253,23 @@ class Host:
         *,
         actor: str = "",
         cause: str = "",
+        caller: tuple[str, str] = ("", ""),
     ) -> SagaHandle:
-        if await self._exists(partition, saga_id):
-            await self._begun(saga_id)
+        if await self.exists(partition, saga_id):
+            await self.begun(saga_id)
             return self.handle(saga_id)
         # No await between this look and the new cell: of ten starts at once one makes it.
         cell = partition.cells.get(saga_id)
         if cell is not None:
-            await self._begun(saga_id)
+            await self.begun(saga_id)
             return self.handle(saga_id)
         if saga_id in partition.seen:
             return self.handle(saga_id)
-        return await self.begin(partition, definition, saga_id, text, actor=actor, cause=cause)
+        return await self.begin(
+            partition, definition, saga_id, text, actor=actor, cause=cause, caller=caller
+        )
 
-    async def _exists(self, partition: Partition, saga_id: str) -> bool:
+    async def exists(self, partition: Partition, saga_id: str) -> bool:
         """Whether a saga of this id was ever started; since `known_from`, memory knows."""
         if saga_id in partition.cells or saga_id in partition.seen:
             return True
@@ -305,7 +310,7 @@ class Host:
             ) from error
         return partition.ids
 
-    async def _begun(self, saga_id: str) -> None:
+    async def begun(self, saga_id: str) -> None:
         runner = self.runners.get(saga_id)
         if runner is not None and runner.ready is not None:
             await self._accepted(runner)
@@ -331,7 +336,9 @@ class Host:
         *,
         actor: str = "",
         cause: str = "",
+        caller: tuple[str, str] = ("", ""),
     ) -> SagaHandle:
+        """Begin a saga that does not exist. `caller`: of a child, its parent and the step."""
         fact = e.SagaStarted(
             definition.graph.fingerprint,
             definition.graph.text,
@@ -340,6 +347,8 @@ class Host:
             self.clock.now() + definition.deadline_us if definition.deadline_us else 0,
             actor=actor,
             cause=cause,
+            caller_saga_id=caller[0],
+            caller_step=caller[1],
         )
         state = SagaState(saga_id=saga_id, saga_name=definition.name)
         return await self._launch(partition, definition, state, fact)
@@ -379,7 +388,7 @@ class Host:
         """Start a branch whose ReplayBranched is in the log; starting it twice is starting it
         once."""
         definition = self.registry.by_name(saga_name)
-        exists = await self._exists(partition, saga_id)
+        exists = await self.exists(partition, saga_id)
         first: list[e.Fact] = [start]
         if not exists and start.definition != definition.graph.fingerprint:
             # Decided by an engine with other code, which died before the branch began.
@@ -431,7 +440,7 @@ class Host:
         runner = self.runners.get(request.saga_id)
         if runner is None:
             return False
-        await self._begun(request.saga_id)
+        await self.begun(request.saga_id)
         return request.request_id in runner.state.answered
 
     # --- running ---
@@ -465,6 +474,7 @@ class Host:
             resources=self.resources,
             blobs=self.large_values,
             turns=self._turns_of(definition),
+            children=self.children,
         )
 
     async def _to_the_end(

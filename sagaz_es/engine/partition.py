@@ -58,6 +58,9 @@ ENDINGS = frozenset(
     }
 )
 
+_AWAITED = ENDINGS | {e.SagaStarted}
+"""Facts of another group's child that the parent has to hear of."""
+
 
 class Accepted(Struct):
     """What the acceptance rule must know of a saga: folded from records whose place is known."""
@@ -152,6 +155,7 @@ class Owner(Protocol):
     def on_lost(self, partition: Partition, cell: Cell) -> None: ...
     def on_foreign(self, partition: Partition, cell: Cell) -> None: ...
     def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None: ...
+    def on_awaited(self, partition: Partition, saga_id: str, cell: Cell | None) -> None: ...
     def on_broken(self, partition: Partition, error: BaseException) -> None: ...
 
 
@@ -175,6 +179,8 @@ class Partition:
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
         self.answered: set[str] = set()  # requests that led to a fact or were refused
         self.refused: dict[str, e.RequestRefused] = {}  # the last refusals, by request
+        self.waiting: dict[str, tuple[str, str]] = {}
+        """Sagas whose end a step of another one waits for: child -> (parent, step)."""
         self.note = ""  # committed with every mark
         self.rejected: dict[str, int] = {}
         self.pending_since = 0.0
@@ -391,6 +397,8 @@ class Partition:
     def _remember(self, refused: e.RequestRefused) -> None:
         self.answered.add(refused.request_id)
         self.refused[refused.request_id] = refused
+        if refused.saga_id in self.waiting:
+            self._owner.on_awaited(self, refused.saga_id, None)
         if len(self.refused) > MAX_REFUSED:
             self.answered.discard(gone := next(iter(self.refused)))
             del self.refused[gone]
@@ -400,6 +408,8 @@ class Partition:
         recorded = event.epoch == e.RECORDED_EPOCH
         if cell is None and (recorded or not self._owner.serves(event.saga_name)):
             pass_by(self.seen, event, offset)
+            if event.saga_id in self.waiting and type(event.fact) in _AWAITED:
+                self._owner.on_awaited(self, event.saga_id, None)
             return
         accepted = cell.accepted if cell is not None else self.seen.get(event.saga_id)
         if accepted is None:
@@ -471,6 +481,8 @@ class Partition:
         """The saga has ended: forget it, but not its id."""
         self.cells.pop(cell.state.saga_id, None)
         self.seen[cell.state.saga_id] = cell.accepted
+        if self.waiting and cell.state.saga_id in self.waiting:
+            self._owner.on_awaited(self, cell.state.saga_id, cell)
 
     def forget_before(self, offset: int) -> None:
         """The store answers for everything that ended before `offset`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sagaz_es.engine.definition import Definition, Saga
+from sagaz_es.engine.definition import Definition, Saga, StepDefinition
 from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
 
 Source = type[Saga] | Saga
@@ -48,6 +48,10 @@ class Registry:
                 f"two sagas are named {name!r}: {_called(known)} and {_called(saga)}; "
                 "give one of them another saga_name"
             )
+        if known is saga:
+            for step in _steps(saga):
+                if step.child_saga is not None and step.child not in self._sources:
+                    self.add(step.child_saga)
         return name
 
     def resolve(self, saga: Source | str) -> Definition:
@@ -70,6 +74,9 @@ class Registry:
             if source is None:
                 raise UnknownSagaName(name, self.names)
             definition = self._definitions[name] = self._make(name, source)
+            for step in definition.steps.values():  # of a factory's saga they show only now
+                if step.child_saga is not None and step.child not in self._sources:
+                    self.add(step.child_saga)
         return definition
 
     @contextmanager
@@ -108,6 +115,13 @@ class Registry:
                 f"saga {name!r}: its factory gave a {type(saga).__name__}, not a Saga"
             )
         return saga.definition()
+
+
+def _steps(saga: Source) -> Iterable[StepDefinition]:
+    """What is known of a saga's steps without making one."""
+    if isinstance(saga, Saga):
+        return saga.__dict__.get("_added", ()) or type(saga)._collected
+    return saga._collected
 
 
 def _kind(source: object) -> object:

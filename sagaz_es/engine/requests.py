@@ -10,7 +10,7 @@ import asyncio
 
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine import compensations, decisions, replayer
+from sagaz_es.engine import children, compensations, decisions, replayer
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import new_id
@@ -133,6 +133,7 @@ class Answers:
                 request.context,
                 actor=request.actor,
                 cause=request.request_id,
+                caller=(request.caller_saga_id, request.caller_step),
             )
         elif isinstance(request, e.CancelRequested):
             if await host.admission.at_once(request.saga_id, request):
@@ -150,7 +151,10 @@ class Answers:
         elif isinstance(request, e.ReplayRequested):
             await replayer.answer(host, request)
         elif isinstance(request, e.UndoRequested):
-            await replayer.answer_undo(host, request)
+            if request.caller_saga_id:
+                await children.answer(host, partition, request)
+            else:
+                await replayer.answer_undo(host, request)
         elif isinstance(request, e.CompensationRetryRequested | e.CompensationSkipRequested):
             await compensations.answer(host, partition, request)
         elif isinstance(request, decisions.Decision):

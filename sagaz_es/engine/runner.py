@@ -20,7 +20,7 @@ from sagaz_es.core.decide import Attempt, Decision, cancel, decide
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, dump_state
-from sagaz_es.engine.attempts import Attempts, Blobs, fact_size
+from sagaz_es.engine.attempts import Attempts, Blobs, Children, Outcome, fact_size
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
 from sagaz_es.engine.turns import Turns
@@ -46,6 +46,7 @@ class SagaRunner:
         resources: Mapping[str, Any],
         blobs: Blobs | None,
         turns: Turns | None = None,
+        children: Children | None = None,
     ) -> None:
         self.cell = cell
         self.definition = definition
@@ -54,16 +55,23 @@ class SagaRunner:
         self._writer = writer
         self._clock = clock
         self._attempts = Attempts(
-            cell.state, definition, clock=clock, resources=resources, blobs=blobs
+            cell.state,
+            definition,
+            clock=clock,
+            resources=resources,
+            blobs=blobs,
+            children=children,
         )
         self._out: list[e.Event] = []
         self._out_size = 0
         self._woken: asyncio.Event | None = None
-        self._running: dict[str, asyncio.Task[e.Fact | None]] = {}
+        self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._task: asyncio.Task[Any] | None = None  # this loop's own
         self._inline: asyncio.Task[Any] | None = None  # the same, while it runs a step
         self._inline_step = ""
-        self._asked: set[str] = set()  # steps whose resolve did not know
+        self._asked: set[tuple[str, str]] = set()  # what was asked about steps, in vain
+        self._asking: dict[str, str] = {}  # what is asked now: step -> ask
+        self._news_of: set[str] = set()  # steps that there was news of since they were asked about
         self._posting = 0  # facts from outside that are on their way
         self._posted: dict[str, asyncio.Future[int]] = {}  # those that are sent, by request
         self._news = False  # something was posted since the last decision
@@ -130,6 +138,12 @@ class SagaRunner:
         self._news = True
         self._wake()
 
+    def ask_again(self, step: str) -> None:
+        """There is news of the child of this step."""
+        self._asked = {asked for asked in self._asked if asked[0] != step}
+        self._news_of.add(step)
+        self.look_again()
+
     def abandon(self, error: Exception) -> None:
         """The loop has ended: tell whoever still waits for a cancel."""
         if self._cancelled is not None and not self._cancelled.done():
@@ -192,7 +206,7 @@ class SagaRunner:
                 return
             if stop:
                 self._stop_attempts()
-            if self._cancel_request is not None and attempts:
+            if self._cancel_request is not None and attempts and not attempts[0].undo:
                 self._withdraw(attempts)
                 continue
             if len(attempts) == 1 and not self._running and not wake_at:
@@ -241,12 +255,9 @@ class SagaRunner:
             decision: Decision = decide(state, self._graph, now, self.definition.rules)
             for fact in decision.facts:
                 self._number(fact, now)
-            attempts += [
-                attempt
-                for attempt in decision.run
-                if not attempt.ask or attempt.step not in self._asked | self._running.keys()
-            ]
-            if not decision.facts or decision.run:
+            run = [each for each in decision.run if not each.ask or self._may_ask(each)]
+            attempts += run
+            if not decision.facts or run:
                 # With attempts to run, whatever else can start is among them already.
                 return attempts, decision.wake_at, decision.stop_running
             if state.ended:
@@ -263,12 +274,26 @@ class SagaRunner:
         self._turns = None
         return 0
 
-    def _take(self, step: str, fact: e.Fact | None) -> None:
+    def _may_ask(self, attempt: Attempt) -> bool:
+        """Whether this is not asked now, nor was in vain; what is told from now on is news."""
+        step = attempt.step
+        if (step, attempt.ask) in self._asked or step in self._running:
+            return False
+        self._asking[step] = attempt.ask
+        self._news_of.discard(step)
+        return True
+
+    def _take(self, step: str, outcome: Outcome) -> None:
         """The outcome of an attempt."""
-        if fact is None:
-            self._asked.add(step)
+        if outcome is None:
+            if step not in self._news_of:
+                self._asked.add((step, self._asking[step]))
+        elif type(outcome) is tuple:
+            for fact in outcome:
+                self._number(fact)
         else:
-            self._number(fact)
+            assert isinstance(outcome, e.Fact)
+            self._number(outcome)
 
     def _never_began(self, step: str) -> e.Fact:
         """Its task was stopped before its first turn: the action was not called."""
@@ -354,7 +379,7 @@ class SagaRunner:
 
     # --- attempts ---
 
-    async def _alone(self, attempt: Attempt) -> e.Fact | None:
+    async def _alone(self, attempt: Attempt) -> Outcome:
         """Run the only attempt in this task: most sagas never need another one."""
         self._inline, self._inline_step = self._task, attempt.step
         try:

@@ -224,6 +224,17 @@ class Serving:
         """Somebody else started a saga in our partition: housekeeping takes it over if it is
         silent."""
         logger.info("saga %s was started here by another engine", cell.state.saga_id)
+        if cell.state.saga_id in partition.waiting:
+            self.on_awaited(partition, cell.state.saga_id, None)
+
+    def on_awaited(self, partition: Partition, saga_id: str, cell: Cell | None) -> None:
+        """Something became of a saga that a step waits for; with its cell: it has ended."""
+        waiter = partition.waiting[saga_id]
+        if cell is None:
+            self._host.children.on_news(waiter)
+        else:
+            del partition.waiting[saga_id]
+            self._host.children.on_ended(partition, cell, waiter)
 
     def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None:
         """A branch that may not have begun: begin it. Until then it holds the mark."""

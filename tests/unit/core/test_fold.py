@@ -416,7 +416,6 @@ def test_a_branch_may_be_the_head_and_may_be_undone() -> None:
     [
         e.SagaReleased(),
         e.SagaCheckpointed("{}"),
-        e.ChildStarted("ship", "c"),
         e.ChildEnded("ship", "c"),
         e.SubjectErased("ann"),
     ],
@@ -472,3 +471,21 @@ def test_a_copy_shares_nothing_that_changes() -> None:
     copy.recorders["x"] = 1
     copy.overrides["x"] = "1"
     assert dump_state(state) == before
+
+
+def test_a_step_waits_for_its_child_and_keeps_its_id_when_it_is_done() -> None:
+    began = e.ChildStarted("ship", "s/ship", "parcel", 2, '{"to":"Oslo"}', '["to"]')
+    waiting = after(START, e.StepStarted("ship", 2), began)
+    assert waiting.step("ship") == StepState(
+        status="waiting", attempt=2, reads='["to"]', child="s/ship", child_start='{"to":"Oslo"}'
+    )
+    ended = e.ChildEnded("ship", "s/ship", "completed")
+    done = after(START, e.StepStarted("ship", 2), began, ended, e.StepCompleted("ship", 2))
+    assert done.step("ship") == StepState(status="completed", attempt=2, done_at=5, child="s/ship")
+    failed = e.StepFailed("ship", 2, "ChildSagaFailed")
+    assert after(START, began, failed, e.StepStarted("ship", 3)).step("ship").child == "s/ship"
+
+
+def test_a_child_knows_its_caller() -> None:
+    state = after(e.SagaStarted(caller_saga_id="order-17", caller_step="pay"))
+    assert (state.caller_saga_id, state.caller_step) == ("order-17", "pay")

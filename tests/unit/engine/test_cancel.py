@@ -119,6 +119,24 @@ async def test_a_cancel_before_the_first_append_stands_cancels_it_before_anythin
     assert ledger.order == []
 
 
+async def test_a_cancel_while_a_compensation_begins_takes_nothing_from_it() -> None:
+    ledger, log = Ledger(), FaultyLog()
+    ledger.fails("charge", Declined())
+    gate = Gate()
+    log.outcomes.extend(["", "", gate])
+    async with engine_on(log, ledger=ledger) as engine:
+        handle = await engine.start(OrderSaga, saga_id="s")
+        await gate.entered()
+        assert log.appends[-1][-1] == "StepCompensationStarted reserve"
+        cancelling = asyncio.create_task(engine.cancel("s"))
+        await until(lambda: engine.host.runners["s"]._cancel_request)
+        gate.open()
+        await cancelling
+        result = await handle.result()
+    assert result.status is SagaStatus.ROLLED_BACK and ledger.standing == []
+    assert ledger.of("undo reserve")[0].result == {"reserve": "reserve-1"}
+
+
 async def test_a_cancel_while_the_saga_already_goes_back_changes_nothing() -> None:
     ledger = Ledger()
     ledger.fails("charge", Declined())

@@ -1,0 +1,279 @@
+"""Children: sagas that a step of another saga, their parent, starts, waits for, and takes back.
+
+The parent's stream decides: `ChildStarted` names the child and what it starts with. From then on
+the parent's runner asks here, once in each of its lives and again whenever the child's partition
+(which is its own) has news: the child is begun if it is not there, else its end is told. Nothing of
+this is remembered over a restart but what stands in the log.
+
+Law (one fact decides): no child begins before its ChildStarted is accepted, and each begins once.
+Law (no orphan): a parent does not end before its children have.
+Source: docs/decisions/0045.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from sagaz_es.core import events as e
+from sagaz_es.core.children import next_child_id
+from sagaz_es.core.decide import completed_pivots, take_back
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.lookup import current_state, head_of_family
+from sagaz_es.errors import (
+    ChildIdTaken,
+    HandingOver,
+    LostOwnership,
+    SagaEnded,
+    SagaError,
+    SagaNotFound,
+    SagaStillRunning,
+    UnknownSagaName,
+)
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.host import Host
+    from sagaz_es.engine.partition import Cell, Partition
+
+logger = logging.getLogger("sagaz_es.engine")
+T = TypeVar("T")
+
+RETRY_S = 1.0
+
+Answer: TypeAlias = SagaState | e.RequestRefused | None
+"""How a saga ended, or why nothing comes of what was asked; None: not yet, there will be news."""
+
+
+class Children:
+    """The children of the sagas that run in this process."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._ended: dict[str, SagaState] = {}  # heard of, and not asked for yet
+
+    def new_id(self, parent: SagaState, step: str) -> str:
+        """The id for the next child of a step."""
+        partition_of = self._host.log.partition_of
+        home = partition_of(parent.saga_id)
+        used = parent.step(step).child
+        return next_child_id(parent.saga_id, step, used, lambda found: partition_of(found) == home)
+
+    # --- asked by the parent's runner ---
+
+    async def ended(self, parent: SagaState, step: str) -> Answer:
+        """How the child of a step has ended; begins it if it is not there."""
+        return await self._insist(parent, lambda home: self._child(home, parent, step))
+
+    async def taken_back(self, parent: SagaState, step: str, attempt: int) -> Answer:
+        """The head of the child's family once it has ended and will not go back any further; asks
+        it to go back, once for each attempt."""
+        return await self._insist(parent, lambda home: self._back(home, parent, step, attempt))
+
+    async def _insist(
+        self, parent: SagaState, ask: Callable[[Partition], Awaitable[Answer]]
+    ) -> Answer:
+        """Until there is an answer: a log or store that is away for a while is waited for."""
+        while True:
+            home = self._host.partition_for(parent.saga_id)
+            if home is None or home.leaving:
+                return None  # the next owner asks
+            try:
+                return await ask(home)
+            except LostOwnership:
+                return None
+            except (SagaError, OSError) as error:
+                logger.warning("saga %s, about its child: %s; trying again", parent.saga_id, error)
+            await asyncio.sleep(RETRY_S)
+
+    async def _child(self, home: Partition, parent: SagaState, step: str) -> Answer:
+        child = await self._begun(home, parent, step)
+        if child is None or (isinstance(child, SagaState) and not child.ended):
+            return None
+        home.waiting.pop(child.saga_id, None)
+        return child
+
+    async def _begun(self, home: Partition, parent: SagaState, step: str) -> Answer:
+        """The child as it stands, begun if it was not; None: an engine elsewhere begins it."""
+        child_id = parent.step(step).child
+        # Before anything is looked at: from here on there is news of whatever happens to it.
+        home.waiting[child_id] = (parent.saga_id, step)
+        child = await self._now(home, child_id)
+        if child is None:
+            refused = home.refused.get(_start_id(child_id))
+            if refused is not None:
+                return refused
+            refused = await self._begin(home, parent, step)
+            if refused is not None:
+                return refused
+            cell = home.cells.get(child_id)
+            return None if cell is None else cell.state
+        if (child.caller_saga_id, child.caller_step) != (parent.saga_id, step):
+            home.waiting.pop(child_id, None)
+            error = ChildIdTaken(child_id, parent.saga_id)
+            return e.RequestRefused("", child_id, error="ChildIdTaken", message=str(error))
+        return child
+
+    async def _now(self, home: Partition, saga_id: str) -> SagaState | None:
+        heard = self._ended.pop(saga_id, None)
+        if heard is not None:
+            return heard
+        cell = home.cells.get(saga_id)
+        if cell is not None:
+            await self._host.begun(saga_id)
+            return cell.state
+        if not await self._host.exists(home, saga_id):
+            return None
+        cell = home.cells.get(saga_id)
+        return (
+            cell.state if cell else await current_state(self._host.log, self._host.store, saga_id)
+        )
+
+    async def _begin(
+        self, home: Partition, parent: SagaState, step: str
+    ) -> e.RequestRefused | None:
+        host, now = self._host, parent.step(step)
+        name = parent.step_graph.by_name[step].child
+        try:
+            definition = host.registry.by_name(name)
+        except UnknownSagaName:
+            request = e.StartRequested(
+                _start_id(now.child),
+                now.child,
+                host.clock.now(),
+                parent.actor,
+                saga_name=name,
+                context=now.child_start,
+                caller_saga_id=parent.saga_id,
+                caller_step=step,
+            )
+            await self._request(home, request)
+            return None
+        except SagaError as error:  # its class is here and cannot be made
+            kind = type(error).__name__
+            return e.RequestRefused("", now.child, error=kind, message=str(error))
+        # No await between this look and the new cell: of two who begin it at once one does.
+        if now.child not in home.cells and now.child not in home.seen:
+            caller = (parent.saga_id, step)
+            text = now.child_start
+            await host.begin(home, definition, now.child, text, actor=parent.actor, caller=caller)
+        return None
+
+    async def _request(self, home: Partition, request: e.Request) -> None:
+        """Ask whoever has the class, unless that was asked and is not answered."""
+        if request.request_id not in home.held and request.request_id not in home.answered:
+            await self._host.log.append(home.index, [request])
+
+    async def _back(self, home: Partition, parent: SagaState, step: str, attempt: int) -> Answer:
+        child = await self._begun(home, parent, step)
+        if child is None or isinstance(child, e.RequestRefused):
+            return child
+        head = child
+        if child.branch:
+            found = await head_of_family(self._host.log, self._host.store, child)
+            if found is None:
+                raise SagaStillRunning(child.branch, "pending", child.saga_id)
+            head = found
+            home.waiting[head.saga_id] = (parent.saga_id, step)
+            cell = home.cells.get(head.saga_id)
+            head = head if cell is None else cell.state
+        request_id = f"take back {child.saga_id} {attempt}"
+        if head.ended and (
+            head.status in ("rolled_back", "cancelled")
+            or request_id in head.answered
+            or behind_pivot(head)
+        ):
+            answer: Answer = head
+        elif head.ended and request_id in home.refused:
+            answer = home.refused[request_id]
+        else:
+            request = e.UndoRequested(
+                request_id,
+                child.saga_id,
+                self._host.clock.now(),
+                parent.undo_actor,
+                f"saga {parent.saga_id!r}, whose step {step!r} it is, goes back",
+                caller_saga_id=parent.saga_id,
+            )
+            await self._request(home, request)
+            return None
+        home.waiting.pop(child.saga_id, None)
+        home.waiting.pop(head.saga_id, None)
+        return answer
+
+    # --- news ---
+
+    def on_ended(self, home: Partition, cell: Cell, waiter: tuple[str, str]) -> None:
+        """A saga that a step waits for has ended."""
+        if cell.ours and cell.state.ended:
+            self._ended[cell.state.saga_id] = cell.state
+        if not self.on_news(waiter):
+            self._ended.pop(cell.state.saga_id, None)
+
+    def on_news(self, waiter: tuple[str, str]) -> bool:
+        """Something became of a child, or of a request about it: its parent asks again."""
+        parent, step = waiter
+        runner = self._host.awake(parent)
+        if runner is None:
+            return False
+        runner.ask_again(step)
+        return True
+
+
+def behind_pivot(state: SagaState) -> tuple[str, ...]:
+    """The completed pivots that forbid a saga to go back."""
+    return () if state.pivots_released else completed_pivots(state, state.step_graph)
+
+
+def _start_id(child_id: str) -> str:
+    return f"start {child_id}"
+
+
+# --- asked of the child's engine ------------------------------------------------------------------
+
+
+async def answer(host: Host, home: Partition, request: e.UndoRequested) -> None:
+    """Lead a child back because its parent goes back: cancel it while it runs, undo it when it has
+    ended. Raises what it is refused with."""
+    while True:
+        child = await current_state(host.log, host.store, request.saga_id)
+        if child is None or child.caller_saga_id != request.caller_saga_id:
+            raise SagaNotFound(request.saga_id, host.log.name)
+        head = await head_of_family(host.log, host.store, child)
+        if head is None:
+            raise SagaStillRunning(child.branch, "pending", child.saga_id)
+        if request.request_id in head.answered or head.status in ("rolled_back", "cancelled"):
+            return
+        cell = home.cells.get(head.saga_id)
+        if cell is None and head.ended:
+            break
+        if cell is not None and cell.ours:
+            runner = host.awake(head.saga_id)
+            if runner is not None:
+                cancel = e.CancelRequested(
+                    request.request_id,
+                    head.saga_id,
+                    request.requested_at,
+                    request.actor,
+                    request.reason,
+                )
+                try:
+                    await runner.request_cancel(cancel)
+                except SagaEnded:
+                    pass  # meanwhile: look again
+                else:
+                    return
+        if home.leaving:
+            raise HandingOver(head.saga_id)
+        await asyncio.sleep(0.05)  # another engine's: its death may not be noticed yet
+    definition = host.registry.by_name(head.saga_name)
+    claimed = await host.claim(head, "take-back")
+    back = take_back(
+        head,
+        definition.graph,
+        reason=request.reason,
+        actor=request.actor,
+        cause=request.request_id,
+    )
+    await host.resume(home, head, definition, (claimed, back))
