@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
+import time
 from collections.abc import Mapping
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -52,6 +54,12 @@ class KafkaServer(Server):
             topics = [topic for topic in await admin.list_topics() if topic.startswith(prefix)]
             if topics:
                 await admin.delete_topics(topics)
+            until = time.monotonic() + 30
+            # The controller deletes at once; that is not yet known everywhere.
+            while not set(topics).isdisjoint(await admin.list_topics()):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"topics {topics} are still there after 30 s")
+                await asyncio.sleep(0.05)
         finally:
             await admin.close()
 

@@ -1,7 +1,7 @@
 """Membership in a namespace's group when members crash, freeze, are slow, or two have one name.
 
 Run as a program it is a member: `python -m tests.services.test_kafka_log_group BOOTSTRAP NAMESPACE
-INSTANCE_ID`; it prints each share that it is told, and lives until it is killed.
+INSTANCE_ID SESSION_MS`; it prints each share that it is told, and lives until it is killed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tests.servers import KafkaServer
 
 ALL = frozenset(range(4))
 SESSION_MS = 1500
+PATIENT_MS = 60_000
 DEADLINE_S = 20
 
 
@@ -107,8 +108,11 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(log: KafkaEventLog, instance_id: str = "") -> AsyncIterator[Worker]:
-    command = [sys.executable, "-m", __name__, log.access.address, log.namespace, instance_id]
+async def worker(
+    log: KafkaEventLog, instance_id: str = "", session_ms: int = SESSION_MS
+) -> AsyncIterator[Worker]:
+    place = (log.access.address, log.namespace)
+    command = [sys.executable, "-m", __name__, *place, instance_id, str(session_ms)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=environment)
     worker = Worker(process)
@@ -118,11 +122,11 @@ async def worker(log: KafkaEventLog, instance_id: str = "") -> AsyncIterator[Wor
         await worker.kill()
 
 
-async def main(bootstrap: str, namespace: str, instance_id: str) -> None:
+async def main(bootstrap: str, namespace: str, instance_id: str, session_ms: str) -> None:
     async def on_change(share: frozenset[int]) -> None:
         print(*sorted(share))
 
-    log = log_on(bootstrap, namespace)
+    log = log_on(bootstrap, namespace, int(session_ms))
     await log.open()
     await log.join(on_change, instance_id=instance_id or None)
     await asyncio.Event().wait()
@@ -276,11 +280,12 @@ async def test_a_static_member_that_restarts_has_its_partitions_back_and_nobody_
 ) -> None:
     engine = Engine()
     async with joined(log, engine, "engine-1"):
-        async with worker(log, "engine-2") as other:
+        # However long the machine takes to start it again, its session lasts.
+        async with worker(log, "engine-2", PATIENT_MS) as other:
             await other.until(lambda share: len(share) == 2)
             await engine.until(lambda share: len(share) == 2)
             before, told = other.share, len(engine.told)
-        async with worker(log, "engine-2") as again:
+        async with worker(log, "engine-2", PATIENT_MS) as again:
             await again.until(bool)
             assert again.share == before
             assert len(engine.told) == told

@@ -154,15 +154,22 @@ async def test_starting_again_after_a_kill_is_the_same_saga(
 async def test_scaling_out_and_a_clean_stop_run_no_step_twice(
     log_url: str, ledger: Ledger, processes: list[subprocess.Popen[str]]
 ) -> None:
-    orders = 150
-    first = worker(processes, log_url, ledger, orders, 0.2, pause=0.02)
+    enough = ledger.path.with_name("enough")
+    first = worker(processes, log_url, ledger, 5000, 0.2, pause=0.02, LOAD_UNTIL=str(enough))
     await until(ledger, "charge-begins", 20)
     second = worker(processes, log_url, ledger, 0, 0.2)
     await said(second, "ready")
-    await until(ledger, "charge-begins", 80)
+    async with asyncio.timeout(60):
+        while (  # noqa: ASYNC110 - a file of other processes
+            str(second.pid) not in {row[4] for row in ledger.rows("charge-begins")}
+        ):
+            await asyncio.sleep(0.05)
     second.send_signal(signal.SIGINT)
-    await until(ledger, "ship", orders)
+    await until(ledger, "charge-begins", len(ledger.count("charge-begins")) + 20)
+    enough.touch()
+    orders = int((await said(first, "started")).split()[1])
     await said(first, "done")
+    await until(ledger, "ship", orders)
 
     once = Counter({f"o-{number}": 1 for number in range(orders)})
     for what in ("reserve", "charge-begins", "charge", "ship"):
