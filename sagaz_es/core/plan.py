@@ -86,6 +86,21 @@ class ReplayPlan(Struct, frozen=True):
         return {s.step: s.verdict for s in self.steps}[step]
 
 
+class ChildNow(Struct, frozen=True):
+    """What stands of a child's saga now: the head of its family, for it may have been replayed."""
+
+    head: str
+    status: str
+    pivots: tuple[str, ...] = ()  # completed ones
+    result: str = ""  # where it was replayed: JSON, what its step's result is now
+    keys_set: str = ""  # and what that sets in the context
+
+    @property
+    def gone(self) -> bool:
+        """Nothing of it stands."""
+        return self.status in ("rolled_back", "cancelled")
+
+
 def result_key(step: str) -> str:
     """How a read of another step's recorded result is noted among the keys read."""
     return f"result_of:{step}"
@@ -101,10 +116,12 @@ def make_plan(
     migrated: Mapping[str, str] | None = None,
     allow: Iterable[str] = (),
     force_failure: bool = False,
+    children: Mapping[str, ChildNow] | None = None,
 ) -> ReplayPlan:
     """The plan. `named` is the saga that was asked for, `head` the newest branch of its family
     (often the same), `overrides` key -> JSON text, `migrated` the same, where changed code needs
-    other values: what was asked for goes before.
+    other values: what was asked for goes before. `children` by their ids: those that the effects of
+    the head stand for.
 
     Raises SnapshotNotFoundError if the graph has no such step.
     """
@@ -117,10 +134,12 @@ def make_plan(
     for name in allowed:
         if name not in graph.by_name:
             raise SnapshotNotFoundError(named.saga_id, name, "allowed, but there is no such step")
-    effects = {effect.step: effect for effect in standing(head)}
+    kin = children or {}
+    effects, renewed = _effects_now(head, kin)
     # Replayed again, a branch still has the overrides that it went on with.
     applied = {**_kept_overrides(named), **(migrated or {}), **overrides}
-    steps = _verdicts(named, head, graph, point, applied, frozenset(allowed), effects)
+    changed = _changed_keys(named, head, applied) | renewed
+    steps = _verdicts(head, graph, point, changed, frozenset(allowed), effects, kin)
     start = SagaStarted(
         definition=graph.fingerprint,
         graph=graph.text,
@@ -138,7 +157,13 @@ def make_plan(
     text = msgspec.json.encode(start)
     digest = hashlib.sha256(
         b"\0".join(
-            [text, head.saga_id.encode(), str(head.sequence).encode(), *map(str.encode, allowed)]
+            [
+                text,
+                head.saga_id.encode(),
+                str(head.sequence).encode(),
+                *map(str.encode, allowed),
+                *(msgspec.json.encode(child) for child in kin.values()),
+            ]
         )
     ).hexdigest()[:16]
     return ReplayPlan(
@@ -156,6 +181,26 @@ def make_plan(
         force_failure=force_failure,
         start=text.decode(),
     )
+
+
+def _effects_now(
+    head: SagaState, children: Mapping[str, ChildNow]
+) -> tuple[dict[str, Effect], set[str]]:
+    """The table of effects by step, with what children have become since; and the keys whose values
+    are others by that."""
+    effects: dict[str, Effect] = {}
+    renewed: set[str] = set()
+    for effect in standing(head):
+        child = children.get(effect.child) if effect.child else None
+        if child is not None and child.gone:
+            continue
+        if child is not None and child.result and child.result != effect.result:
+            before, after = split_object(effect.keys_set), split_object(child.keys_set)
+            renewed |= {key for key in before | after if before.get(key) != after.get(key)}
+            renewed.add(result_key(effect.step))
+            effect = msgspec.structs.replace(effect, result=child.result, keys_set=child.keys_set)
+        effects[effect.step] = effect
+    return effects, renewed
 
 
 def _start_context(state: SagaState) -> dict[str, str]:
@@ -203,28 +248,30 @@ def _left_stale(head: SagaState) -> frozenset[str]:
 
 
 def _verdicts(
-    named: SagaState,
     head: SagaState,
     graph: Graph,
     point: str,
-    overrides: Mapping[str, str],
+    changed: set[str],
     allowed: frozenset[str],
     effects: Mapping[str, Effect],
+    children: Mapping[str, ChildNow],
 ) -> tuple[PlannedStep, ...]:
-    changed = _changed_keys(named, head, overrides)
     left = _left_stale(head)
     again: set[str] = set()  # steps whose standing effect is stale
     planned: list[PlannedStep] = []
     for name in graph.order:
         node = graph.by_name[name]
         effect = effects.get(name)
-        verdict, reason = _verdict(node, effect, graph, point, changed, left, again, head)
+        child = children.get(head.step(name).child)
+        verdict, reason = _verdict(node, effect, graph, point, changed, left, again, head, child)
         if verdict is Verdict.BLOCKED and name in allowed:
             verdict = Verdict.REDO
             reason = f"allowed by name, although {reason}"
             again.add(name)
         elif verdict in (Verdict.UNDO_FIRST, Verdict.BLOCKED):
             again.add(name)
+        elif effect is None and child is not None and head.step(name).status == "completed":
+            again.add(name)  # what depends on it ran, and stands on nothing now
         if verdict is not Verdict.REUSE and (node.effects or name in again):
             changed |= _written(effect, name, head)
         planned.append(PlannedStep(name, verdict, reason))
@@ -247,6 +294,7 @@ def _verdict(
     left: frozenset[str],
     again: set[str],
     head: SagaState,
+    child: ChildNow | None,
 ) -> tuple[Verdict, str]:
     if node.name == point:
         stale = "it is the point of the replay"
@@ -261,7 +309,17 @@ def _verdict(
             again.add(node.name)
         return Verdict.REDO, "it only computes"
     if effect is None:
+        if child is not None and head.step(node.name).status == "completed":
+            return Verdict.REDO, "its saga was undone since"
         return Verdict.REDO, _gone_because(node.name, head)
+    if child is not None:
+        blocked = _child_stays(child, stale or effect.unknown)
+        if blocked:
+            return Verdict.BLOCKED, blocked
+        if child.status == "failed":
+            return Verdict.UNDO_FIRST, "its saga failed, and what it left is to be undone"
+        if effect.unknown:
+            return Verdict.UNDO_FIRST, "it failed, but its saga stands"
     if effect.unknown:
         if node.compensable and node.on_unknown:
             return Verdict.UNDO_FIRST, "nobody knows whether its effect happened"
@@ -278,6 +336,18 @@ def _verdict(
     if not node.compensable:
         return Verdict.BLOCKED, f"its effect stands, {stale}, and it has no compensation"
     return Verdict.UNDO_FIRST, f"its effect stands, but {stale}"
+
+
+def _child_stays(child: ChildNow, stale: object) -> str:
+    """Why the saga of a child step can neither be used as it is nor taken back; empty: it can."""
+    if child.status not in ("completed", "failed", "partially_committed"):
+        return f"its saga {child.head!r} is {child.status}"
+    if child.status == "completed" and not stale:
+        return ""
+    if child.pivots:
+        said = f", {stale}," if isinstance(stale, str) and stale else ""
+        return f"its effect stands{said} and its saga is behind its pivot {child.pivots[-1]!r}"
+    return ""
 
 
 def _stale_because(

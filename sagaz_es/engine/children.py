@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sagaz_es.core import events as e
 from sagaz_es.core.children import next_child_id
 from sagaz_es.core.decide import completed_pivots, take_back
+from sagaz_es.core.effects import Effect
+from sagaz_es.core.plan import ChildNow
 from sagaz_es.core.state import SagaState
+from sagaz_es.core.texts import join_object, split_object
 from sagaz_es.engine.lookup import current_state, head_of_family
 from sagaz_es.errors import (
     ChildIdTaken,
@@ -109,9 +112,10 @@ class Children:
                 return refused
             cell = home.cells.get(child_id)
             return None if cell is None else cell.state
-        if (child.caller_saga_id, child.caller_step) != (parent.saga_id, step):
+        caller = parent.step(step).owner or parent.saga_id  # a branch takes back what it inherited
+        if (child.caller_saga_id, child.caller_step) != (caller, step):
             home.waiting.pop(child_id, None)
-            error = ChildIdTaken(child_id, parent.saga_id)
+            error = ChildIdTaken(child_id, caller)
             return e.RequestRefused("", child_id, error="ChildIdTaken", message=str(error))
         return child
 
@@ -194,7 +198,7 @@ class Children:
                 self._host.clock.now(),
                 parent.undo_actor,
                 f"saga {parent.saga_id!r}, whose step {step!r} it is, goes back",
-                caller_saga_id=parent.saga_id,
+                caller_saga_id=child.caller_saga_id,
             )
             await self._request(home, request)
             return None
@@ -224,6 +228,35 @@ class Children:
 def behind_pivot(state: SagaState) -> tuple[str, ...]:
     """The completed pivots that forbid a saga to go back."""
     return () if state.pivots_released else completed_pivots(state, state.step_graph)
+
+
+async def children_now(host: Host, effects: Iterable[Effect]) -> dict[str, ChildNow]:
+    """What the children are now whose effects these are, by their ids."""
+    found: dict[str, ChildNow] = {}
+    for effect in effects:
+        child = None
+        if effect.child:
+            child = await current_state(host.log, host.store, effect.child)
+        if child is None:
+            continue
+        head = await head_of_family(host.log, host.store, child)
+        if head is None:
+            found[child.saga_id] = ChildNow(child.branch, "pending")
+            continue
+        result = keys_set = ""
+        if head is not child and head.status == "completed":
+            texts = await host.large_values.load(head.context)
+            if effect.keys_set:  # only what was asked for
+                asked = split_object(effect.keys_set)
+                texts = {key: texts[key] for key in asked if key in texts}
+                kept = await host.large_values.off_load(texts, effect.step)
+                keys_set = join_object(kept)
+            text = join_object(texts)
+            result = await host.large_values.off_load_one(text, "result", effect.step)
+        found[child.saga_id] = ChildNow(
+            head.saga_id, head.status, behind_pivot(head), result, keys_set
+        )
+    return found
 
 
 def _start_id(child_id: str) -> str:

@@ -25,12 +25,14 @@ import msgspec
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.decide import completed_pivots, executed_effects
+from sagaz_es.core.effects import load_effects, standing
 from sagaz_es.core.fold import Verdict as FoldVerdict
 from sagaz_es.core.fold import advance, judge
 from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
+from sagaz_es.engine.children import children_now
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import context_texts
 from sagaz_es.engine.lookup import current_state, head_of_family
@@ -178,7 +180,11 @@ async def _plan(
                 f"saga {saga_id!r} was recorded without a definition, and {error}"
             ) from error
     graph = graph_of_branch(named, head, definition)
-    how: dict[str, Any] = {"allow": allow, "force_failure": force_failure}
+    how: dict[str, Any] = {
+        "allow": allow,
+        "force_failure": force_failure,
+        "children": await children_now(host, standing(head)),
+    }
     plan = make_plan(named, head, graph, from_step, overrides=overrides, **how)
     if definition is None or graph.fingerprint == named.definition:
         return plan
@@ -310,6 +316,13 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
             check_replayable(state, definition)
     if start.definition != definition.graph.fingerprint:
         raise PlanOutdated(plan.saga_id, "it was made for other code than what is registered now")
+    if any(effect.child for effect in load_effects(start.standing)):
+        overrides = split_object(plan.overrides)
+        now = await _plan(
+            host, plan.saga_id, plan.from_step, overrides, plan.force_failure, plan.allow
+        )
+        if now.digest != plan.digest and now.head_sequence == plan.head_sequence:
+            raise PlanOutdated(plan.saga_id, "a child of it has moved since the plan was made")
 
 
 async def _decide(
@@ -549,6 +562,13 @@ async def _undo_here(
     stuck = tuple(name for name in steps if not graph.by_name[name].compensable)
     if stuck:
         raise UndoRefused(state.replay_id, "these steps have no compensation", stuck)
+    own = [effect for effect in standing(state) if effect.step in steps]
+    children = await children_now(host, own)
+    behind = tuple(
+        effect.step for effect in own if effect.child in children and children[effect.child].pivots
+    )
+    if behind:
+        raise UndoRefused(state.replay_id, "the sagas of these steps are behind a pivot", behind)
     back = e.CompensationStarted(
         join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
     )

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+import pytest
+
 from sagaz_es import Engine, Saga, SagaStatus, action, child, compensate
 from sagaz_es.core import events as e
+from sagaz_es.errors import PlanOutdated, UndoRefused
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import Declined, Ledger, LedgerSaga, accepted_story, engine_on, facts, until
 
@@ -388,3 +391,150 @@ async def test_a_new_engine_goes_on_waiting_for_a_child_and_runs_nothing_again()
     assert result.success
     assert (ledger.order.count("reserve"), ledger.order.count("authorize")) == (1, 1)
     assert len(await children_of(log, "order-1")) == 1
+
+
+# --- replays --------------------------------------------------------------------------------------
+
+
+def verdicts(plan: Any) -> dict[str, str]:
+    return {step.step: str(step.verdict) for step in plan.steps}
+
+
+async def test_a_replay_reuses_a_child_that_stands() -> None:
+    ledger, log = Ledger(), MemoryEventLog(2)
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        plan = await engine.plan_replay("order-1", "ship")
+        assert verdicts(plan) == {"reserve": "reuse", "payment": "reuse", "ship": "undo_first"}
+        replay = await engine.replay(plan)
+        assert replay.success
+        assert replay.new_saga_id is not None
+        assert (await engine.current(replay.new_saga_id)).context["receipt"] == '"R-90"'
+    assert ledger.order[4:] == ["undo ship", "ship"]
+
+
+async def test_a_stale_child_is_taken_back_and_a_new_one_started_in_the_branch() -> None:
+    ledger, log = Ledger(), MemoryEventLog(2)
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        [first] = await children_of(log, "order-1")
+        plan = await engine.plan_replay("order-1", "ship", context_override={"total": 80})
+        assert verdicts(plan)["payment"] == "undo_first"
+        replay = await engine.replay(plan)
+        assert replay.success and replay.new_saga_id is not None
+        assert (await engine.current(replay.new_saga_id)).context["receipt"] == '"R-80"'
+        [second] = await children_of(log, replay.new_saga_id)
+        assert second.startswith(f"{replay.new_saga_id}/payment")
+        assert await engine.status(first) is SagaStatus.ROLLED_BACK
+        assert await engine.status(second) is SagaStatus.COMPLETED
+        # What the branch did is taken back, and with it the child that it started.
+        undone = await engine.undo_replay(replay.new_saga_id)
+        assert undone.success
+        assert await engine.status(second) is SagaStatus.ROLLED_BACK
+    assert ledger.standing == ["reserve"]
+
+
+async def test_a_child_that_failed_and_was_undone_is_started_anew() -> None:
+    ledger, log = Ledger(), MemoryEventLog(2)
+    ledger.fails("capture", Declined("no funds"))
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        plan = await engine.plan_replay("order-1", "payment")
+        assert verdicts(plan) == {"reserve": "redo", "payment": "redo", "ship": "redo"}
+        done = await engine.replay(plan)
+        assert done.success, done
+    assert ledger.standing == ["reserve", "authorize", "capture", "ship"]
+
+
+async def test_a_stale_child_behind_its_pivot_blocks_the_plan() -> None:
+    ledger = Ledger()
+    async with shop(ledger, None, BuyerSaga) as engine:
+        await engine.run(BuyerSaga, saga_id="b")
+        plan = await engine.plan_replay("b", "buy")
+        assert plan.blockers == ("buy", "ship")
+        assert "behind its pivot 'pay'" in plan.steps[0].reason
+
+
+async def test_an_undo_of_a_replay_is_refused_where_its_child_is_behind_a_pivot() -> None:
+    class Careful(BuyerSaga):
+        @compensate("ship")
+        async def recall(self, result: Any, ctx: Any) -> Any:
+            return await self.undo(ctx, result)
+
+    async with shop(Ledger(), None, Careful) as engine:
+        await engine.run(Careful, saga_id="b")
+        replay = await engine.replay(await engine.plan_replay("b", "buy", allow=["buy"]))
+        with pytest.raises(UndoRefused, match="behind a pivot"):
+            await engine.undo_replay(replay.new_saga_id)
+
+
+async def test_a_child_replayed_on_its_own_gives_a_later_replay_its_new_result() -> None:
+    ledger, log = Ledger(), MemoryEventLog(2)
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        [first] = await children_of(log, "order-1")
+        before = await accepted_story(log, "order-1")
+        fix = await engine.plan_replay(first, "capture", context_override={"amount": 70})
+        assert (await engine.replay(fix)).success
+        assert await accepted_story(log, "order-1") == before
+        plan = await engine.plan_replay("order-1", "ship")
+        assert verdicts(plan)["payment"] == "reuse"
+        replay = await engine.replay(plan)
+        assert replay.success and replay.new_saga_id is not None
+        assert (await engine.current(replay.new_saga_id)).context["receipt"] == '"R-70"'
+        # Taken back, it is the head of its family that goes back.
+        undone = await engine.plan_replay("order-1", "payment")
+        assert (await engine.replay(undone)).success
+    assert sorted(ledger.standing) == ["authorize", "capture", "reserve", "ship"]
+
+
+async def test_what_read_the_old_result_of_a_replayed_child_is_stale() -> None:
+    class Reader(OrderSaga):
+        saga_name: ClassVar[str | None] = "reader"
+
+        @action("ship", depends_on=["payment"], max_retries=0)
+        async def ship(self, ctx: Any) -> Any:
+            return {**await self.do(ctx), "with": ctx["receipt"]}
+
+        @action("mail", depends_on=["ship"], max_retries=0)
+        async def mail(self, ctx: Any) -> Any:
+            return await self.do(ctx)
+
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with shop(ledger, log, Reader) as engine:
+        await engine.run(Reader, {"total": 90}, saga_id="r")
+        fix = await engine.plan_replay("r/payment", "authorize", context_override={"amount": 70})
+        assert (await engine.replay(fix)).success
+        plan = await engine.plan_replay("r", "mail")
+        assert {s.step: s.reason for s in plan.steps}["ship"].endswith(
+            "'receipt', which is changed"
+        )
+
+
+async def test_a_child_undone_on_its_own_is_redone_and_what_depends_on_it_too() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="o")
+        fix = await engine.replay(await engine.plan_replay("o/payment", "authorize"))
+        plan_before = await engine.plan_replay("o", "ship")
+        await engine.undo_replay(fix.new_saga_id)
+        with pytest.raises(PlanOutdated, match="child"):
+            await engine.replay(plan_before)
+        plan = await engine.plan_replay("o", "ship")
+        assert verdicts(plan) == {"reserve": "reuse", "payment": "redo", "ship": "undo_first"}
+        assert "undone since" in plan.steps[1].reason
+        done = await engine.replay(plan)
+        assert done.success, done
+    assert sorted(ledger.standing) == ["authorize", "capture", "reserve", "ship"]
+
+
+async def test_a_replay_of_a_replay_takes_the_newest_child_back() -> None:
+    ledger, log = Ledger(), MemoryEventLog(3)
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        for total in (80, 70, 60):
+            plan = await engine.plan_replay("order-1", "payment", context_override={"total": total})
+            done = await engine.replay(plan)
+        assert done.success, done
+    assert sorted(ledger.standing) == ["authorize", "capture", "reserve", "ship"]
+    assert len(ledger.of("undo capture")) == 3
