@@ -69,6 +69,22 @@ def test_the_sdist_carries_what_a_packager_needs(dist: Path) -> None:
     assert not [name for name in names if name.startswith((".venv", ".git/"))]
 
 
+@pytest.mark.parametrize("missing", ["click", "rich", "yaml"])
+def test_without_its_extra_the_program_says_what_to_install(missing: str) -> None:
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+sys.argv = ["sagaz-es", "saga", "list", "--log", "memory://", "--format", "yaml"]
+from sagaz_es_cli.start import start
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    told = f"Error: the command line needs the package {missing!r}; install it with: pip install "
+    assert done.stderr.splitlines()[-1] == told + '"sagaz-es[cli]"'
+    assert "Traceback" not in done.stderr
+
+
 def test_importing_it_imports_no_optional_package() -> None:
     code = "import json, sys, sagaz_es; print(json.dumps(list(sys.modules)))"
     imported = {name.split(".")[0] for name in json.loads(run(code))}

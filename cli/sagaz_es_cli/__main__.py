@@ -1,5 +1,5 @@
 """`python -m sagaz_es_cli` is `sagaz-es`."""
 
-from sagaz_es_cli.main import main
+from sagaz_es_cli.start import start
 
-main(prog_name="sagaz-es")
+start()

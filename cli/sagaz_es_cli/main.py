@@ -24,6 +24,7 @@ from sagaz_es_cli.projector import projector
 from sagaz_es_cli.render import printable
 from sagaz_es_cli.replay import replay
 from sagaz_es_cli.saga import saga
+from sagaz_es_cli.start import missing_part
 from sagaz_es_cli.topics import topics
 from sagaz_es_cli.versions import add_versions
 
@@ -53,6 +54,7 @@ class _Group(click.Group):
 def _tell(error: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    error = missing_part(error) or error
     click.echo(f"Error: {printable(exits.sentence_of(error))}", err=True)
     return exits.status_of(error)
 

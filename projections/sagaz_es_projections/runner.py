@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from sagaz_es.engine.projector import PartitionStatus, Projector
+from sagaz_es.errors import SagaError
 from sagaz_es.ports import EventLog, ProjectionStore
 
 Progress = Callable[[tuple[PartitionStatus, ...]], None]
@@ -32,6 +33,7 @@ async def run(
     await log.open()
     await store.open()
     projector = projector or Projector(log, store)
+    reached: tuple[PartitionStatus, ...] = ()
     work = asyncio.create_task(projector.run(partitions))
     stopped = asyncio.create_task(_until(stop))
     try:
@@ -44,12 +46,23 @@ async def run(
             if done:
                 break
             if on_progress is not None:
-                on_progress(await projector.status())
+                reached = await _reached(projector, reached)
+                on_progress(reached)
     finally:
         for task in (work, stopped):
             task.cancel()
         await asyncio.gather(work, stopped, return_exceptions=True)
-    return await projector.status()
+    return await _reached(projector, reached)
+
+
+async def _reached(
+    projector: Projector, before: tuple[PartitionStatus, ...]
+) -> tuple[PartitionStatus, ...]:
+    """How far it is; while log or store do not tell, how far it was."""
+    try:
+        return await projector.status()
+    except (SagaError, OSError):
+        return before
 
 
 async def _until(stop: asyncio.Event | None) -> None:

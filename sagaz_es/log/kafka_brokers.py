@@ -58,7 +58,8 @@ NOT_LET_IN = (IllegalSaslStateError, SaslAuthenticationFailed, UnsupportedSaslMe
 class Deadlines:
     """How long a call may take, in seconds. What outlasts it raises."""
 
-    open_s: float = 10.0  # `open`, `join`, and each command of kafka_admin
+    # `open`, `join`, and each command of kafka_admin. A person who waits is told within 10 s.
+    open_s: float = 8.0
     append_s: float = 10.0  # then the outcome is unknown
     read_s: float = 10.0  # every other call; `read` after its own `wait_s`
     close_s: float = 5.0  # `close` and `leave`, each

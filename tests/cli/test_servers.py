@@ -10,6 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from sagaz_es.log.kafka_brokers import Deadlines
+from tests.servers import PostgreSQLServer
+from tests.servers.server import free_port
+
 from .conftest import Project
 
 START = ("saga", "start", "order", "--app", "shop")
@@ -123,3 +127,50 @@ def test_a_saga_that_runs_elsewhere_is_cancelled_and_not_replayed(on_servers: Pr
         assert (given.status, given.json["saga_id"]) == (0, "z")
         stdout, _ = process.communicate(timeout=30)
     assert (process.returncode, json.loads(stdout)["status"]) == (1, "cancelled")
+
+
+def up_to_date(project: Project) -> bool:
+    given = project.run("projector", "status")
+    return given.status == 0 and all(one["lag"] == 0 for one in given.json)
+
+
+def test_a_projector_whose_database_is_gone_waits_and_ends_well_when_told_to(
+    project: Project, postgresql_server: PostgreSQLServer, postgresql_url: str
+) -> None:
+    assert project.run(*START, "--saga-id", "o-1", "--context", '{"token": "good"}').status == 0
+    beside = replace(project, env=dict(project.env) | {"SAGAZ_ES_STORE": postgresql_url})
+    with beside.start("projector", "run") as process:
+        until(lambda: up_to_date(beside))
+        postgresql_server.kill()
+        try:
+            start = (*START, "--saga-id", "o-2", "--context", '{"token": "good"}')
+            assert project.run(*start).status == 0  # the log is there
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            assert any("the projector waits" in line for line in lines)
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+            assert (process.wait(60), "stopped; the next one goes on from here" in rest) == (
+                0,
+                True,
+            )
+            assert "Traceback" not in rest
+        finally:
+            postgresql_server.restart()
+
+
+def test_servers_that_are_not_there_are_named_within_ten_seconds_without_their_password(
+    project: Project,
+) -> None:
+    port = free_port()
+    assert project.run(*START, "--context", '{"token": "good"}').status == 0
+    for place in (
+        ("--log", f"kafka://ann:s3cret@127.0.0.1:{port}/shop"),
+        ("--store", f"postgresql://ann:s3cret@127.0.0.1:{port}/shop"),
+    ):
+        given = project.run("projector", "status", *place)
+        assert (given.status, given.stdout) == (1, ""), place
+        assert f"127.0.0.1:{port}" in given.error
+        assert "cannot be reached" in given.error
+        assert "s3cret" not in given.stderr
+    assert Deadlines().open_s < 9
