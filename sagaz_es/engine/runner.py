@@ -77,6 +77,7 @@ class SagaRunner:
         self._news = False  # something was posted since the last decision
         self._cancel_request: e.CancelRequested | None = None
         self._cancelled: asyncio.Future[None] | None = None
+        self._cancel_decided: asyncio.Future[None] | None = None  # told once that stands
         self._draining = False
         self._turns = turns  # until it has its turn
         self.ready: asyncio.Future[None] | None = None
@@ -146,9 +147,10 @@ class SagaRunner:
 
     def abandon(self, error: Exception) -> None:
         """The loop has ended: tell whoever still waits for a cancel."""
-        if self._cancelled is not None and not self._cancelled.done():
-            self._cancelled.set_exception(error)
-            self._cancelled.exception()
+        for answer in (self._cancelled, self._cancel_decided):
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
+                answer.exception()
 
     def drain(self) -> None:
         """Start nothing new; end when the running attempts have ended and are recorded."""
@@ -198,6 +200,10 @@ class SagaRunner:
                 await self._send()
                 if self._attempts.observed:
                     await self._attempts.tell(began)
+            if self._cancel_decided is not None:
+                if not self._cancel_decided.done():
+                    self._cancel_decided.set_result(None)
+                self._cancel_decided = None
             if self.ready is not None and not self.ready.done():
                 self.ready.set_result(None)
             if state.ended:
@@ -329,8 +335,7 @@ class SagaRunner:
             if answer is not None and not answer.done():
                 answer.set_exception(error)
         else:
-            if answer is not None and not answer.done():
-                answer.set_result(None)
+            self._cancel_decided = answer
         self._cancelled = None
 
     def _number(self, fact: e.Fact, now: int = 0) -> None:

@@ -8,13 +8,25 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, child, compensate
 from sagaz_es.core import events as e
 from sagaz_es.errors import PlanOutdated, UndoRefused
 from sagaz_es.log.memory import MemoryEventLog
-from tests.helpers import Declined, Ledger, LedgerSaga, accepted_story, engine_on, facts, until
+from tests.helpers import (
+    QUIET,
+    After,
+    Declined,
+    Ledger,
+    LedgerSaga,
+    SetClock,
+    accepted_story,
+    engine_on,
+    facts,
+    until,
+)
 
 
 class PaymentSaga(LedgerSaga):
@@ -294,7 +306,6 @@ async def test_a_running_child_behind_its_pivot_is_waited_for_and_stands() -> No
 
 
 async def test_a_parents_deadline_takes_a_running_child_back() -> None:
-    from tests.helpers import SetClock
 
     class Hasty(OrderSaga):
         saga_name: ClassVar[str | None] = "hasty"
@@ -325,7 +336,6 @@ async def test_a_failed_sibling_takes_a_running_child_back() -> None:
 
     ledger = Ledger()
     capture, stock = ledger.gate("capture"), ledger.gate("stock", late=True)
-    from tests.helpers import After
 
     ledger.fails("stock", After(Declined()))
     async with shop(ledger, None, Wide) as engine:
@@ -538,3 +548,112 @@ async def test_a_replay_of_a_replay_takes_the_newest_child_back() -> None:
         assert done.success, done
     assert sorted(ledger.standing) == ["authorize", "capture", "reserve", "ship"]
     assert len(ledger.of("undo capture")) == 3
+
+
+# --- the child's class is another group's ---------------------------------------------------------
+
+
+class RemoteOrder(OrderSaga):
+    """Knows the payment's saga by its name alone."""
+
+    saga_name: ClassVar[str | None] = "remote"
+
+    @child("payment", "payment", depends_on=["reserve"], result_keys=["receipt"])
+    async def payment(self, ctx: Any) -> Any:
+        return {"amount": ctx["total"]}
+
+
+ORDERS = msgspec.structs.replace(QUIET, group="orders")
+PAYMENTS = msgspec.structs.replace(QUIET, group="payments")
+
+
+async def test_another_group_runs_the_child_and_takes_it_back() -> None:
+    ledger, log = Ledger(), MemoryEventLog(2)
+    async with (
+        shop(ledger, log, RemoteOrder, config=ORDERS) as orders,
+        shop(ledger, log, PaymentSaga, config=PAYMENTS) as payments,
+    ):
+        result = await orders.run(RemoteOrder, {"total": 90}, saga_id="r-1")
+        assert result.success and result.context["receipt"] == "R-90"
+        assert not orders.host.partition_for("r-1").waiting  # type: ignore[union-attr]
+        ledger.fails("ship", Declined("no truck"))
+        result = await orders.run(RemoteOrder, {"total": 80}, saga_id="r-2")
+        [child_id] = await children_of(log, "r-2")
+        assert await payments.status(child_id) is SagaStatus.ROLLED_BACK
+    assert result.status == "rolled_back"
+    assert sorted(ledger.standing) == ["authorize", "capture", "reserve", "ship"]
+
+
+async def test_the_parent_waits_for_a_group_that_comes_later() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with shop(ledger, log, RemoteOrder, config=ORDERS) as orders:
+        handle = await orders.start(RemoteOrder, {"total": 90}, saga_id="r-1")
+        await until(lambda: "r-1" not in orders.host.runners)
+        async with shop(ledger, log, PaymentSaga, config=PAYMENTS):
+            assert (await handle.result()).success
+
+
+async def test_a_running_child_of_another_group_is_cancelled() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    gate = ledger.gate("capture")
+    async with (
+        shop(ledger, log, RemoteOrder, config=ORDERS) as orders,
+        shop(ledger, log, PaymentSaga, config=PAYMENTS),
+    ):
+        handle = await orders.start(RemoteOrder, {"total": 90}, saga_id="r-1")
+        await gate.entered()
+        await orders.cancel("r-1")
+        assert (await handle.result()).status == "cancelled"
+    assert ledger.standing == []
+
+
+async def test_a_child_whose_class_nobody_has_fails_the_step() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with shop(ledger, log, RemoteOrder) as engine:
+        result = await engine.run(RemoteOrder, {"total": 90}, saga_id="r-1")
+    assert result.status == "rolled_back" and "UnknownSagaName" in str(result.error)
+    assert ledger.standing == []
+
+
+async def test_a_child_of_another_group_behind_its_pivot_stands_and_says_so() -> None:
+    class Buyer(LedgerSaga):
+        @child("buy", "committed")
+        async def buy(self, ctx: Any) -> Any:
+            return None
+
+        @action("ship", max_retries=0)
+        async def ship(self, ctx: Any) -> Any:
+            return await self.do(ctx)
+
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("ship", Declined())
+    async with (
+        shop(ledger, log, Buyer, config=ORDERS) as orders,
+        shop(ledger, log, CommittedSaga, config=PAYMENTS),
+    ):
+        result = await orders.run(Buyer)
+    assert result.status == "failed" and "pivot 'pay'" in str(result.compensation_errors[0])
+
+
+async def test_a_child_of_another_group_whose_code_has_changed_cannot_be_taken_back() -> None:
+    class Changed(LedgerSaga):
+        saga_name: ClassVar[str | None] = "payment"
+
+        @action("authorize", max_retries=0)
+        async def authorize(self, ctx: Any) -> Any:
+            return await self.do(ctx)
+
+    ledger, log = Ledger(), MemoryEventLog(1)
+    gate = ledger.gate("ship", late=True)
+    ledger.fails("ship", After(Declined()))
+    async with shop(ledger, log, RemoteOrder, config=ORDERS) as orders:
+        async with shop(ledger, log, PaymentSaga, config=PAYMENTS):
+            handle = await orders.start(RemoteOrder, {"total": 90}, saga_id="r-1")
+            await gate.entered()
+        gate.open()
+        async with shop(ledger, log, Changed, config=PAYMENTS):
+            result = await handle.result()
+    assert result.status == "failed"
+    assert "capture" in ledger.standing
+    assert result.compensation_errors[0].step == "payment"
+    assert "another definition" in str(result.compensation_errors[0])
