@@ -44,6 +44,24 @@ def saga_of(ledger: Ledger, *names: str, **options: dict[str, Any]) -> Saga:
 # --- where the saga is when it is cancelled -------------------------------------------------------
 
 
+async def test_a_cancel_returns_once_it_stands_in_the_log() -> None:
+    ledger, log = Ledger(), FaultyLog()
+    step, append = ledger.gate("charge"), Gate()
+    async with engine_on(log, ledger=ledger) as engine:
+        handle = await engine.start(OrderSaga, saga_id="s")
+        await step.entered()
+        log.outcomes.append(append)
+        cancelling = asyncio.create_task(engine.cancel("s"))
+        await append.entered()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not cancelling.done()
+        append.open()
+        await cancelling
+        assert "CompensationStarted" in await story(log, "s")
+        assert (await handle.result()).status is SagaStatus.CANCELLED
+
+
 async def test_a_cancel_stops_the_running_step_and_undoes_the_finished_ones_in_reverse() -> None:
     ledger, log = Ledger(), MemoryEventLog(1)
     gate = ledger.gate("ship")
