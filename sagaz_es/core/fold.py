@@ -250,6 +250,8 @@ def _step_started(state: SagaState, fact: e.StepStarted) -> None:
         waits_for=step.waits_for,
         signal=_taken_signal(state, step),
         child=step.child,
+        # What this attempt finds out says nothing about an earlier one.
+        unknown=step.unknown or step.interrupted,
     )
     state.current = fact.step
     if state.failed_step == fact.step:
@@ -300,7 +302,7 @@ def _step_failed(state: SagaState, fact: e.StepFailed) -> None:
         waits_for=step.waits_for,
         signal=step.signal,
         retry_at=fact.retry_at,
-        unknown=fact.unknown,
+        unknown=fact.unknown or (step.unknown and step.status == "executing"),
         error_type=fact.error_type,
         error_message=fact.error_message,
         done_at=state.sequence if final else 0,

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from sagaz_es.core.graph import Graph, parse_graph
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Raised whenever the same events fold to another state: older snapshots are then passed over."""
 
 
@@ -62,7 +62,7 @@ class StepState(Struct, frozen=True, gc=False, omit_defaults=True):
     keys_deleted: str = ""
     reads: str = ""
     owner: str = ""  # the saga that executed the effect; empty: this one
-    unknown: bool = False  # failed, but its effect may have happened
+    unknown: bool = False  # an attempt's effect may have happened, and none completed since
     error_type: str = ""
     error_message: str = ""
     waits_for: str = ""  # the signal that it waits for, or that it has got

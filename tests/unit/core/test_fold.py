@@ -249,6 +249,19 @@ def test_an_unknown_outcome_stays_so() -> None:
     assert state.step("charge") == StepState(status="outcome_unknown", attempt=1, unknown=True)
 
 
+def test_an_interrupted_attempt_is_remembered_until_one_completes() -> None:
+    def after_a_crash(*outcome: e.Fact) -> tuple[str, bool]:
+        second = (e.SagaClaimed(), e.StepStarted("charge", 2), *outcome)
+        state = fold_all(
+            [*stream(START, e.StepStarted("charge")), *stream(*second, writer=B, epoch=1, first=3)]
+        )
+        return state.step("charge").status, state.step("charge").unknown
+
+    assert after_a_crash() == ("executing", True)
+    assert after_a_crash(e.StepFailed("charge", 2, "E")) == ("failed", True)
+    assert after_a_crash(e.StepCompleted("charge", 2)) == ("completed", False)
+
+
 def test_a_recovery_may_change_the_context() -> None:
     state = after(START, e.RecoveryDecided("ship", "retry_with_alternate", '{"carrier":"B"}'))
     assert state.context == {"sku": '"A1"', "carrier": '"B"'}

@@ -10,8 +10,9 @@ import pytest
 
 from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus
 from sagaz_es.core import events as e
-from sagaz_es.errors import SagaStepError, SagaTimeoutError
+from sagaz_es.errors import PlanBlocked, SagaStepError, SagaTimeoutError
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.testing import given, replay, resolve
 from tests.helpers import (
     After,
     Declined,
@@ -383,3 +384,47 @@ async def test_who_was_told_later_gets_the_error_in_words() -> None:
     assert isinstance(told.error, SagaStepError)
     assert str(told.error) == "step 'reserve' failed with Mute: Mute"
     assert told.completed_steps == 0
+
+
+# --- attempts of unknown outcome ------------------------------------------------------------------
+
+
+def payment(*, on_unknown: bool, **options: Any) -> Saga:
+    """hold → pay, each with a compensation; `on_unknown` is that of pay."""
+
+    async def step(ctx: Any) -> None: ...
+
+    saga = Saga("payment").add_step("hold", step, step)
+    return saga.add_step("pay", step, step, max_retries=1, on_unknown=on_unknown, **options)
+
+
+def test_an_attempt_that_timed_out_counts_though_a_later_one_fails() -> None:
+    for on_unknown, undone, unknown in ((True, ["pay", "hold"], []), (False, ["hold"], ["pay"])):
+        given(payment(on_unknown=on_unknown)).times_out("pay", attempts=1, after=True).fails(
+            "pay"
+        ).then(status="rolled_back", compensated=undone, unknown=unknown)
+
+
+def test_an_attempt_whose_process_died_counts_though_a_later_one_fails() -> None:
+    for on_unknown, undone, unknown in ((True, ["pay", "hold"], []), (False, ["hold"], ["pay"])):
+        given(payment(on_unknown=on_unknown)).dies("pay").fails("pay").then(
+            status="rolled_back", compensated=undone, unknown=unknown
+        )
+
+
+def test_an_attempt_of_unknown_outcome_is_settled_by_a_later_one_that_completes() -> None:
+    saga = payment(on_unknown=True).add_step("send", lambda ctx: None)
+    given(saga).times_out("pay", attempts=1).fails("send").then(
+        status="rolled_back", compensated=["pay", "hold"], unknown=[]
+    )
+
+
+def test_a_step_that_a_person_says_did_not_happen_is_not_undone() -> None:
+    given(payment(on_unknown=True, at_most_once=True)).dies("pay").when(
+        resolve("pay", happened=False)
+    ).then(status="rolled_back", compensated=["hold"], unknown=[])
+
+
+def test_a_replay_does_not_take_an_effect_that_may_stand_for_none() -> None:
+    failing = given(payment(on_unknown=False)).times_out("pay", attempts=1).fails("pay", attempts=2)
+    failing.when(replay("pay")).then(status="rolled_back", refused=PlanBlocked)
