@@ -20,7 +20,6 @@ from tests.helpers import (
     engine_on,
     facts,
     story,
-    until,
 )
 
 ORDER = [
@@ -239,13 +238,15 @@ async def test_an_append_that_is_repeated_after_the_saga_was_lost_does_not_run_t
     log, ledger, other_ledger = FaultyLog(), Ledger(), Ledger()
     one = engine_on(log, ledger=ledger)
     await one.open()
-    log.outcomes.extend(["", "lost, unknown"])
+    again = Gate()
+    log.outcomes.extend(["", "lost, unknown", again])
     running = asyncio.create_task(one.run(OrderSaga, saga_id="s"))
-    await until(lambda: len(log.appends) == 2)
+    await again.entered()
     other = engine_on(log, ledger=other_ledger)
     await other.open()
     await other.host._serving._serve(0)
     assert (await (await other.handle("s")).result()).success
+    again.open()
     assert (await asyncio.wait_for(running, 5)).success
     assert ledger.order == ["reserve"]
     await one.close()
