@@ -4,6 +4,8 @@
 own. Suites for adapters are in `sagaz_es.testing.contracts`.
 """
 
+from sagaz_es.testing.crash_report import CrashReport, SagaNotCrashProof, Violation
+from sagaz_es.testing.crashing import crash_everywhere
 from sagaz_es.testing.faults import InjectedFailure
 from sagaz_es.testing.memory import MemoryEngine, memory_engine
 from sagaz_es.testing.runs import Action, Outcome
@@ -25,13 +27,17 @@ from sagaz_es.testing.watching import Call
 __all__ = [
     "Action",
     "Call",
+    "CrashReport",
     "InjectedFailure",
     "MemoryEngine",
     "Outcome",
+    "SagaNotCrashProof",
+    "Violation",
     "VirtualClock",
     "WaitsForReality",
     "cancel",
     "crash",
+    "crash_everywhere",
     "given",
     "memory_engine",
     "pause",

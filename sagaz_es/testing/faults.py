@@ -11,6 +11,9 @@ from sagaz_es.testing.watching import Call
 Kind = Literal["error", "timeout", "crash"]
 
 
+ATTEMPTS_AFTER_THE_FIRST = frozenset(range(2, 1000))
+
+
 class InjectedFailure(Exception):
     """A step failed because its test said so."""
 
@@ -37,7 +40,9 @@ class Fault:
     def __str__(self) -> str:
         name = f"undo {self.step}" if self.undo else self.step
         which = ""
-        if self.attempts is not None:
+        if self.attempts == ATTEMPTS_AFTER_THE_FIRST:
+            which = " in every attempt but the first"
+        elif self.attempts is not None:
             which = f" in attempt {', '.join(map(str, sorted(self.attempts)))}"
         verb = {"error": "fails", "timeout": "times out", "crash": "dies with its process"}
         return f"{name} {verb[self.kind]}{' after its effect' if self.after else ''}{which}"

@@ -159,7 +159,9 @@ class Life:
     def bury(self) -> None:
         """All is judged: let the thread end."""
         self.points.judged.set()
-        if self._thread is not None and self.points.stopped.is_set():  # else it is blocked
+        if self._thread is None:
+            self.loop.close()
+        elif self.points.stopped.is_set():  # else it is blocked
             self._thread.join(DEADLINE_SECONDS)
 
     def _main(

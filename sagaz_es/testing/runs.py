@@ -94,7 +94,7 @@ class Outcome:
     waits_for: str  # empty: it has ended
     stuck: tuple[str, ...]  # steps whose compensation failed for good
     unfinished: tuple[str, ...]  # other sagas (children) that have not ended
-    needs_person: bool
+    needs_person: bool  # it waits for a decision
     facts: tuple[tuple[str, str], ...]  # of this saga: class and step, accepted or not
     failed_step: str
     error_type: str
@@ -112,6 +112,8 @@ class Run:
     actions: Sequence[Action] = ()
     picture: Callable[[], Any] = lambda: None
     lines: bool = False
+    tried_once: frozenset[str] = frozenset()  # steps that are not tried again
+    left_behind: list[Any] = field(default_factory=list)  # by each process that died
     bodies: list[Body] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
     outcome: Outcome | None = None
@@ -142,11 +144,19 @@ class Run:
                 for body in self.bodies:
                     if body.life == number and body.ended == "died":
                         body.after = self.picture()
+                self.left_behind.append(self._left(log, points))
             raise RuntimeError(
                 f"{MAX_LIVES} processes have died over one saga, the last one {self.deaths[-1]}"
             )
         finally:
             random.setstate(before)
+
+    def _left(self, log: DurableLog, points: Points) -> str:
+        """All that a dead process has left: two that leave the same have died the same death."""
+        bodies = [str(body) for body in self.bodies]
+        inside = points.died_at if any(body.ended == "died" for body in self.bodies) else ""
+        told = [(in_words(entry), getattr(entry, "sequence", 0)) for entry in log.entries()]
+        return repr((bodies, inside, told, self.picture()))
 
     def bury(self) -> None:
         """Everything is judged: what died may unwind."""
@@ -168,7 +178,7 @@ class Run:
             clock=life.loop,
             config=CONFIG,
         )
-        watched = WatchedRegistry((self.saga, *self.others), self)
+        watched = WatchedRegistry((self.saga, *self.others), self, self.tried_once)
         engine.registry = engine.host.registry = watched
         self._registry = watched
         self._followed = None
@@ -248,7 +258,11 @@ class Run:
             waits_for="" if state.ended else _waits_for(state),
             stuck=tuple(n for n, s in state.steps.items() if s.status == "compensation_failed"),
             unfinished=tuple(unfinished),
-            needs_person=result.needs_intervention and not state.ended,
+            needs_person=not state.ended
+            and (
+                state.status == "forward_recovery"
+                or any(step.status == "outcome_unknown" for step in state.steps.values())
+            ),
             facts=tuple(
                 (type(entry.fact).__name__, getattr(entry.fact, "step", ""))
                 for entry in log.entries()
@@ -273,7 +287,7 @@ class Run:
             if fault is not None:
                 await self._fail(fault, life)
         except BaseException as error:
-            if not life.points.died_at:
+            if not life.points.died_at and not life.points.judged.is_set():
                 body.ended, body.after = "raised", self.picture()
                 if not call.undo:
                     self._errors[call.step] = error

@@ -20,6 +20,7 @@ NOON = 1_767_268_800_000_000
 FOR_EVER_SECONDS = 3.2e9
 """A hundred years: who waits longer waits for ever."""
 
+LONGEST_SELECT_SECONDS = 86_400.0
 THREAD_SECONDS = 120.0
 TURNS = 50
 
@@ -108,10 +109,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, start: float = 0.0) -> None:
         self._virtual = start
+        self._scheduled: list[asyncio.TimerHandle]  # the base class's, soonest first
         self._quiet: list[asyncio.Future[None]] = []
         self._threads: ThreadPoolExecutor | None = None
         self._selector: selectors.BaseSelector = _Selector(self)
         super().__init__(self._selector)
+        # In virtual years a finer one is lost in rounding, and a timer would never be due.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Virtual seconds."""
@@ -175,6 +179,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             raise WaitsForReality
         if timeout is None:
             raise NothingLeft
+        if timeout >= LONGEST_SELECT_SECONDS:  # asyncio would look again every day
+            timeout = max(timeout, self._scheduled[0].when() - self._virtual)
         self._virtual += timeout
 
 

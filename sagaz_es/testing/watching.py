@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from msgspec import structs
+
 from sagaz_es.engine.definition import Definition, StepDefinition
 from sagaz_es.engine.registry import Registry, Source
 
@@ -60,10 +62,13 @@ class WatchedRegistry(Registry):
     """A Registry whose definitions are watched."""
 
     def __init__(
-        self, sagas: Iterable[Source] | Mapping[str, Callable[..., Any]], watcher: Watcher
+        self,
+        sagas: Iterable[Source] | Mapping[str, Callable[..., Any]],
+        watcher: Watcher,
+        tried_once: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(sagas)
-        self._watcher = watcher
+        self._watcher, self._tried_once = watcher, tried_once
         self._watched: dict[int, tuple[Definition, Definition]] = {}
 
     def resolve(self, saga: Source | str) -> Definition:
@@ -79,6 +84,10 @@ class WatchedRegistry(Registry):
         known = self._watched.get(id(definition))
         if known is None:
             known = self._watched[id(definition)] = (definition, watch(definition, self._watcher))
+            for name in self._tried_once & known[1].steps.keys():
+                step = known[1].steps[name]
+                retry = structs.replace(step.retry, max_retries=0)
+                known[1].steps[name] = replace(step, retry=retry)
         return known[1]
 
 
