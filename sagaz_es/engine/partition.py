@@ -183,7 +183,7 @@ class Partition:
         """Sagas whose end a step of another one waits for: child -> (parent, step)."""
         self.note = ""  # committed with every mark
         self.rejected: dict[str, int] = {}
-        self.pending_since = 0.0
+        self.pending_since = 0.0  # since when an append waits for the log; 0: none does
         self._queue: deque[_Append] = deque()
         self._queued = 0
         self._sending: list[_Append] = []
@@ -228,7 +228,9 @@ class Partition:
                 self._wake.clear()
                 await self._wake.wait()
             self._sending = self._take()
+            self.pending_since = self._loop.time()
             await self._send(self._sending)
+            self.pending_since = 0.0
             self._sending = []
 
     def _take(self) -> list[_Append]:
@@ -284,11 +286,8 @@ class Partition:
             except Exception as error:  # a value that cannot be encoded, a defect of an adapter
                 await self._split(batch, error)
                 return
-            if not self.pending_since:
-                self.pending_since = asyncio.get_running_loop().time()
             await asyncio.sleep(delay)
             delay = min(delay * 2, 1.0)
-        self.pending_since = 0.0
         self._appends += 1
         count = len(entries)
         if base == self.position:

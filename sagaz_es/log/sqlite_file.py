@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -47,6 +48,9 @@ TABLES = (
         PRIMARY KEY (group_name, partition)
     ) WITHOUT ROWID""",
 )
+FULL_BYTES = 65_536
+"""What SQLite needs beside a file to open it, and more than a full disk has."""
+
 _T = TypeVar("_T")
 _FIRST = "SELECT value FROM sagaz_log WHERE partition = 0 ORDER BY offset LIMIT 1"
 _INSERT = "INSERT INTO sagaz_log VALUES (?, 0, '', ?, '', ?)"
@@ -115,7 +119,7 @@ def connect(path: str, wait_s: float) -> sqlite3.Connection:
         if connection is not None:
             connection.close()
         if isinstance(error, sqlite3.Error):
-            raise LogFileUnusable(path, explain(error)) from error
+            raise LogFileUnusable(path, _explained(path, error)) from error
         raise
     return connection
 
@@ -144,7 +148,7 @@ def prepare(path: str, codec: AvroCodec, partitions: int, wait_s: float) -> int:
             first = _patiently(partial(_first_value, connection, path, codec, partitions), wait_s)
             _check_writable(connection)
     except sqlite3.Error as error:
-        raise LogFileUnusable(path, explain(error)) from error
+        raise LogFileUnusable(path, _explained(path, error)) from error
     try:
         created = codec.decode(first)
     except UndecodableRecord as error:
@@ -241,6 +245,15 @@ def explain(error: sqlite3.Error) -> str:
     }
     text = known.get(_code(error))
     return f"{text} ({error})" if text else str(error)
+
+
+def _explained(path: str, error: sqlite3.Error) -> str:
+    """The same of a file that cannot be opened: without space for what stands beside it, SQLite
+    speaks of an I/O error only."""
+    kinds = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if _code(error) in kinds and shutil.disk_usage(Path(path).parent).free < FULL_BYTES:
+        return f"the disk is full ({error})"
+    return explain(error)
 
 
 def append_error(error: Exception, partition: int, path: str) -> SagaError:

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import yaml
 
-from .conftest import APP, Shop
+from .conftest import APP, Project, Shop
 
 Ledger = Callable[[], list[str]]
 
@@ -216,3 +216,16 @@ def test_cancelling_an_unknown_saga_is_status_4(shop: Shop) -> None:
 def test_cancelling_needs_a_reason(shop: Shop) -> None:
     given = shop.run("saga", "cancel", "o-1")
     assert (given.status, given.error) == (2, "Error: Missing option '--reason'.")
+
+
+def test_a_store_of_another_log_is_told_also_by_commands_that_look(project: Project) -> None:
+    start = ("saga", "start", "order", "--app", "shop", "--context", '{"token": "good"}')
+    store = ("--store", "sqlite:///shared.db")
+    for log in ("one", "two"):
+        assert project.run(*start, "--log", f"sqlite:///{log}.db").status == 0
+    assert project.run("projector", "rebuild", "--log", "sqlite:///one.db", *store).status == 0
+    assert len(project.run("saga", "list", "--log", "sqlite:///one.db", *store).json) == 1
+    for command in (("saga", "list"), ("saga", "show", "x"), ("projector", "status")):
+        given = project.run(*command, "--log", "sqlite:///two.db", *store)
+        assert (given.status, given.stdout) == (1, ""), command
+        assert "belongs to" in given.error

@@ -18,6 +18,7 @@ from sagaz_es.core.events import Entry, StepCompleted
 from sagaz_es.errors import AppendRefused, AppendUnknown, LogBusy, LogFull
 from sagaz_es.log import sqlite_reader, sqlite_writer
 from sagaz_es.log.sqlite import SQLiteEventLog
+from sagaz_es.log.sqlite_file import LogFileUnusable
 from sagaz_es.testing.contracts.entries import event, new_id, steps
 
 CODEC = AvroCodec()
@@ -198,6 +199,21 @@ async def test_a_real_full_disk(small_disk: Path) -> None:
         assert await entries_of(log) == kept
     async with opened(small_disk / "sagas.db") as log:
         assert await entries_of(log) == kept
+
+
+async def test_a_log_that_is_opened_on_a_full_disk_says_so(small_disk: Path) -> None:
+    async with opened(small_disk / "sagas.db") as log:
+        await log.append(0, steps("a", 1))
+    with pytest.raises(OSError, match="No space left"), (small_disk / "ballast").open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    with pytest.raises(LogFileUnusable, match="the disk is full"):
+        async with opened(small_disk / "sagas.db"):
+            pass
+    (small_disk / "ballast").unlink()
+    async with opened(small_disk / "sagas.db") as log:
+        assert await entries_of(log) == steps("a", 1)
 
 
 # --- many at once ---------------------------------------------------------------------------------
