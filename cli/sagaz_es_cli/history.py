@@ -35,7 +35,8 @@ def add_time_travel(group: click.Group) -> None:
         "time-travel",
         keys="saga_id, saga_name, status, sequence, timestamp, context, "
         "completed_steps, current_step, source (snapshot_id, snapshot_sequence, "
-        "events_folded, tail_events, partition, offset, passed_over); with "
+        "events_folded, tail_events, partition, offset, passed_over), "
+        "children (step to saga id); with "
         "--key the value",
         examples="""
             sagaz-es replay time-travel order-4711 --at 2026-07-01T10:00:00Z
@@ -81,6 +82,7 @@ KEYS = (
     "completed_steps",
     "current_step",
     "source",
+    "children",
 )
 
 
@@ -88,6 +90,10 @@ def state_record(state: HistoricalState) -> dict[str, Any]:
     """A state as JSON holds it."""
     record = state.to_dict()
     return {key: record[key] for key in KEYS}
+
+
+def _children(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return list(record["children"].items()) if isinstance(record["children"], dict) else []
 
 
 def state_blocks(record: dict[str, Any]) -> list[Block]:
@@ -104,6 +110,7 @@ def state_blocks(record: dict[str, Any]) -> list[Block]:
             ("at (UTC)", shown(record["timestamp"])),
             ("completed", ", ".join(record["completed_steps"])),
             ("current step", record["current_step"]),
+            *((f"child of {step}", child) for step, child in _children(record)),
             ("made from", f"the snapshot at {snapshot} and {events}" if snapshot else events),
         ]
     )

@@ -14,7 +14,7 @@ from sagaz_es.ports import Summary
 from sagaz_es_cli import exits
 from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
-from sagaz_es_cli.opening import reading, run, unless_interrupted
+from sagaz_es_cli.opening import Reading, reading, run, unless_interrupted
 from sagaz_es_cli.options import (
     JsonObject,
     Settings,
@@ -183,16 +183,18 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
     saga,
     "show",
     keys="as `replay time-travel`, and steps (a list of step, status, attempts, "
-    "error), error, started_at, ended_at, parent_saga_id, replay_id, branch",
+    "error), error, started_at, ended_at, parent_saga_id, replay_id, branch, "
+    "caller_saga_id, caller_step; children is a list of step, saga_id, saga_name, status, branch",
     examples="sagaz-es saga show order-4711",
 )
 @click.argument("saga_id", metavar="ID")
 def show(settings: Settings, saga_id: str) -> None:
-    """Show a saga as it is now: status, context and steps."""
+    """Show a saga as it is now: status, context and steps, its children, and whose child it is."""
 
     async def work() -> dict[str, Any]:
         async with reading(settings) as opened:
-            return show_record(await past_of(opened, saga_id).now())
+            state = await past_of(opened, saga_id).now()
+            return show_record(state, await children_of(opened, state))
 
     record = run(work())
 
@@ -205,6 +207,8 @@ def show(settings: Settings, saga_id: str) -> None:
             ("branch of", record["parent_saga_id"]),
             ("by replay", record["replay_id"]),
             ("replayed as", record["branch"]),
+            ("child of", record["caller_saga_id"]),
+            ("by its step", record["caller_step"]),
         ]
         columns = (
             Column("step"),
@@ -216,20 +220,59 @@ def show(settings: Settings, saga_id: str) -> None:
             cells(step["step"], step["status"], step["attempts"] or None, step["error"])
             for step in record["steps"]
         ]
-        return [Fields(fields), Rows(columns, rows, empty="no step has begun"), *rest]
+        blocks: list[Block] = [Fields(fields), Rows(columns, rows, empty="no step has begun")]
+        if record["children"]:
+            kin = (
+                Column("child of step"),
+                Column("saga"),
+                Column("name"),
+                Column("status", status=True),
+                Column("replayed as"),
+            )
+            blocks.append(Rows(kin, [cells(*child.values()) for child in record["children"]]))
+        return [*blocks, *rest]
 
     emit(settings.format, record, view)
 
 
-def show_record(state: HistoricalState) -> dict[str, Any]:
+async def children_of(opened: Reading, state: HistoricalState) -> list[dict[str, Any]]:
+    """The children of a saga as they are now."""
+    found = []
+    for step, child in state.children.items():
+        now = await current_state(opened.log, opened.store, child)
+        found.append(
+            {
+                "step": step,
+                "saga_id": child,
+                "saga_name": now.saga_name if now is not None else None,
+                "status": now.status if now is not None else "pending",
+                "branch": (now.branch if now is not None else "") or None,
+            }
+        )
+    return found
+
+
+MORE_KEYS = (
+    "error",
+    "started_at",
+    "ended_at",
+    "parent_saga_id",
+    "replay_id",
+    "branch",
+    "caller_saga_id",
+    "caller_step",
+)
+
+
+def show_record(state: HistoricalState, children: list[dict[str, Any]]) -> dict[str, Any]:
     """A saga now, as JSON holds it: the state, its steps, and where it belongs."""
     steps = [
         {"step": name, "status": step.status, "attempts": step.attempt, "error": step.error}
         for name, step in state.steps.items()
     ]
     whole = state.to_dict()
-    more = ("error", "started_at", "ended_at", "parent_saga_id", "replay_id", "branch")
-    return state_record(state) | {"steps": steps} | {key: whole[key] or None for key in more}
+    record = state_record(state) | {"steps": steps, "children": children}
+    return record | {key: whole[key] or None for key in MORE_KEYS}
 
 
 # --- cancel ---------------------------------------------------------------------------------------

@@ -108,11 +108,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class HistoricalStep:
-    """A step as it stood; `attempt` is the last one begun, 0: none."""
+    """A step as it stood; `attempt` is the last one begun, 0: none. `child` is the saga that it
+    started, if it is a child step."""
 
     status: str
     attempt: int = 0
     error: str | None = None
+    child: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class HistoricalState:
 
     `completed_steps` are in the order of completion; `steps` has those that were never reached,
     too. `branch` is the replay's branch that took its place, empty: it is its family's head.
+    `caller_saga_id` and `caller_step`: of a child, what started it.
     """
 
     saga_id: str
@@ -141,6 +144,13 @@ class HistoricalState:
     parent_saga_id: str | None = None
     root_saga_id: str | None = None
     branch: str | None = None
+    caller_saga_id: str | None = None
+    caller_step: str | None = None
+
+    @property
+    def children(self) -> dict[str, str]:
+        """The sagas that its steps had started, by step; of each the last one."""
+        return {name: step.child for name, step in self.steps.items() if step.child}
 
     @property
     def step_index(self) -> int:
@@ -180,6 +190,9 @@ class HistoricalState:
             "parent_saga_id": self.parent_saga_id,
             "root_saga_id": self.root_saga_id,
             "branch": self.branch,
+            "caller_saga_id": self.caller_saga_id,
+            "caller_step": self.caller_step,
+            "children": self.children,
             "source": self.source.to_dict(),
         }
 

@@ -368,6 +368,8 @@ class SagaHistory:
             parent_saga_id=state.parent_saga_id or None,
             root_saga_id=state.root_saga_id or None,
             branch=state.branch or None,
+            caller_saga_id=state.caller_saga_id or None,
+            caller_step=state.caller_step or None,
         )
 
 
@@ -388,7 +390,8 @@ def _all_steps(state: SagaState) -> dict[str, None]:
 
 
 def _shown_step(step: StepState) -> HistoricalStep:
-    return HistoricalStep(step.status, step.attempt, _error(step.error_type, step.error_message))
+    error = _error(step.error_type, step.error_message)
+    return HistoricalStep(step.status, step.attempt, error, step.child or None)
 
 
 def _step_not_found(step: Step, state: SagaState) -> StepNotFound:

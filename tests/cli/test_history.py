@@ -19,6 +19,7 @@ STATE_KEYS = [
     "completed_steps",
     "current_step",
     "source",
+    "children",
 ]
 
 
@@ -42,6 +43,7 @@ def test_time_travel_has_the_whole_state(shop: Shop) -> None:
         },
         "completed_steps": ["reserve"],
         "current_step": None,
+        "children": {},
     }
 
 
