@@ -44,6 +44,8 @@ logger = logging.getLogger("sagaz_es.engine")
 MAX_BATCH_ENTRIES = 400
 MAX_BATCH_BYTES = 600_000
 MAX_QUEUED_ENTRIES = 100_000
+QUIET_S = 0.02
+"""Without an append of one's own for so long, what others append is looked for by reading."""
 MAX_REFUSED = 10_000
 """Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
@@ -352,10 +354,11 @@ class Partition:
                 self._fold_records(chunk.records)
                 if not chunk.records and self.position == position:
                     self.position = chunk.next_offset  # offsets that hold no records
-            if self._appends != seen:
-                # Own traffic wakes this loop, too; the write loop notices foreign records by
-                # itself.
-                await asyncio.sleep(0.005)
+            while self._appends != seen:
+                # Own traffic wakes this loop, too. As long as there is any, the write loop notices
+                # by itself what others append between: to read it all again would be for nothing.
+                seen = self._appends
+                await asyncio.sleep(QUIET_S)
 
     async def _read_to(self, end: int) -> None:
         while self.position < end:
