@@ -20,6 +20,7 @@ from sagaz_es.log.checks import (
     key_of,
 )
 from sagaz_es.log.partitioning import partition_of
+from sagaz_es.log.recent import Append, Recent
 from sagaz_es.log.sqlite_file import LogFileUnusable, connect, prepare
 from sagaz_es.log.sqlite_reader import Reader, Row
 from sagaz_es.log.sqlite_writer import GroupCommit
@@ -66,6 +67,7 @@ class SQLiteEventLog:
         self._open_writer: GroupCommit | None = None
         self._ends: dict[int, int] = {}  # as far as this process has heard
         self._waiters: list[Waiters] = []
+        self._recent = Recent(0)
         self._look_out: asyncio.Task[None] | None = None
         self._members: list[FileMembership] = []
 
@@ -75,6 +77,7 @@ class SQLiteEventLog:
             return
         self._partitions, (writing, reading, looking_out) = await asyncio.to_thread(self._connect)
         self._waiters = [Waiters() for _ in range(self._partitions)]
+        self._recent = Recent(self._partitions)
         self._open_reader = Reader(self._path, reading, looking_out, deadline_s=self._deadline_s)
         self._open_writer = GroupCommit(
             self._path,
@@ -122,7 +125,11 @@ class SQLiteEventLog:
                 check_size(partition, key, value, limit)
             size += len(value)
             rows.append((key, entry.replay_id if type(entry) is Event else "", value))
-        return await self._writer.append(partition, rows, size)
+
+        def on_disk(offset: int, appended_at: int) -> None:
+            self._recent.add(partition, Append(offset, appended_at, entries, rows, size))
+
+        return await self._writer.append(partition, rows, size, on_disk)
 
     async def append_raw(self, partition: int, key: str, value: bytes) -> int:
         check_partition(partition, self._partitions)
@@ -135,7 +142,10 @@ class SQLiteEventLog:
         check_partition(partition, self._partitions)
         until = asyncio.get_running_loop().time() + wait_s
         while True:
-            rows = await self._reader.rows(partition, offset, limit)
+            reader = self._reader
+            if own := self._recent.read(partition, offset, limit):
+                return Chunk(own, offset + len(own))
+            rows = await reader.rows(partition, offset, limit)
             if rows and rows[0][0] == offset:
                 records = await self._records(partition, rows)
                 return Chunk(records, offset + len(records))

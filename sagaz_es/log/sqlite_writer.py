@@ -47,9 +47,11 @@ class Job:
 
     __slots__ = (
         "answer",
+        "appended_at",
         "future",
         "given_up",
         "mark",
+        "on_disk",
         "partition",
         "rows",
         "since",
@@ -64,12 +66,15 @@ class Job:
         size: int,
         loop: asyncio.AbstractEventLoop,
         mark: tuple[str, int, str] | None = None,  # the group, its mark, its note
+        on_disk: Callable[[int, int], object] | None = None,
     ) -> None:
         self.partition, self.rows, self.size, self.mark = partition, rows, size, mark
         self.future: asyncio.Future[int] = loop.create_future()
         self.since = time.monotonic()
         self.taken = self.given_up = False
         self.answer: int | SagaError = -1
+        self.appended_at = 0
+        self.on_disk = on_disk
 
 
 class GroupCommit:
@@ -109,9 +114,17 @@ class GroupCommit:
 
     # --- in the event loop ------------------------------------------------------------------------
 
-    async def append(self, partition: int, rows: Sequence[Row], value_bytes: int) -> int:
-        """The offset of the first row, once all of them are on disk."""
-        job = Job(partition, rows, value_bytes + _ROW_COST_BYTES * len(rows), self._loop)
+    async def append(
+        self,
+        partition: int,
+        rows: Sequence[Row],
+        value_bytes: int,
+        on_disk: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """The offset of the first row, once all of them are on disk. `on_disk` is told that offset
+        and the time of the append before anybody who waits for it goes on."""
+        size = value_bytes + _ROW_COST_BYTES * len(rows)
+        job = Job(partition, rows, size, self._loop, on_disk=on_disk)
         if self._waiting_bytes > WAITING_BYTES or self._room:
             await self._get_room(job)
         return await self._submit(job)
@@ -145,6 +158,8 @@ class GroupCommit:
             answer, future = job.answer, job.future
             if isinstance(answer, int):
                 ends[job.partition] = answer + len(job.rows)
+                if job.on_disk is not None:
+                    job.on_disk(answer, job.appended_at)
                 if not future.done():
                     future.set_result(answer)
             elif not future.done():
@@ -282,7 +297,8 @@ class GroupCommit:
             # A statement is a transaction. If another process has appended since, our offsets are
             # taken and it fails as a whole. Too high they cannot be: a log only grows.
             with suppress(sqlite3.IntegrityError):
-                self._insert(self._numbered(jobs))
+                now = time.time_ns() // 1000
+                self._insert(self._numbered(jobs, now), now)
                 return
         self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
@@ -292,12 +308,13 @@ class GroupCommit:
             else:
                 found = self._connection.execute(_END, (job.partition,))
                 self._ends[job.partition] = found.fetchone()[0] or 0
-        arguments = self._numbered(jobs)
+        now = time.time_ns() // 1000
+        arguments = self._numbered(jobs, now)
         for start in range(0, len(arguments), 5 * STATEMENT_ROWS):
-            self._insert(arguments[start : start + 5 * STATEMENT_ROWS])
+            self._insert(arguments[start : start + 5 * STATEMENT_ROWS], now)
         self._connection.execute("COMMIT")
 
-    def _numbered(self, jobs: list[Job]) -> list[object]:
+    def _numbered(self, jobs: list[Job], now: int) -> list[object]:
         """The rows with their offsets, one after the other; the offsets also answer the jobs."""
         ends = self._ends
         arguments: list[object] = []
@@ -305,17 +322,18 @@ class GroupCommit:
             if job.rows:
                 partition = job.partition
                 job.answer = offset = ends[partition]
+                job.appended_at = now
                 for key, replay_id, value in job.rows:
                     arguments += (partition, offset, key, replay_id, value)
                     offset += 1
                 ends[partition] = offset
         return arguments
 
-    def _insert(self, arguments: list[object]) -> None:
+    def _insert(self, arguments: list[object], now: int) -> None:
         rows = len(arguments) // 5
         size = 1 << (rows - 1).bit_length()
         arguments += [None] * (5 * (size - rows))
-        arguments.append(time.time_ns() // 1000)
+        arguments.append(now)
         self._connection.execute(_insert_sql(size), arguments)
 
 

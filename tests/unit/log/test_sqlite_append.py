@@ -234,6 +234,7 @@ async def test_a_chunk_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.M
     async with opened(tmp_path / "sagas.db") as log:
         entries = large(1.0)
         await log.append(0, entries)
+    async with opened(tmp_path / "sagas.db") as log:  # who has written it reads it from memory
         sizes: list[int] = []
         found: list[object] = []
         offset = 1
