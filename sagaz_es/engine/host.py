@@ -488,8 +488,9 @@ class Host:
             await runner.run(first)
         except asyncio.CancelledError as stopped:
             # Stopped by this engine (closing, hand-over, lost): the log knows where it stands.
-            error = LostOwnership(saga_id) if cell.lost else EngineClosed(saga_id)
-            if not (self.closing or cell.lost or partition.closed):
+            handed_over = cell.lost or (partition.closed and not self.closing)
+            error = LostOwnership(saga_id) if handed_over else EngineClosed(saga_id)
+            if not (self.closing or handed_over):
                 error = stopped
         except LostOwnership as lost:
             error = lost

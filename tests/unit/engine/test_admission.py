@@ -330,14 +330,32 @@ async def test_waiting_starts_go_along_with_their_partition_and_their_callers_he
 ) -> None:
     log = MemoryEventLog(2)
     async with engine_of(world, log, bound(1)) as first:
-        handles = await started(first, Order, *(f"o-{n}" for n in range(12)))
+        stays = next(f"id-{n}" for n in range(100) if log.partition_of(f"id-{n}") == 0)
+        handles = [await first.start(Order, {"order": "o-0"}, saga_id=stays)]
+        handles += await started(first, Order, *(f"o-{n}" for n in range(1, 12)))
         await world.came(1)
         async with engine_of(world, log, bound(1)) as second:
-            assert first.host.partitions.keys().isdisjoint(second.host.partitions.keys())
+            assert (set(first.host.partitions), set(second.host.partitions)) == ({0}, {1})
             await world.came(2)  # the second one has begun what waited in its partition
             world.open()
             assert await ended(handles) == [SagaStatus.COMPLETED] * 12
     assert sorted(world.began) == sorted(f"o-{n}" for n in range(12))
+
+
+async def test_who_waits_for_a_saga_whose_step_outlasts_the_hand_over_hears_its_end(
+    world: World,
+) -> None:
+    log = MemoryEventLog(2)
+    quick = EngineConfig(drain_seconds=0.1)
+    async with engine_of(world, log, quick) as first:
+        moves = next(f"id-{n}" for n in range(100) if log.partition_of(f"id-{n}") == 1)
+        handle = await first.start(Order, {"order": "a"}, saga_id=moves)
+        await world.came(1)
+        async with engine_of(world, log, quick) as second:
+            assert set(second.host.partitions) == {1}
+            world.open()
+            assert (await handle.result(30)).status is SagaStatus.COMPLETED
+    assert world.began == ["a", "a"]
 
 
 async def test_the_mark_does_not_pass_a_waiting_start(world: World) -> None:
