@@ -74,9 +74,9 @@ async def work(url: str, instance: str, ledger: str, count: int, *, hold: bool) 
         async def five(self, ctx: Any) -> None:
             note(ctx)
 
-    async def timed(*arguments: Any) -> Any:
+    async def timed(*arguments: Any, **named: Any) -> Any:
         tell("assigned")  # the group has said what is ours
-        found = await takeover.read_from_mark(*arguments)
+        found = await takeover.read_from_mark(*arguments, **named)
         tell("read")
         return found
 
@@ -87,8 +87,8 @@ async def work(url: str, instance: str, ledger: str, count: int, *, hold: bool) 
             await asyncio.to_thread(sys.stdin.readline)
             while not engine.host.partitions:  # noqa: ASYNC110 - handed over by the other one
                 await asyncio.sleep(0.02)
-        for _ in range(count):
-            await engine.start(FiveSteps, CONTEXT)
+        for _ in range(0, count, 100):
+            await asyncio.gather(*(engine.start(FiveSteps, CONTEXT) for _ in range(100)))
         tell("started")
         # What it finds is unfinished until its last fact is confirmed. Nothing waits for sagas that
         # somebody else started, so it is looked at.
