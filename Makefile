@@ -46,8 +46,8 @@ sim: ## SEEDS=n simulated runs with faults (in a later release)
 	@echo "make sim: the simulation arrives with a later release; nothing was run" >&2; exit 2
 
 .PHONY: chaos
-chaos: ## MINUTES=n of killing real servers (in a later release)
-	@echo "make chaos: the chaos run arrives with a later release; nothing was run" >&2; exit 2
+chaos: services ## MINUTES=n of killing real servers and processes under load; SEED=s, SAVE=directory
+	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE))
 
 .PHONY: up
 up: ## start Kafka, PostgreSQL, Redis and S3 with Docker

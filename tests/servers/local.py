@@ -78,12 +78,23 @@ class ProcessBox:
                 self.kill()
 
     def kill(self) -> None:
-        self._signal_all(signal.SIGKILL)
+        if self.running():
+            assert self._process is not None
+            # Stopped first, so that it starts nothing while we look at what it has started: what
+            # outlives it would keep PostgreSQL from coming back.
+            self._process.send_signal(signal.SIGSTOP)
+            self._until_stopped()
+            started = psutil.Process(self._process.pid).children(recursive=True)
+            self._signal_all(signal.SIGKILL)
+            psutil.wait_procs(started, timeout=10)
         if self._process is not None:
             self._process.wait()
 
     def pause(self) -> None:
         self._signal_all(signal.SIGSTOP)
+        self._until_stopped()
+
+    def _until_stopped(self) -> None:
         # The kernel stops the threads one by one: until the last has, requests are still served.
         deadline = time.monotonic() + 10
         while not self._stopped():
