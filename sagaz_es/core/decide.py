@@ -126,7 +126,7 @@ def _too_late(state: SagaState, graph: Graph) -> Decision:
     """The saga's deadline has passed, and no pivot forbids to go back."""
     if _running(state):
         return Decision(run=_children(state, graph), stop_running=True)
-    return Decision((go_back(state, graph, reason=DEADLINE),))
+    return Decision(_lost(state, graph) or (go_back(state, graph, reason=DEADLINE),))
 
 
 DEADLINE = "the saga's deadline has passed"
@@ -264,8 +264,20 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
             return Decision(run=children, wake_at=until)
         if running:
             return Decision(run=children, stop_running=True)
-    # What ran when its process stopped has an unknown outcome; nobody runs it again now.
-    lost = [
+    lost = _lost(state, graph)
+    if lost:
+        return Decision(lost)
+    recover = _behind_pivots(state, graph) & rules.recoverable
+    if recover:
+        asked = [Attempt(n, state.step(n).attempt, ask="recover") for n in sorted(recover)]
+        return Decision(run=tuple(asked))
+    return Decision((go_back(state, graph, reason=state.error_message),))
+
+
+def _lost(state: SagaState, graph: Graph) -> tuple[e.Fact, ...]:
+    """What ran when its process stopped has an unknown outcome; who goes back does not run it
+    again."""
+    return tuple(
         e.StepFailed(
             name,
             step.attempt,
@@ -275,14 +287,7 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
         )
         for name, step in state.steps.items()
         if step.status == "executing" and step.interrupted
-    ]
-    if lost:
-        return Decision(tuple(lost))
-    recover = _behind_pivots(state, graph) & rules.recoverable
-    if recover:
-        asked = [Attempt(n, state.step(n).attempt, ask="recover") for n in sorted(recover)]
-        return Decision(run=tuple(asked))
-    return Decision((go_back(state, graph, reason=state.error_message),))
+    )
 
 
 def _is_child(graph: Graph, name: str) -> bool:
@@ -341,8 +346,9 @@ def go_back(
             continue
         certain = step.status in ("completed", "stale", "compensating")
         certain |= bool(step.child_start)  # a child that runs is taken back as it stands
-        maybe = step.unknown and step.status in ("failed", "outcome_unknown") and node.on_unknown
-        if certain or maybe:
+        maybe = step.unknown and step.status in ("failed", "outcome_unknown", "pending")
+        maybe |= step.status == "executing" and step.interrupted and not node.child
+        if certain or (maybe and node.on_unknown):
             wanted.append(name)
     return e.CompensationStarted(
         steps=join_names(graph.undo_order(wanted)) or "[]",
@@ -393,7 +399,7 @@ def _undo_wave(
             continue
         if name in graph.dependents and not graph.dependents[name].isdisjoint(waiting):
             continue
-        if step.retry_at > now:
+        if step.undo_attempt and step.retry_at > now:  # before, it is the next attempt's
             wake_at = min(wake_at or step.retry_at, step.retry_at)
             continue
         facts.append(e.StepCompensationStarted(name, step.undo_attempt + 1))
@@ -532,6 +538,7 @@ def cancel(state: SagaState, graph: Graph, request: e.CancelRequested) -> tuple[
     if state.status == "compensating":
         return ()
     return (
+        *_lost(state, graph),
         go_back(
             state,
             graph,
