@@ -147,6 +147,23 @@ class UnstorableValue(SagaError, TypeError):
         return f"{self.path or 'the value'}: a {self.type_name} cannot be kept; {hint}"
 
 
+class ContextMismatch(SagaError, ValueError):
+    """A context is not of the type that its saga declares. `path` leads to what does not fit;
+    `expected` and `found` are kinds, never values."""
+
+    def __init__(self, saga_name: str, where: str, path: str, expected: str, found: str) -> None:
+        super().__init__(saga_name, where, path, expected, found)
+        self.saga_name, self.where, self.path = saga_name, where, path
+        self.expected, self.found = expected, found
+
+    def __str__(self) -> str:
+        place = self.path or "the context"
+        return (
+            f"saga {self.saga_name!r}, {self.where}: {place}: found {self.found}, expected "
+            f"{self.expected}"
+        )
+
+
 class MemoryFootprintError(SagaError):
     """A value is larger than the configured bound."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sagaz_es.errors import (
     ConfigurationError,
+    ContextMismatch,
     DefinitionChanged,
     InvalidOverride,
     NotFound,
@@ -30,6 +31,7 @@ _BY_CLASS: tuple[tuple[type[BaseException], int], ...] = (
     (RequestRefusedError, REFUSED),
     (DefinitionChanged, REFUSED),
     (InvalidOverride, USAGE),
+    (ContextMismatch, USAGE),
     (ConfigurationError, USAGE),
 )
 

@@ -35,8 +35,10 @@ from sagaz_es.engine.definition import (
 )
 from sagaz_es.engine.inputs import context_texts
 from sagaz_es.engine.observers import Observers
+from sagaz_es.engine.typed import as_mapping
 from sagaz_es.errors import (
     ChildSagaFailed,
+    ContextMismatch,
     DefinitionError,
     MemoryFootprintError,
     SagaError,
@@ -49,6 +51,8 @@ from sagaz_es.ports import Clock
 MAX_FACT_BYTES = 900_000
 MAX_ERROR_CHARS = 4_000
 MAX_TRACEBACK_CHARS = 16_000
+
+_PLAIN = frozenset({dict, str, int, float, bool, list, tuple})
 
 current_saga: ContextVar[str] = ContextVar("sagaz_es_current_saga", default="")
 """The id of the saga whose code runs, also in its threads: for log lines."""
@@ -138,6 +142,7 @@ class Attempts:
         else:
             plan = step
         context: StepContext | None = None
+        returned = False
         try:
             context = await self._context(step, attempt)
             if self._observers is not None:
@@ -163,6 +168,7 @@ class Attempts:
             if step.child and not attempt.undo:
                 fact = await self._child_started(attempt, step, context, value)
             else:
+                returned = True
                 fact = await self._completed(attempt, context, value)
             self._was_stopped(attempt.step)  # the step swallowed it
             return fact
@@ -177,7 +183,8 @@ class Attempts:
             raise  # whoever raises these wants the process to end, not the step to fail
         except BaseException as error:
             self._was_stopped(attempt.step)
-            return self._failed(attempt, step, context, error, False)
+            # What has returned has had its effect, even if what it left cannot be recorded.
+            return self._failed(attempt, step, context, error, returned)
 
     def _was_stopped(self, step: str) -> bool:
         """Whether this attempt was cancelled on purpose; its task is as new then."""
@@ -203,10 +210,14 @@ class Attempts:
         keys_set, deleted = context.delta()
         result = ""
         if value is not None and value is not context:
+            if type(value) not in _PLAIN and (made := as_mapping(value)) is not None:
+                value = made  # a Struct, a dataclass, a model
             result = to_text(value, "result")
             if isinstance(value, Mapping):
                 keys_set.update({key: to_text(item, key) for key, item in value.items()})
                 deleted = [key for key in deleted if key not in value]
+        if self._definition.context_type is not None and (keys_set or deleted):
+            self._check_left(attempt.step, context, keys_set)
         if self._blobs is not None and (keys_set or result):
             name = self._definition.name
             keys_set = await self._blobs.off_load(keys_set, name, attempt.step)
@@ -226,6 +237,14 @@ class Attempts:
             self._later(attempt, "on_step_success", "on_success", context, value)
             self._later(attempt, "", "on_exit", context)
         return fact
+
+    def _check_left(self, step: str, context: StepContext, keys_set: Mapping[str, str]) -> None:
+        """Raises ContextMismatch where what the step leaves behind is not of the saga's type."""
+        with context.unnoticed():
+            left = {**context, **{key: from_text(text) for key, text in keys_set.items()}}
+        kind, name = self._definition.context_type, self._definition.name
+        assert kind is not None
+        kind.read(left, name, f"after step {step!r}")
 
     def _failed(
         self,
@@ -249,7 +268,10 @@ class Attempts:
             if unknown and step.at_most_once:
                 return e.StepOutcomeUnknown(attempt.step, attempt.attempt, _message(error))
             # What cannot be kept will not be kept the next time either.
-            hopeless = isinstance(error, UnstorableValue | MemoryFootprintError | DefinitionError)
+            hopeless = isinstance(
+                error,
+                UnstorableValue | MemoryFootprintError | ContextMismatch | DefinitionError,
+            )
             may_retry &= isinstance(error, step.retry_on) and not isinstance(error, step.no_retry)
             may_retry &= not (hopeless or step.at_most_once)
         fact = failed_attempt(
@@ -306,6 +328,7 @@ class Attempts:
             signal=signal,
             known=self._values,
             undone=undone,
+            saga_name=state.saga_name,
         )
 
     # --- children ---
@@ -372,6 +395,8 @@ class Attempts:
             if step.result_keys is not None:
                 texts = {key: texts[key] for key in step.result_keys}
             keys_set = dict(texts) if step.result_keys is not None else {}
+            if keys_set and self._definition.context_type is not None:
+                self._check_left(step.name, await self._context(step, attempt), keys_set)
             result = join_object(texts)
             if self._blobs is not None:
                 name = self._definition.name
@@ -434,6 +459,8 @@ class Attempts:
                 answer = await _call(handler.function, context, self._step_error(attempt.step))
             action = RecoveryAction(answer)
             changed, _ = context.delta()
+            if changed and self._definition.context_type is not None:
+                self._check_left(attempt.step, context, changed)
         except asyncio.CancelledError:
             raise
         except Exception as error:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.effects import standing
@@ -20,6 +22,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_object
 from sagaz_es.engine.definition import Definition, RecordedSaga
 from sagaz_es.engine.inputs import context_texts
+from sagaz_es.engine.typed import check_texts
 from sagaz_es.errors import DefinitionChanged, MigrationFailed
 
 if TYPE_CHECKING:
@@ -86,6 +89,8 @@ def graph_of_branch(named: SagaState, head: SagaState, definition: Definition | 
 
 def branch_state(saga_id: str, saga_name: str, start: e.SagaStarted) -> SagaState:
     """The state of a branch that has begun and done nothing yet."""
+    if not start.replay_id:  # of a plan: without one it would be folded as no branch
+        start = structs.replace(start, replay_id="planned")
     state = SagaState()
     advance(state, e.Event(saga_id, saga_name, bytes(16), 0, 1, 0, start, start.replay_id))
     return state
@@ -124,6 +129,8 @@ async def migrated(
     )
     try:
         keys_set = context_texts(definition.migrate(recorded))
+        left = {**texts, **keys_set}
+        check_texts(definition.context_type, left, state.saga_name, "after migrate")
     except Exception as error:
         raise MigrationFailed(state.saga_id, state.saga_name, repr(error)) from error
     return await large_values.off_load(keys_set, state.saga_name)

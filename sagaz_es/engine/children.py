@@ -141,6 +141,8 @@ class Children:
         name = parent.step_graph.by_name[step].child
         try:
             definition = host.registry.by_name(name)
+            start = split_object(now.child_start)
+            await host.check_context(definition, start, "at its start")
         except UnknownSagaName:
             request = e.StartRequested(
                 _start_id(now.child),
@@ -154,7 +156,7 @@ class Children:
             )
             await self._request(home, request)
             return None
-        except SagaError as error:  # its class is here and cannot be made
+        except SagaError as error:  # its class is here and cannot be made, or takes other data
             kind = type(error).__name__
             return e.RequestRefused("", now.child, error=kind, message=str(error))
         # No await between this look and the new cell: of two who begin it at once one does.

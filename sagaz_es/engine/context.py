@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core.plan import ALL_KEYS, result_key
+from sagaz_es.engine.typed import context_type
 from sagaz_es.errors import StepNotFound, UnstorableValue
 
+T = TypeVar("T")
 _SCALARS = (str, int, float, bool, type(None))
 _MISSING = object()
 
@@ -77,7 +79,7 @@ class StepContext(SagaContext):
     `saga_id`, `step`, `attempt` (1, 2 …; grows over restarts, too), `idempotency_key` (the same in
     every attempt), `is_replay`, `resources` (live objects given to `connect`), `result_of(step)`,
     `signal` (payload of the signal that the step waited for), `compensation_results` (in a
-    compensation: what those before it returned, by step).
+    compensation: what those before it returned, by step), `typed(Class)` (the context as one).
     A key that is missing but names a completed step reads as that step's result.
     """
 
@@ -85,6 +87,7 @@ class StepContext(SagaContext):
         "_before",
         "_reads",
         "_results",
+        "_saga_name",
         "_undone",
         "_written",
         "attempt",
@@ -110,13 +113,14 @@ class StepContext(SagaContext):
         signal: str = "",
         known: dict[str, tuple[str, Any]] | None = None,
         undone: Mapping[str, str] | None = None,
+        saga_name: str = "",
     ) -> None:
         dict.__init__(self, _values(texts, known))
         self._before = dict(texts)  # `texts` goes on while steps run side by side
         self._reads: set[str] = set()
         self._written: set[str] = set()
         self._results = results or {}
-        self._undone = undone
+        self._undone, self._saga_name = undone, saga_name
         self.saga_id, self.step, self.attempt = saga_id, step, attempt
         self.idempotency_key, self.is_replay = idempotency_key, is_replay
         self.signal: Any = from_text(signal) if signal else None
@@ -158,6 +162,19 @@ class StepContext(SagaContext):
         """What the compensations that were done returned, by step; those that returned nothing
         are left out."""
         return {step: from_text(text) for step, text in (self._undone or {}).items()}
+
+    def typed(self, kind: type[T]) -> T:
+        """The context as a Struct, dataclass, TypedDict or pydantic model: a copy, for reading.
+
+        Only its fields count as read. Raises ContextMismatch (path, what was found and expected).
+        """
+        known = context_type(kind)
+        self._reads |= known.keys
+        values = {
+            key: dict.__getitem__(self, key) for key in known.keys if dict.__contains__(self, key)
+        }
+        as_kind: T = known.read(values, self._saga_name, f"in step {self.step!r}")
+        return as_kind
 
     def _whole(self) -> None:
         self._reads.add(ALL_KEYS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
+from sagaz_es.core.texts import split_object
 from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.lookup import current_state, waiting_start
@@ -75,6 +76,9 @@ async def answer(host: Host, request: Decision) -> None:
         if state.recorded:
             raise SagaIsRecorded(request.saga_id, _ASKED[type(request)])
         raise HandingOver(request.saga_id)
+    if isinstance(request, e.RecoveryRequested) and request.keys_set:
+        changed = {**runner.state.context, **split_object(request.keys_set)}
+        await host.check_context(runner.definition, changed, "after the override")
     await runner.post(request.request_id, lambda state: fact_of(state, request))
 
 

@@ -26,6 +26,8 @@ from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.engine.inspection import Inspection, start_context
 from sagaz_es.engine.saga_config import SagaConfig, settings_of
 from sagaz_es.engine.triggers import limits_of, register
+from sagaz_es.engine.typed import Contents, ContextType
+from sagaz_es.engine.typed import context_type as typed_as
 from sagaz_es.errors import ConfigurationError, DefinitionError
 
 if TYPE_CHECKING:
@@ -195,8 +197,12 @@ class Definition:
         migrate: Callable[[RecordedSaga], Mapping[str, Any] | None] | None = None,
         max_concurrent: int = 0,
         start_interval_us: int = 0,
+        context_type: Any = None,
     ) -> None:
         self.name = name
+        self.context_type: ContextType | None = None  # what its context holds
+        if context_type is not None:
+            self.context_type = typed_as(context_type)
         self.max_concurrent = max_concurrent  # sagas that one engine runs at once; 0: any number
         self.start_interval_us = start_interval_us  # between two that begin; 0: none
         self.listeners = tuple(listeners)
@@ -544,6 +550,10 @@ class Saga(Inspection):
 
     `compatible_with`: fingerprints of older definitions whose sagas this code may carry on and
     replay, as long as nothing has changed about the steps that have begun.
+
+    `context_type`: a msgspec.Struct, dataclass, TypedDict or pydantic model. A context is checked
+    against it before the saga starts, after an override, and after each step; steps read it by
+    `ctx.typed(Class)`. ContextMismatch says where, what was found and what expected.
     """
 
     saga_name: ClassVar[str | None] = None
@@ -558,6 +568,7 @@ class Saga(Inspection):
     deadline_seconds: ClassVar[float | None] = None
     replay_config: Any = None
     compatible_with: ClassVar[tuple[str, ...]] = ()
+    context_type: Any = None
     _collected: ClassVar[tuple[StepDefinition, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -570,6 +581,8 @@ class Saga(Inspection):
             )
         if cls._collected:  # a base for others may have none
             Definition(cls.__name__, cls._collected, rules=Rules())
+        if cls.context_type is not None:
+            typed_as(cls.context_type)
         if cls._collected or cls.build is not Saga.build:
             register(cls)
 
@@ -586,6 +599,7 @@ class Saga(Inspection):
         grace_seconds: float | None = None,
         compensation_failure_strategy: CompensationFailureStrategy | str | None = None,
         context: Mapping[str, Any] | None = None,
+        context_type: Any = None,
     ) -> None:
         """`retry_backoff_base`: seconds, for steps that name no delay of their own. `version` is
         only shown. `snapshot_storage` holds the snapshots that `run` and `execute` leave, where the
@@ -598,6 +612,8 @@ class Saga(Inspection):
         self._added: list[StepDefinition] = []
         self._backoff = retry_backoff_base
         self.snapshot_storage = snapshot_storage
+        if context_type is not None:
+            self.context_type = context_type
         if context is not None:
             start_context(self).update(context)
         if failure_strategy is not None:
@@ -749,7 +765,7 @@ class Saga(Inspection):
         are asked for, while there are none; it must not wait for anything but `add_step`."""
 
     async def run(
-        self, initial_context: Mapping[str, Any] | None = None, saga_id: Any = None
+        self, initial_context: Contents | None = None, saga_id: Any = None
     ) -> dict[str, Any]:
         """Run on the default log (SAGAZ_ES_LOG, else `sagaz-es.db`), as sagaz spells it.
 
@@ -801,6 +817,7 @@ class Saga(Inspection):
             migrate=self.migrate,
             max_concurrent=most,
             start_interval_us=interval_us,
+            context_type=self.context_type,
         )
 
     def _snapshot_policy(self) -> str:

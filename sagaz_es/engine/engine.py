@@ -28,6 +28,7 @@ from sagaz_es.engine.inputs import check_id, context_texts, new_id
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.engine.result import SagaHandle, SagaResult
+from sagaz_es.engine.typed import Contents, check_texts
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -176,7 +177,7 @@ class Engine:
     async def run(
         self,
         saga: Source | str,
-        context: Mapping[str, Any] | None = None,
+        context: Contents | None = None,
         *,
         saga_id: Any = None,
         actor: str = "",
@@ -188,22 +189,27 @@ class Engine:
     async def start(
         self,
         saga: Source | str,
-        context: Mapping[str, Any] | None = None,
+        context: Contents | None = None,
         *,
         saga_id: Any = None,
         actor: str = "",
     ) -> SagaHandle:
         """Start a saga; it is durable when this returns. The same id twice is the same saga.
 
+        `context`: a mapping, or a Struct, dataclass or pydantic model.
+
         An engine that serves nothing, or only its group's classes, may start any other saga by its
         name: who has the class runs it.
-        Raises UnstorableValue (path of the key), UnknownSagaName, MemoryFootprintError.
+        Raises UnstorableValue (path of the key), ContextMismatch (the saga's context_type),
+        UnknownSagaName, MemoryFootprintError.
         """
         self._check_open()
         host = self.host
         definition = None if self._is_elsewhere(saga) else self.registry.resolve(saga)
         name = definition.name if definition is not None else str(saga)
         texts = context_texts(context)
+        if definition is not None and definition.context_type is not None:
+            check_texts(definition.context_type, texts, name, "at its start")
         texts = await host.large_values.off_load(texts, name)
         text = join_object(texts)
         if len(text) > MAX_FACT_BYTES:

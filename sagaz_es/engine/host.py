@@ -32,6 +32,7 @@ from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.serving import Serving
 from sagaz_es.engine.tail import Tail
 from sagaz_es.engine.turns import Turns
+from sagaz_es.engine.typed import check_texts
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -407,6 +408,14 @@ class Host:
         """
         definition = self.registry.by_name(state.saga_name)
         return await claim(state, definition, cause, self.large_values)
+
+    async def check_context(
+        self, definition: Definition, texts: Mapping[str, str], where: str
+    ) -> None:
+        """Raises ContextMismatch where a recorded context is not of the saga's context_type."""
+        if definition.context_type is not None:
+            loaded = await self.large_values.load(texts)
+            check_texts(definition.context_type, loaded, definition.name, where)
 
     async def resume(
         self,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from sagaz_es.codec.values import to_text
+from sagaz_es.engine.typed import Contents, as_mapping
 from sagaz_es.errors import ConfigurationError, UnstorableValue
 
 MAX_ID_BYTES = 1024
@@ -31,14 +31,18 @@ def check_id(saga_id: Any) -> str:
     return text
 
 
-def context_texts(context: Mapping[str, Any] | None) -> dict[str, str]:
-    """A context as key -> JSON text. Raises UnstorableValue with the path of the key."""
+def context_texts(context: Contents | None) -> dict[str, str]:
+    """A context (None: an empty one) as key -> JSON text.
+
+    Raises UnstorableValue with the path of the key.
+    """
     if context is None:
         return {}
-    if not isinstance(context, Mapping):
+    mapping = as_mapping(context)
+    if mapping is None:
         raise UnstorableValue("context", type(context).__name__, "a context is a mapping")
     texts: dict[str, str] = {}
-    for key, value in context.items():
+    for key, value in mapping.items():
         if not isinstance(key, str):
             raise UnstorableValue(repr(key), type(key).__name__, "the keys of a context are texts")
         texts[key] = to_text(value, key)

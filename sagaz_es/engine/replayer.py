@@ -33,6 +33,7 @@ from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.children import children_now
+from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import context_texts
 from sagaz_es.engine.lookup import current_state, head_of_family
@@ -186,7 +187,11 @@ async def _plan(
         "children": await children_now(host, standing(head)),
     }
     plan = make_plan(named, head, graph, from_step, overrides=overrides, **how)
-    if definition is None or graph.fingerprint == named.definition:
+    if definition is None:
+        return plan
+    if graph.fingerprint == named.definition:
+        if overrides:
+            await _check_context(host, plan, definition)
         return plan
     begun = branch_state(named.saga_id, named.saga_name, _START.decode(plan.start))
     begun.definition = named.definition
@@ -194,6 +199,14 @@ async def _plan(
     if not keys_set:
         return plan
     return make_plan(named, head, graph, from_step, overrides=overrides, migrated=keys_set, **how)
+
+
+async def _check_context(host: Host, plan: ReplayPlan, definition: Definition) -> None:
+    """Raises ContextMismatch where the context that the branch begins with is not of its type."""
+    if definition.context_type is not None:
+        begun = branch_state(plan.saga_id, plan.saga_name, _START.decode(plan.start))
+        where = "after the override" if plan.overrides else "at its start"
+        await host.check_context(definition, begun.context, where)
 
 
 async def note(
@@ -314,6 +327,7 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
         state = await current_state(host.log, host.store, saga_id)
         if state is not None:
             check_replayable(state, definition)
+    await _check_context(host, plan, definition)
     if start.definition != definition.graph.fingerprint:
         raise PlanOutdated(plan.saga_id, "it was made for other code than what is registered now")
     if any(effect.child for effect in load_effects(start.standing)):

@@ -10,6 +10,7 @@ import asyncio
 
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
+from sagaz_es.core.texts import split_object
 from sagaz_es.engine import children, compensations, decisions, replayer
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.host import Host
@@ -126,9 +127,11 @@ class Answers:
     async def _do(self, partition: Partition, request: e.Request) -> None:
         host = self._host
         if isinstance(request, e.StartRequested):
+            definition = host.registry.by_name(request.saga_name)
+            await host.check_context(definition, split_object(request.context), "at its start")
             await host.start_here(
                 partition,
-                host.registry.by_name(request.saga_name),
+                definition,
                 request.saga_id,
                 request.context,
                 actor=request.actor,

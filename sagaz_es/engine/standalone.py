@@ -4,7 +4,7 @@ after the last of them, so that nothing of it outlives them."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -14,6 +14,7 @@ from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
 from sagaz_es.engine.context import SagaContext
 from sagaz_es.engine.inspection import own_id, remember, start_context
 from sagaz_es.engine.saga_config import settings_of
+from sagaz_es.engine.typed import Contents
 from sagaz_es.errors import DefinitionError, SagaExecutionError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ async def execute(saga: Saga) -> SagaResult:
     return await _execute(saga, start_context(saga), own_id(saga))
 
 
-async def run(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> dict[str, Any]:
+async def run(saga: Saga, context: Contents | None, saga_id: Any) -> dict[str, Any]:
     """See Saga.run."""
     result = await _execute(saga, context, saga_id)
     if result.status is SagaStatus.COMPLETED:
@@ -120,7 +121,7 @@ async def run(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> di
     raise SagaExecutionError(f"saga {result.saga_id!r} ended {result.status}")
 
 
-async def _execute(saga: Saga, context: Mapping[str, Any] | None, saga_id: Any) -> SagaResult:
+async def _execute(saga: Saga, context: Contents | None, saga_id: Any) -> SagaResult:
     if not type(saga)._collected and not saga.__dict__.get("_added"):
         await saga.build()
     settings, snapshots = saga.__dict__.get("_config"), saga.__dict__.get("snapshot_storage")
