@@ -61,6 +61,19 @@ def test_all_three_packages_are_typed(wheel: set[str]) -> None:
     }
 
 
+def test_the_wheel_brings_its_programs_and_its_pytest_plugin(dist: Path) -> None:
+    (path,) = dist.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+        points = archive.read(name).decode().split()
+    assert "[console_scripts]" in points
+    assert points[points.index("[pytest11]") + 1 :][:3] == [
+        "sagaz-es",
+        "=",
+        "sagaz_es_cli.pytest_plugin",
+    ]
+
+
 def test_the_sdist_carries_what_a_packager_needs(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
@@ -89,6 +102,12 @@ def test_importing_it_imports_no_optional_package() -> None:
     code = "import json, sys, sagaz_es; print(json.dumps(list(sys.modules)))"
     imported = {name.split(".")[0] for name in json.loads(run(code))}
     assert imported & OPTIONAL == set()
+
+
+def test_the_pytest_plugin_imports_nothing_of_it_until_a_test_asks() -> None:
+    code = "import json, sys, sagaz_es_cli.pytest_plugin; print(json.dumps(list(sys.modules)))"
+    imported = {name.split(".")[0] for name in json.loads(run(code))}
+    assert imported & {*OPTIONAL, "sagaz_es", "msgspec", "asyncio"} == set()
 
 
 def test_importing_it_leaves_logging_alone() -> None:

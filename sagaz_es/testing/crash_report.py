@@ -10,7 +10,9 @@ from typing import Literal
 from sagaz_es.testing.faults import Fault
 from sagaz_es.testing.runs import Body, Run
 
-Kind = Literal["done again", "half done", "raised", "lost", "unknown", "stuck", "invariant"]
+Kind = Literal[
+    "done again", "half done", "raised", "lost", "unknown", "undone", "stuck", "invariant"
+]
 
 MAX_SHOWN = 10
 
@@ -36,6 +38,7 @@ class Violation:
             "raised": f"{whose} fails when it is run after a crash",
             "half done": f"{whose} leaves half of its work when its process dies in the middle",
             "lost": f"{whose if self.step else 'something'} misses what was lost in a crash",
+            "undone": f"{whose} undoes what did not happen",
             "unknown": f"{whose} may have happened, and nothing undoes it",
             "stuck": f"{whose if self.step else 'the saga'} does not end any more after a crash",
             "invariant": "the invariant does not hold",
@@ -174,6 +177,14 @@ def blamed(run: Run, plain: Run, *, hangs: bool) -> tuple[Kind, Body | None]:
         return "done again", twice[0]
     if halves:
         return "half done", halves[0]
+    undone = {body.call.name for body in plain.bodies if body.call.undo}
+    for body in run.bodies:
+        if body.call.undo and body.call.name not in undone and body.before != body.after:
+            return "undone", body
+    assert run.outcome is not None
+    for body in run.bodies:
+        if body.call.step in run.outcome.result.unknown_step_names and not body.call.undo:
+            return "unknown", body
     return "lost", None
 
 
@@ -196,6 +207,11 @@ def hint(kind: Kind, body: Body | None) -> str:
         return (
             f"after a crash {whose} is called again with the same key {key!r}: let it find what "
             "the earlier call has done, and give that one's result instead of an error"
+        )
+    if kind == "undone":
+        return (
+            "it says on_unknown=True, so it is also called where nobody knows whether the step "
+            "happened: let it look, by the step's key, before it undoes anything"
         )
     if kind == "unknown":
         return (

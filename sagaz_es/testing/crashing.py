@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sagaz_es.engine.registry import Registry, Source
+from sagaz_es.engine.registry import Source
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.testing.crash_report import (
     CrashReport,
@@ -32,6 +32,7 @@ from sagaz_es.testing.crash_report import (
 )
 from sagaz_es.testing.faults import ATTEMPTS_AFTER_THE_FIRST, Fault, Faults
 from sagaz_es.testing.runs import Action, Body, Outcome, Run
+from sagaz_es.testing.watching import steps_of
 from sagaz_es.testing.worlds import alike, differences, picture
 
 W = TypeVar("W")
@@ -120,13 +121,7 @@ class _Test:
         __tracebackhide__ = True
         if self.max_runs < 2:
             raise ConfigurationError(f"max_runs: at least 2, not {self.max_runs!r}")
-        registry = Registry((self.saga, *self.sagas))
-        name = registry.add(self.saga)
-        steps = {
-            step.name: step
-            for saga in registry.names
-            for step in registry.by_name(saga).steps.values()
-        }
+        steps = steps_of((self.saga, *self.sagas))
         paths = [self._first_path(status)]
         called = dict.fromkeys(b.call.step for b in paths[0].plain.bodies if not b.call.undo)
         failing = _failing(failures, list(called), list(steps))
@@ -140,7 +135,7 @@ class _Test:
         if pairs:
             self._all(second, careful=bool(at_most_once))
         return CrashReport(
-            saga=self.saga.__name__ if isinstance(self.saga, type) else name,
+            saga=self.saga.__name__ if isinstance(self.saga, type) else self.saga.name,
             paths=len(paths),
             points=len(singles),
             runs=self.runs,

@@ -53,6 +53,7 @@ class Faults:
     """The faults of one run."""
 
     faults: list[Fault] = field(default_factory=list)
+    happened: list[Fault] = field(default_factory=list)
 
     def of(self, call: Call) -> Fault | None:
         """What goes wrong with this call; of several that fit, what was said first."""
@@ -60,6 +61,7 @@ class Faults:
             if (fault.step, fault.undo) == (call.step, call.undo) and (
                 fault.attempts is None or call.attempt in fault.attempts
             ):
+                self.happened.append(fault)
                 return fault
         return None
 

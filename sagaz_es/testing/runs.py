@@ -89,6 +89,7 @@ class Outcome:
     result: SagaResult
     calls: tuple[Call, ...]  # of steps and compensations, in their order
     refused: tuple[tuple[Action, SagaError], ...]  # what was asked and not done
+    faults: tuple[Fault, ...]  # that happened
     not_done: tuple[Action, ...]  # it never came to them
     history: str
     waits_for: str  # empty: it has ended
@@ -253,6 +254,7 @@ class Run:
             result=result,
             calls=tuple(body.call for body in self.bodies),
             refused=tuple(self._refused),
+            faults=tuple(self.faults.happened),
             not_done=tuple(self.actions[self._done :]),
             history=told(log, [*ids]),
             waits_for="" if state.ended else _waits_for(state),
@@ -376,6 +378,7 @@ def told(log: DurableLog, ids: Sequence[str]) -> str:
     lines = []
     began = 0
     branches: dict[str, str] = {}  # random ids, named in their order
+    width = max((len(saga_id) for saga_id in ids if len(saga_id) < 30), default=0) + 1
     for entry in log.entries():
         if isinstance(entry, e.Event):
             fact = entry.fact
@@ -383,7 +386,7 @@ def told(log: DurableLog, ids: Sequence[str]) -> str:
             after = lasting((entry.occurred_at - began) / 1e6)
             if isinstance(fact, e.ReplayBranched):
                 branches.setdefault(fact.branch_saga_id, f"replay {len(branches) + 1}")
-            whose = f"{branches.get(entry.saga_id, entry.saga_id):<9}" if len(ids) > 1 else ""
+            whose = f"{branches.get(entry.saga_id, entry.saga_id):<{width}}" if len(ids) > 1 else ""
             words = f"{whose}{entry.sequence:>3}  {after:>9}  {in_words(entry)}"
             lines.append(f"{words}{_details(fact)}")
     return "\n".join(lines)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self
 
-from sagaz_es.engine.registry import Registry, Source
+from sagaz_es.engine.registry import Source
 from sagaz_es.errors import ConfigurationError, SagaError
 from sagaz_es.testing.faults import Fault, Faults, attempts_of
 from sagaz_es.testing.runs import Action, Outcome, Run
+from sagaz_es.testing.watching import steps_of
 
 _ANY: Any = object()
 
@@ -77,9 +77,9 @@ def resume() -> Action:
 class given:
     """A saga, its context, and what its steps find in `ctx.resources`.
 
-    `sagas`: others that it needs, such as its children. Each of `fails`, `times_out` and `dies` is
-    about one step and some of its attempts (None: all of them); of what is said of one attempt the
-    first counts.
+    `sagas`: others that it needs, such as a child that it names only by text. Each of `fails`,
+    `times_out` and `dies` is about one step and some of its attempts (None: all of them); of what
+    is said of one attempt the first counts.
     """
 
     def __init__(
@@ -95,8 +95,7 @@ class given:
         self._others = sagas
         self._faults = Faults()
         self._actions: tuple[Action, ...] = ()
-        registry = Registry((saga, *sagas))
-        self._steps = {step for name in registry.names for step in registry.by_name(name).steps}
+        self._steps = steps_of((saga, *sagas))
 
     def fails(
         self,
@@ -153,7 +152,7 @@ class given:
             self._context,
             lambda: self._resources,
             self._others,
-            replace(self._faults),
+            Faults(self._faults.faults),
             self._actions,
         )
         try:
@@ -217,7 +216,10 @@ class given:
     def _message(self, differences: list[str], outcome: Outcome) -> str:
         name = self._saga.__name__ if isinstance(self._saga, type) else self._saga.name
         lines = [f"{name} did not end as it should:", *differences, "given:"]
-        lines += [f"  {fault}" for fault in self._faults.faults] or ["  no faults"]
+        for fault in self._faults.faults:
+            happened = "" if fault in outcome.faults else " (this never happened)"
+            lines.append(f"  {fault}{happened}")
+        lines += [] if self._faults.faults else ["  no faults"]
         lines += ["when:", *(f"  {action}" for action in self._actions)] if self._actions else []
         if outcome.result.error is not None:
             error = outcome.result.error

@@ -91,6 +91,18 @@ class WatchedRegistry(Registry):
         return known[1]
 
 
+def steps_of(sagas: Iterable[Source]) -> dict[str, StepDefinition]:
+    """The steps of these sagas and of their children, by name."""
+    registry = Registry(sagas)
+    steps: dict[str, StepDefinition] = {}
+    seen: set[str] = set()
+    while unseen := [name for name in registry.names if name not in seen]:
+        for name in unseen:  # children are registered as their parents are looked at
+            seen.add(name)
+            steps.update(registry.by_name(name).steps)
+    return steps
+
+
 def watch(definition: Definition, watcher: Watcher) -> Definition:
     """A copy whose steps' functions are called by the watcher."""
     watched = copy.copy(definition)

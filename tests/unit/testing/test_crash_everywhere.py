@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Saga, action, compensate
+from sagaz_es import Saga, action, child, compensate
 from sagaz_es.errors import ConfigurationError, UnstorableValue
 from sagaz_es.testing import (
     CrashReport,
@@ -445,6 +445,47 @@ def test_the_world_can_be_the_resources_and_the_context_is_given() -> None:
         invariant=lambda world: sum(world["bank"].values()) in (0, 9),
     )
     assert report.ok
+
+
+class Paid(Saga):
+    """pay; a child."""
+
+    @action("pay")
+    async def pay(self, ctx: Any) -> None:
+        ctx.resources["shop"].paid[ctx.idempotency_key] = ctx["cents"]
+
+    @compensate("pay", on_unknown=True)
+    async def refund(self, ctx: Any) -> None:
+        ctx.resources["shop"].cash.append(-9)
+
+
+class Parent(Saga):
+    """settle (a child saga) → send."""
+
+    @child("settle", Paid)
+    async def settle(self, ctx: Any) -> dict[str, int]:
+        return {"cents": 9}
+
+    @action("send")
+    async def send(self, ctx: Any) -> None: ...
+
+
+def test_children_crash_with_their_parents() -> None:
+    violation = only(crashed(Parent, pairs=False, failures=["send"]))
+    assert (violation.kind, violation.step, violation.undo) == ("done again", "pay", True)
+    assert violation.schedule[0] == "send fails"
+    assert violation.schedule[1].startswith("process 1: settle, pay, send, undo pay; it dies in un")
+
+
+def test_an_undoing_of_what_did_not_happen_is_found() -> None:
+    violation = only(crashed(Parent, pairs=False, failures=["pay"]))
+    assert (violation.kind, violation.step, violation.undo) == ("undone", "pay", True)
+    assert violation.schedule == (
+        "pay fails",
+        "process 1: settle; it dies after SagaStarted, StepStarted pay is in the log",
+        "process 2: pay, undo pay; the saga ends rolled_back",
+    )
+    assert "let it look, by the step's key" in violation.hint
 
 
 # --- how it is told ---

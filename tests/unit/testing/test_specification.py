@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Saga, SagaStatus, action, compensate, forward_recovery
+from sagaz_es import Saga, SagaStatus, action, child, compensate, forward_recovery
 from sagaz_es.errors import ConfigurationError, PivotPassed, PlanBlocked, SagaEnded
 from sagaz_es.testing import (
     InjectedFailure,
@@ -310,7 +310,7 @@ def test_a_difference_is_told_with_the_whole_story() -> None:
         "  context['gift']: expected True, found '(missing)'\n"
         "given:\n"
         "  pay fails in attempt 1\n"
-        "  undo mail times out\n"
+        "  undo mail times out (this never happened)\n"
         "when:\n"
         "  90 min pass\n"
         "  signal approved\n"
@@ -416,3 +416,72 @@ def test_a_step_that_waits_for_a_socket_is_an_error_not_a_time_out() -> None:
 def test_a_step_that_always_kills_its_process_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="100 processes have died over one saga"):
         given(OrderSaga, resources={"ledger": Ledger()}).dies("charge", attempts=range(200)).run()
+
+
+# --- children -------------------------------------------------------------------------------------
+
+
+class Payment3(Saga):
+    """authorise → capture; a child."""
+
+    saga_name = "payment-3"
+
+    @action("authorise")
+    async def authorise(self, ctx: Any) -> dict[str, int]:
+        return {"authorised": ctx["cents"]}
+
+    @compensate("authorise")
+    async def void(self, ctx: Any) -> None: ...
+
+    @action("capture", max_retries=0)
+    async def capture(self, ctx: Any) -> dict[str, int]:
+        return {"captured": ctx["cents"]}
+
+
+class Order3(Saga):
+    """hold → pay (a child saga) → send."""
+
+    saga_name = "order-3"
+
+    @action("hold")
+    async def hold(self, ctx: Any) -> None: ...
+
+    @compensate("hold")
+    async def give_back(self, ctx: Any) -> None: ...
+
+    @child("pay", Payment3)
+    async def pay(self, ctx: Any) -> dict[str, int]:
+        return {"cents": 9}
+
+    @action("send", max_retries=0)
+    async def send(self, ctx: Any) -> None: ...
+
+
+def test_children_run_with_their_parents() -> None:
+    outcome = given(Order3).then(
+        status="completed",
+        calls=["hold", "pay", "authorise", "capture", "send"],
+        completed=["hold", "pay", "send"],
+    )
+    assert "saga-1/pay   1        0 s  SagaStarted" in outcome.history
+
+
+def test_steps_of_children_fail_and_their_processes_die() -> None:
+    given(Order3).fails("capture").then(
+        status="rolled_back",
+        failed="pay",
+        calls=["hold", "pay", "authorise", "capture", "undo authorise", "undo hold"],
+    )
+    given(Order3).dies("capture").fails("send").then(
+        status="rolled_back",
+        compensated=["pay", "hold"],
+        calls=[
+            *("hold", "pay", "authorise", "capture", "capture", "send"),
+            *("undo authorise", "undo hold"),
+        ],
+    )
+
+
+def test_a_child_that_is_only_named_is_given_beside_its_parent() -> None:
+    saga = Saga("by hand").add_step("pay", lambda ctx: {"cents": 1}, child="payment-3")
+    given(saga, sagas=[Payment3]).then(status="completed", calls=["pay", "authorise", "capture"])

@@ -1,0 +1,86 @@
+"""A pytest plugin: an engine in memory, a virtual clock and crashes for the tests of sagas.
+
+It is loaded into every pytest run of an environment, so it lives in a package that imports nothing,
+and imports `sagaz_es` when a test asks for one of its fixtures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from sagaz_es.testing import CrashReport, MemoryEngine, VirtualClock
+
+
+_REPORTS = pytest.StashKey[list["CrashReport"]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("sagaz-es", "crashes of sagas (fixture crash_everywhere)")
+    group.addoption(
+        "--saga-crash-runs",
+        type=int,
+        metavar="N",
+        help="runs that a test with crash_everywhere makes at most (default: what the test says)",
+    )
+    group.addoption(
+        "--saga-crash-lines",
+        action="store_true",
+        help="let crash_everywhere also crash between the lines of the steps",
+    )
+
+
+@pytest.fixture
+def saga_clock() -> VirtualClock:
+    """The clock of this test's engines; `saga_clock.advance(seconds)` moves it."""
+    from sagaz_es.testing import VirtualClock
+
+    return VirtualClock()
+
+
+@pytest.fixture
+def saga_engine(saga_clock: VirtualClock) -> Callable[..., MemoryEngine]:
+    """Makes engines in memory: `async with saga_engine(OrderSaga, resources={…}) as engine`.
+
+    All engines of a test go by `saga_clock` and share one log: a second one takes over.
+    """
+    from sagaz_es.log.memory import MemoryEventLog
+    from sagaz_es.testing import memory_engine
+
+    log = MemoryEventLog(1)
+
+    def make(*sagas: Any, **options: Any) -> MemoryEngine:
+        return memory_engine(*sagas, **{"log": log, "clock": saga_clock, **options})
+
+    return make
+
+
+@pytest.fixture
+def crash_everywhere(pytestconfig: pytest.Config) -> Callable[..., CrashReport]:
+    """As `sagaz_es.testing.crash_everywhere`, with what the command line says about it."""
+    from sagaz_es import testing
+
+    def run(saga: Any, context: Any = None, **options: Any) -> CrashReport:
+        __tracebackhide__ = True
+        check = options.pop("check", True)
+        if (runs := pytestconfig.getoption("--saga-crash-runs")) is not None:
+            options["max_runs"] = runs
+        if pytestconfig.getoption("--saga-crash-lines"):
+            options["lines"] = True
+        report = testing.crash_everywhere(saga, context, check=False, **options)
+        pytestconfig.stash.setdefault(_REPORTS, []).append(report)
+        if check:
+            report.check()
+        return report
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for report in config.stash.get(_REPORTS, []):
+        counts = f"{report.runs:,} runs, {report.crashes:,} crashes"
+        found = "" if report.ok else f", {len(report.violations)} violations"
+        terminalreporter.write_line(f"crash_everywhere({report.saga}): {counts}{found}")
