@@ -296,9 +296,21 @@ class Partition:
             self.position = base + count
             self._confirm(batch, base)
             return
-        async with self._lock:
-            await self._read_to(base + count)
+        await self._catch_up(base + count)
         self._settle(batch, base)
+
+    async def _catch_up(self, end: int) -> None:
+        """Fold up to `end`, however often reading fails: what was just appended waits for it."""
+        while True:
+            try:
+                async with self._lock:
+                    await self._read_to(end)
+                return
+            except LogTruncated:
+                raise
+            except (SagaError, OSError) as error:
+                logger.warning("partition %d: %s; trying again", self.index, error)
+                await asyncio.sleep(0.5)
 
     async def _split(self, batch: list[_Append], error: Exception) -> None:
         """One of several was refused: send them alone, so that only that one fails."""

@@ -172,7 +172,14 @@ class Serving:
                 logger.warning("partition %d: releasing took too long", index)
         await self._commit_mark(partition)
         await partition.stop()
+        self._moved(partition)
         self._host.look_at_turns()
+
+    def _moved(self, partition: Partition) -> None:
+        """Its sagas go on elsewhere; a parked one has no task that would tell."""
+        for saga_id in partition.cells:
+            if saga_id not in self._host.tasks:
+                self._host.moved(saga_id)
 
     # --- told by a partition ---
 
@@ -201,6 +208,8 @@ class Serving:
         task = self._host.tasks.get(saga_id)
         if task is not None:
             task.cancel()
+        else:
+            self._host.moved(saga_id)
         self._host.spawn(self._adopt(partition, saga_id, max(cell.begin, 0)), f"adopt {saga_id}")
 
     async def _adopt(self, partition: Partition, saga_id: str, begin: int) -> None:
@@ -275,6 +284,7 @@ class Serving:
                     cell.lost = True
                     self._host.tasks[saga_id].cancel()
             await partition.stop()
+            self._moved(partition)
             await self._serve(index)
 
     # --- housekeeping ---
