@@ -118,6 +118,11 @@ class Host:
                 outcome.exception()
         self._outcomes.clear()
 
+    def check_open(self, saga_id: str) -> None:
+        """Raises EngineClosed."""
+        if self.closing:
+            raise EngineClosed(saga_id)
+
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=f"sagaz-es {name}")
         self._background.add(task)
@@ -513,6 +518,7 @@ class Host:
             partition.cells.pop(saga_id, None)
             if cell.begin >= 0:
                 partition.held[f"stopped {saga_id}"] = cell.begin
+                partition.seen[saga_id] = cell.accepted  # its id must not start again
         finally:
             self.runners.pop(saga_id, None)
             self.tasks.pop(saga_id, None)

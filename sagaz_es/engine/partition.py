@@ -73,7 +73,7 @@ class Accepted(Struct):
     ended: bool = False
     recorded: bool = False
     recorders: dict[str, int] = {}
-    end_offset: int = 0  # of the record that ended it
+    end_offset: int = 0  # of the record that ended it; 0: it must not be forgotten
 
     @classmethod
     def of(cls, state: SagaState) -> Accepted:
@@ -321,9 +321,14 @@ class Partition:
             await self._send([item])
 
     def _confirm(self, batch: list[_Append], base: int) -> None:
-        """Nothing foreign lies between: every event is accepted as predicted."""
+        """Nothing foreign lies between: every event is accepted as predicted, unless what was
+        folded while the append was on its way has made the saga somebody else's."""
         for item in batch:
             cell = item.cell
+            if cell is not None and cell.lost:
+                _fail(item, LostOwnership(cell.state.saga_id))
+                base += len(item.entries)
+                continue
             if cell is not None:
                 if cell.begin < 0:
                     cell.begin = base
@@ -452,6 +457,7 @@ class Partition:
         if cell.ours:
             cell.lost = True
             self.cells.pop(event.saga_id, None)
+            self.seen[event.saga_id] = accepted  # until it is watched: its id must not start again
             self._owner.on_lost(self, cell)
             return
         advance(cell.state, event)
@@ -502,7 +508,7 @@ class Partition:
         """The store answers for everything that ended before `offset`."""
         if offset <= self.known_from:
             return
-        gone = [key for key, accepted in self.seen.items() if accepted.end_offset < offset]
+        gone = [key for key, known in self.seen.items() if 0 < known.end_offset < offset]
         for key in gone:
             del self.seen[key]
         self.known_from = offset
