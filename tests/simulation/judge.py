@@ -14,9 +14,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from tests.simulation.machine import Simulation
-from tests.simulation.model import Log, Saga, read_log
-
-KINDS = {"pending": "pending"}
+from tests.simulation.model import ENDINGS, Saga, read_log
 
 
 class Judge:
@@ -199,6 +197,8 @@ class Judge:
         for promise in self.simulation.promises:
             saga = self.log.sagas.get(promise.saga_id)
             if saga is None:
+                if promise.kind == "started" and self._was_refused(promise.saga_id):
+                    continue  # it stood in line, and was refused in the end
                 yield f"promise: {promise.kind} {promise.saga_id}, which does not exist"
             elif promise.kind in ("signalled", "asked"):
                 if self.log.requests.get(promise.detail, 0) < 1:
@@ -215,17 +215,16 @@ class Judge:
                 if told not in ends:
                     yield f"promise: {saga.saga_id} ended {told}, the log says {sorted(ends)}"
         for request, count in self.log.requests.items():
-            if count > 1 and request not in self._given_starts():
+            if count > 1:
                 yield f"asked once: request {request} led to {count} facts"
 
-    def _given_starts(self) -> set[str]:
-        return set()
+    def _was_refused(self, saga_id: str) -> bool:
+        starts = [r for r in self.log.asked.values() if isinstance(r, e.StartRequested)]
+        return any(r.saga_id == saga_id and r.request_id in self.log.refused for r in starts)
 
 
 def _ends(saga: Saga) -> Iterator[str]:
     """Every status at which who waited may have been told of it."""
-    from tests.simulation.model import ENDINGS
-
     for placed in saga.accepted:
         fact = placed.event.fact
         if type(fact) in ENDINGS:
@@ -253,6 +252,3 @@ def _as_model(state: SagaState) -> tuple[int, str, dict[str, str]]:
 def _told(saga: Saga) -> tuple[int, str, dict[str, str]]:
     steps = {name: step.status for name, step in sorted(saga.steps.items())}
     return saga.sequence, saga.status, {n: s for n, s in steps.items() if s != "pending"}
-
-
-def unused(log: Log) -> None: ...

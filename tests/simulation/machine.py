@@ -22,7 +22,7 @@ from sagaz_es.core.snapshot import SnapshotPolicy
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.projector import Projector
-from sagaz_es.errors import SagaError
+from sagaz_es.errors import EngineClosed, LostOwnership, SagaError
 from sagaz_es.ports import Record
 from sagaz_es.testing.simulation import (
     Broker,
@@ -36,6 +36,7 @@ from sagaz_es.testing.simulation import (
     Weather,
 )
 from sagaz_es.testing.virtual_time import NothingLeft
+from tests.simulation.model import read_log
 from tests.simulation.sagas import REGISTRY
 from tests.simulation.world import Habits, World
 
@@ -341,6 +342,8 @@ class Simulation:
         except (SagaError, OSError) as error:
             self.trace(f"{words}: {type(error).__name__}")
             self.counts["refused"] += 1
+            if isinstance(error, EngineClosed | LostOwnership) and not node.engine.host.closing:
+                self.stuck.append(f"its engine is open, and {words} raised {error!r}")
         else:
             self.trace(f"{words}: done")
 
@@ -393,21 +396,17 @@ class Simulation:
                 self._people()
         self.stuck += self._unfinished()
 
-    def states(self) -> dict[str, Any]:
-        """Every saga as the log has it now."""
-        from tests.simulation.model import read_log
-
-        return read_log(self.broker).sagas
-
     def _at_rest(self) -> bool:
         return not self._unfinished()
 
     def _unfinished(self) -> list[str]:
+        log = read_log(self.broker)
         left = [
             f"saga {saga_id} ({saga.name}) is {saga.status}: {saga.steps}"
-            for saga_id, saga in self.states().items()
+            for saga_id, saga in log.sagas.items()
             if not saga.ended
         ]
+        left += [f"nobody has answered {request}" for request in log.unanswered]
         for task, words in self.clients.items():
             process = words.split()[0]
             alive = any(n.process.name == process and n.process.alive for n in self.nodes)
@@ -418,7 +417,7 @@ class Simulation:
 
     def _people(self) -> None:
         """Whoever waits for a person gets one."""
-        for saga_id, saga in self.states().items():
+        for saga_id, saga in read_log(self.broker).sagas.items():
             node = self._engine(self.random.randrange(len(self.nodes)))
             if node is None or saga.ended:
                 continue

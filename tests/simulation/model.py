@@ -39,7 +39,7 @@ class Step:
     attempt: int = 0
     undo_attempt: int = 0
     interrupted: bool = False  # another writer came while it was started, or being undone
-    maybe: bool = False  # it failed, and may have had its effect
+    maybe: bool = False  # an attempt may have had its effect, and none has completed
     owner: str = ""  # whose effect it is, where a branch inherited it
     let_be: bool = False  # a person said so of its undoing
 
@@ -126,6 +126,31 @@ class Log:
         self.completions: list[tuple[Saga, Placed]] = []
         self.rejected = 0
         self.requests: dict[str, int] = {}  # id -> accepted facts that answer it
+        self.asked: dict[str, e.Request] = {}
+        self.refused: set[str] = set()
+
+    @property
+    def unanswered(self) -> list[e.Request]:
+        """Requests that came to nothing yet."""
+        return [request for request in self.asked.values() if not self._is_answered(request)]
+
+    def _is_answered(self, request: e.Request) -> bool:
+        if request.request_id in self.requests or request.request_id in self.refused:
+            return True
+        saga = self.sagas.get(request.saga_id)
+        if isinstance(request, e.StartRequested):
+            return saga is not None
+        if isinstance(request, e.CancelRequested):
+            return saga is not None and (saga.ended or saga.status == "compensating")
+        if isinstance(request, e.UndoRequested):
+            return saga is not None and saga.undone
+        return isinstance(request, e.ReplayLogged)
+
+    def hear(self, request: e.Request) -> None:
+        if isinstance(request, e.RequestRefused):
+            self.refused.add(request.request_id)
+        else:
+            self.asked.setdefault(request.request_id, request)
 
     def take(self, event: e.Event, offset: int) -> None:
         saga = self.sagas.get(event.saga_id)
@@ -162,6 +187,8 @@ def read_log(broker: Broker) -> Log:
         for record in partition.records:
             if isinstance(record.entry, e.Event):
                 log.take(record.entry, record.offset)
+            elif isinstance(record.entry, e.Request):
+                log.hear(record.entry)
     return log
 
 
@@ -230,7 +257,7 @@ def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> 
     before, attempt = step.status, step.attempt
     again = before == "started" and step.interrupted
     step.status, step.attempt = "started", fact.attempt
-    step.interrupted = step.maybe = False
+    step.maybe, step.interrupted = step.maybe or again, False
     if saga.status != "executing":
         return f"the saga is {saga.status}"
     if saga.paused:
@@ -267,7 +294,7 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
     step = saga.steps[fact.step]
     before, interrupted = step.status, step.interrupted
     step.status, step.interrupted = ("pending" if fact.retry_at else "failed"), False
-    step.maybe = fact.unknown
+    step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
     if before == "waiting" and fact.error_type == "SignalTimeout":
         return None
     if before == "unknown" and fact.error_type == "NotHappened":
@@ -326,7 +353,7 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
     for name, step in saga.steps.items():
         certain = step.status in ("completed", "stale", "undoing")
         maybe = step.on_unknown and (
-            (step.maybe and step.status in ("failed", "unknown"))
+            (step.maybe and step.status in ("failed", "unknown", "pending"))
             or (step.status == "started" and step.interrupted)
         )
         wanted_here = step.compensable and name not in locked and (certain or maybe)
@@ -369,7 +396,8 @@ def _undo_started(log: Log, saga: Saga, fact: e.StepCompensationStarted, placed:
             return f"the step is {before}"
     elif saga.status == "compensating":
         todo = set(saga.undo)
-        if before not in ("completed", "stale", "failed", "unknown") and not again:
+        wanted = ("completed", "stale", "failed", "unknown", "pending")
+        if before not in wanted and not again:
             if not (before == "started"):
                 return f"the step is {before}"
     else:

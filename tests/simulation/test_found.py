@@ -29,7 +29,7 @@ from tests.helpers import (
 )
 from tests.simulation.runs import run_seed
 
-SEEDS = (209, 767, 811, 1336, 394, 524)
+SEEDS = (209, 767, 811, 1336, 394, 524, 1029, 2734, 3107, 257, 370, 2459)
 """Each broke a law once."""
 
 
@@ -98,6 +98,24 @@ def test_a_cancel_after_a_take_over_undoes_what_the_dead_process_may_have_done()
 def test_a_deadline_after_a_take_over_undoes_what_the_dead_process_may_have_done() -> None:
     state, graph = _interrupted(deadline_at=5)
     assert _undoing(decide(state, graph, now=6).facts) == UNDOES_IT
+
+
+def test_an_attempt_that_fails_for_sure_says_nothing_of_the_one_that_died_before_it() -> None:
+    state, graph = _interrupted()
+    for fact in (e.StepStarted("charge", 2), e.StepFailed("charge", 2, "Declined")):
+        event = e.Event("s", "order", b"two", 1, state.sequence + 1, 1, fact)
+        advance(state, event)
+    assert state.step("charge").unknown
+    assert _undoing(decide(state, graph, now=1).facts) == [UNDOES_IT[1]]
+
+
+async def test_a_cancel_between_two_attempts_undoes_what_the_first_may_have_done() -> None:
+    state, graph = _interrupted()
+    late = e.StepFailed("charge", 2, "SagaTimeoutError", retry_at=5, unknown=True)
+    for fact in (e.StepStarted("charge", 2), late):
+        event = e.Event("s", "order", b"two", 1, state.sequence + 1, 1, fact)
+        advance(state, event)
+    assert _undoing(cancel(state, graph, e.CancelRequested("r", "s"))) == [UNDOES_IT[1]]
 
 
 # --- a cancel that comes while the saga goes back -------------------------------------------------

@@ -82,7 +82,7 @@ class World:
         """A step's effect."""
         execution = await self._begin("do", ctx, ctx.idempotency_key, None)
         fate = self.random.random()
-        if fate < self.habits.fails and execution.key not in self.effects:
+        if fate < self.habits.fails:
             execution.ended = "raised"
             raise Declined(ctx.step)
         hangs = fate < self.habits.fails + self.habits.hangs

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import selectors
+import warnings
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from typing import Any
@@ -162,9 +163,11 @@ class SimulatedLoop(VirtualTimeLoop):
         """All is judged: let every coroutine unwind, and look at nothing of it."""
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
-        for task in self.tasks:
-            if not task.done():
-                _close(task.get_coro())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what unwinding begins and nobody awaits
+            for task in self.tasks:
+                if not task.done():
+                    _close(task.get_coro())
         self.tasks.clear()
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
