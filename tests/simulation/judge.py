@@ -22,11 +22,13 @@ class Judge:
 
     def __init__(self) -> None:
         self.violations: list[str] = []
-        self.events = 0
+        self.events = self.sagas = 0
+        self.done = False
 
     async def __call__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.log = read_log(simulation.broker)
+        self.sagas = len(self.log.sagas)
         self.events = sum(len(saga.accepted) for saga in self.log.sagas.values())
         for check in (
             self._log,
@@ -38,6 +40,7 @@ class Judge:
             self._promises,
         ):
             self.violations += check()
+        self.done = True
 
     # --- the log ---
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.simulation.judge import Judge
 from tests.simulation.machine import Plan, Simulation
 from tests.simulation.seeds import plan_of
 
-COLLECT_EVERY = 50
+CHUNK = 50
+MAX_BROKEN = 20
+
+FAULTS = ("kills", "pauses", "cuts", "clock jumps", "log restarts", "leader changes",
+          "store outages", "hand-overs", "poison records")  # fmt: skip
 
 
 @dataclass
@@ -24,6 +29,29 @@ class Outcome:
     counts: Counter[str]
     digest: str
     lines: list[str] = field(default_factory=list)
+
+    @property
+    def again(self) -> str:
+        """The command that brings it back."""
+        return f"make sim SEED={self.seed}"
+
+
+@dataclass
+class Total:
+    """What came of many."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    schedules: int = 0
+    violations: int = 0
+
+    def __str__(self) -> str:
+        counts = self.counts
+        faults = ", ".join(f"{counts[what]:,} {what}" for what in FAULTS if counts[what])
+        return (
+            f"{self.schedules} schedules, {counts['sagas']:,} sagas, {counts['events']:,} events, "
+            f"{counts['steps run']:,} steps run; {counts['faults']:,} faults ({faults}, the rest "
+            f"calls that failed or were not answered); {self.violations} violations"
+        )
 
 
 def run_seed(seed: int) -> Outcome:
@@ -39,28 +67,48 @@ def run_plan(plan: Plan) -> Outcome:
         where = traceback.extract_tb(error.__traceback__)[-1]
         judge.violations.append(f"the bed broke: {error!r} at {where.filename}:{where.lineno}")
         simulation.lines.append("".join(traceback.format_exception(error)))
+    if not judge.done and not judge.violations:
+        judge.violations.append(f"stuck: {simulation.stuck}")
     counts = simulation.counts
-    counts["faults"] = simulation.broker.faults + sum(
-        counts[what] for what in counts if what not in ("calls", "refused", "rounds of healing")
-    )
+    counts["faults"] = simulation.broker.faults + sum(counts[what] for what in FAULTS)
     counts["events"] = judge.events
     counts["steps run"] = len(simulation.world.executions)
-    counts["sagas"] = len(judge.log.sagas) if hasattr(judge, "log") else 0
-    if not judge.violations and not hasattr(judge, "log"):
-        judge.violations.append(f"not judged: {simulation.stuck}")
+    counts["sagas"] = judge.sagas
     return Outcome(plan.seed, judge.violations, counts, simulation.digest, simulation.lines)
 
 
-def run_seeds(seeds: Iterable[int]) -> tuple[Counter[str], list[Outcome]]:
-    """Many schedules: their counts, and those that broke a law."""
-    total: Counter[str] = Counter()
-    broken: list[Outcome] = []
-    for number, seed in enumerate(seeds, 1):
+def run_many(first: int, count: int, jobs: int = 1) -> tuple[Total, list[Outcome]]:
+    """Many schedules, in `jobs` processes: the total, and those that broke a law (the first)."""
+    total, broken = Total(), list[Outcome]()
+    for counts, schedules, found in _chunks(first, count, jobs):
+        total.counts += counts
+        total.schedules += schedules
+        total.violations += len(found)
+        broken += found
+    return total, broken[:MAX_BROKEN]
+
+
+Chunk = tuple[Counter[str], int, list[Outcome]]
+
+
+def _chunks(first: int, count: int, jobs: int) -> Iterator[Chunk]:
+    end = first + count
+    spans = [(at, min(at + CHUNK, end)) for at in range(first, end, CHUNK)]
+    if jobs == 1:
+        yield from map(_run_chunk, spans)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(_run_chunk, spans)
+
+
+def _run_chunk(span: tuple[int, int]) -> Chunk:
+    counts: Counter[str] = Counter()
+    broken = []
+    for seed in range(*span):
         outcome = run_seed(seed)
-        total += outcome.counts
-        total["schedules"] += 1
+        counts += outcome.counts
         if outcome.violations:
+            outcome.lines = []
             broken.append(outcome)
-        if number % COLLECT_EVERY == 0:
-            gc.collect()
-    return total, broken
+    gc.collect()
+    return counts, span[1] - span[0], broken

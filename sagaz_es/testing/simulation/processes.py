@@ -162,7 +162,7 @@ class SimulatedLoop(VirtualTimeLoop):
     def close(self) -> None:
         """All is judged: let every coroutine unwind, and look at nothing of it."""
         self._ready.clear()  # type: ignore[attr-defined]
-        self._scheduled.clear()  # type: ignore[attr-defined]
+        self._scheduled.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what unwinding begins and nobody awaits
             for task in self.tasks:
@@ -170,7 +170,7 @@ class SimulatedLoop(VirtualTimeLoop):
                     _close(task.get_coro())
         self.tasks.clear()
         self._ready.clear()  # type: ignore[attr-defined]
-        self._scheduled.clear()  # type: ignore[attr-defined]
+        self._scheduled.clear()
         super().close()
 
     def _make_self_pipe(self) -> None:
