@@ -189,7 +189,7 @@ class Partition:
         self._queue: deque[_Append] = deque()
         self._queued = 0
         self._sending: list[_Append] = []
-        self._wake = asyncio.Event()
+        self._idle: asyncio.Future[None] | None = None  # what the write loop waits for, if it does
         self._room = asyncio.Event()
         self._room.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -216,7 +216,9 @@ class Partition:
         self._queued += len(entries)
         if self._queued > MAX_QUEUED_ENTRIES:
             self._room.clear()
-        self._wake.set()
+        idle = self._idle
+        if idle is not None and not idle.done():
+            idle.set_result(None)
         return future
 
     async def room(self) -> None:
@@ -227,8 +229,12 @@ class Partition:
     async def _write(self) -> None:
         while True:
             if not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
+                # A bare future: an Event costs three times as much, and this is once an append.
+                self._idle = self._loop.create_future()
+                try:
+                    await self._idle
+                finally:
+                    self._idle = None
             self._sending = self._take()
             self.pending_since = self._loop.time()
             await self._send(self._sending)
