@@ -46,6 +46,8 @@ MAX_BATCH_BYTES = 600_000
 MAX_QUEUED_ENTRIES = 100_000
 QUIET_S = 0.02
 """Without an append of one's own for so long, what others append is looked for by reading."""
+BUSY_S = 1.0
+"""And in any case after that: an append may hang, and what others append matters all the more."""
 MAX_REFUSED = 10_000
 """Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
@@ -377,9 +379,10 @@ class Partition:
                 self._fold_records(chunk.records)
                 if not chunk.records and self.position == position:
                     self.position = chunk.next_offset  # offsets that hold no records
-            while self._appends != seen:
-                # Own traffic wakes this loop, too. As long as there is any, the write loop notices
-                # by itself what others append between: to read it all again would be for nothing.
+            # Own traffic wakes this loop, too. As long as there is any, the write loop notices by
+            # itself what others append between: to read it all again would be for nothing.
+            until = self._loop.time() + BUSY_S
+            while (self._appends != seen or self._sending) and self._loop.time() < until:
                 seen = self._appends
                 await asyncio.sleep(QUIET_S)
 
