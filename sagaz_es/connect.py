@@ -35,7 +35,9 @@ DEFAULT_LOG = "sqlite:///sagaz-es.db"
 LOG_SCHEMES = ("memory", "sqlite", "kafka")
 GROUP_OPTION = "group"  # of a log's URL; for the engine, not for the log
 STORE_SCHEMES = ("memory", "sqlite", "postgresql")
+_INT32 = 2**31 - 1
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_HOST = re.compile(r"(?P<name>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>[^:\[\]]*))?")
 _memory_logs: dict[str, Any] = {}
 
 
@@ -178,14 +180,14 @@ def _kafka_log(address: Address) -> EventLog:
     numbers = {"partitions", "session_timeout_ms"}
     options: dict[str, Any] = {}
     for key, value in given.items():
-        if key in numbers and not value.isdigit():
+        if key in numbers and not _is_number(value, _INT32):
             raise ConfigurationError(f"log URL {address.shown}: {key} is a number, not {value!r}")
         options[key] = int(value) if key in numbers else value
     if address.user:
         options.update(username=address.user, password=address.password)
         options.setdefault("security_protocol", "SASL_PLAINTEXT")
         options.setdefault("sasl_mechanism", "PLAIN")
-    hosts = [host if ":" in host else f"{host}:9092" for host in address.hosts]
+    hosts = [host if _has_port(host) else f"{host}:9092" for host in address.hosts]
     module = _adapter("sagaz_es.log.kafka")
     opened: EventLog = module.KafkaEventLog(hosts, namespace, _codec(), **options)
     return opened
@@ -285,15 +287,61 @@ def parse_url(url: str, what: str, known: tuple[str, ...]) -> Address:
     credentials, _, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     shown = f"{scheme}://{hosts}{parts.path}"
+    addresses, path = tuple(host for host in hosts.split(",") if host), unquote(parts.path)
+    if "\0" in path or not _is_unicode(url):
+        raise ConfigurationError(f"{what} URL with scheme {scheme!r}: it is no text")
+    if scheme in ("kafka", "postgresql"):
+        for host in addresses:
+            _check_host(host, what, scheme, shown)
     return Address(
         scheme,
-        tuple(host for host in hosts.split(",") if host),
-        unquote(parts.path),
+        addresses,
+        path,
         unquote(user),
         unquote(password),
         dict(parse_qsl(parts.query, keep_blank_values=True)),
         shown,
     )
+
+
+def _check_host(host: str, what: str, scheme: str, shown: str) -> None:
+    """Raises ConfigurationError for what no connection can be made to: drivers say it each in
+    another way, and late."""
+    parts = _HOST.fullmatch(host)
+    if parts is None:
+        raise ConfigurationError(
+            f"{what} URL with scheme {scheme!r}: write a host as host:port, or [address]:port for "
+            "an IPv6 address"
+        )
+    name, port = parts["name"], parts["port"]
+    if port is not None and not (_is_number(port, 65535) and int(port)):
+        # It may be a password that lacks its host: it is not shown.
+        raise ConfigurationError(
+            f"{what} URL with scheme {scheme!r}: a port is a number from 1 to 65535; write "
+            f"{scheme}://user:password@host:port/…"
+        )
+    try:
+        if "%2F" not in name.upper():  # else it is the path of a socket
+            name.encode("idna")
+    except UnicodeError:
+        raise ConfigurationError(f"{what} URL {shown}: {name!r} is no host name") from None
+
+
+def _has_port(host: str) -> bool:
+    parts = _HOST.fullmatch(host)
+    return parts is not None and parts["port"] is not None
+
+
+def _is_number(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= most
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file(address: Address) -> str:

@@ -27,6 +27,8 @@ from sagaz_es.ports import NOT_FOLDED, ReplayEntry, StoredSnapshot
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
+_FIRST_US = (datetime.min.replace(tzinfo=UTC) - EPOCH) // _US
+_LAST_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _US
 _COMPRESSIONS = ("zstd",)
 BLOB_PREFIX = '{"$blob":"'
 """What the JSON text of a value begins with that is kept in the blob store."""
@@ -407,12 +409,13 @@ def in_utc(when: datetime) -> datetime:
 
 def to_us(when: datetime) -> int:
     """µs since 1970 UTC."""
-    return (in_utc(when) - EPOCH) // _US
+    # Not by way of UTC: near the ends of the calendar a zone leads out of it.
+    return ((when if when.tzinfo else when.replace(tzinfo=UTC)) - EPOCH) // _US
 
 
 def from_us(when: int) -> datetime:
-    """The reverse of `to_us`."""
-    return EPOCH + timedelta(microseconds=when)
+    """The reverse of `to_us`. What another program wrote may lie beyond the calendar: its end."""
+    return EPOCH + timedelta(microseconds=min(max(when, _FIRST_US), _LAST_US))
 
 
 def _time_of(value: str | datetime) -> datetime:

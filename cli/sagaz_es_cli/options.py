@@ -84,7 +84,7 @@ class When(click.ParamType[Any]):
             if not name:
                 self.fail(f"{value!r} names no step; write step:charge", param, ctx)
             return Step(name, after=after)
-        if text.isdecimal():
+        if text.isdecimal() and len(text) < 20:
             return int(text)
         try:
             return parse_time(text)

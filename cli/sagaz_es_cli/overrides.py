@@ -44,6 +44,9 @@ def _override(text: str) -> dict[str, Any]:
             return parse_object(text)
         except _Malformed as error:
             raise InvalidOverride(_shortened(text), error.where) from None
+        except ValueError:  # a tagged value: `{"$decimal": "9.90"}` alone is no object
+            where = "column 1: a typed value stands behind a key"
+            raise InvalidOverride(_shortened(text), where) from None
     key, equals, value = text.partition("=")
     if not equals:
         raise InvalidOverride(

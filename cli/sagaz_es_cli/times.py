@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+
+from sagaz_es.snapshots import from_us
 
 EXAMPLE = "2026-07-01T10:00:00Z"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_time(text: str) -> datetime:
@@ -19,11 +20,6 @@ def parse_time(text: str) -> datetime:
             f"{text!r} is not a time; write it as {EXAMPLE} (without a zone it is UTC)"
         ) from None
     return utc
-
-
-def from_us(us: int) -> datetime:
-    """µs since 1970 UTC as a datetime, exact."""
-    return _EPOCH + timedelta(microseconds=us)
 
 
 def iso(us: int) -> str | None:

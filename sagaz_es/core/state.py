@@ -188,4 +188,7 @@ def dump_state(state: SagaState) -> bytes:
 
 def load_state(data: bytes | str) -> SagaState:
     """The reverse of `dump_state`. Raises msgspec.DecodeError for other bytes."""
-    return _DECODER.decode(data)
+    try:
+        return _DECODER.decode(data)
+    except (UnicodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None

@@ -33,7 +33,7 @@ def read_note(text: str) -> Note:
     """A note as it was committed; an unreadable one says nothing."""
     try:
         return _DECODER.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return Note()
 
 

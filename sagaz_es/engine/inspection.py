@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ from sagaz_es.core.decide import ParallelFailureStrategy
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.engine import described, mermaid
 from sagaz_es.engine.context import SagaContext
+from sagaz_es.snapshots import from_us
 
 if TYPE_CHECKING:
     from sagaz_es.engine.definition import Definition
@@ -263,4 +264,4 @@ def _completed(saga: Inspection) -> list[SagaStep]:
 
 
 def _time(us: int) -> datetime | None:
-    return datetime.fromtimestamp(us / 1e6, UTC) if us else None
+    return from_us(us) if us else None

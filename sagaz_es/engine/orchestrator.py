@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sagaz_es.core.state import SagaStatus
 from sagaz_es.engine import standalone
 from sagaz_es.errors import SagaNotFound
 from sagaz_es.ports import Summary
+from sagaz_es.snapshots import from_us
 
 if TYPE_CHECKING:
     from sagaz_es.engine.definition import Saga
@@ -133,4 +133,4 @@ async def counts(config: Any = None) -> dict[str, int]:
 
 
 def _time(us: int) -> str | None:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat() if us else None
+    return from_us(us).isoformat() if us else None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -54,6 +54,7 @@ from sagaz_es.errors import (
     UndoRefused,
     UnknownSagaName,
 )
+from sagaz_es.snapshots import from_us
 
 _START = msgspec.json.Decoder(e.SagaStarted)
 
@@ -259,7 +260,7 @@ async def replay(
         context_override=_override_values(plan),
         dry_run=dry_run,
         force_failure=plan.force_failure,
-        created_at=_time(host.clock.now()),
+        created_at=from_us(host.clock.now()),
     )
     said: dict[str, Any] = {
         "overrides": plan.overrides,
@@ -280,17 +281,17 @@ async def replay(
                 raise ReplayError(f"the replay could not be prepared: {error}") from error
             raise
         result.status, result.error_message = ReplayStatus.FAILED, str(error)
-        result.completed_at = _time(host.clock.now())
+        result.completed_at = from_us(host.clock.now())
         return result
     if dry_run:
         await note(host, plan.saga_id, plan.from_step, "success", **said)
         result.status = ReplayStatus.SUCCESS
-        result.completed_at = _time(host.clock.now())
+        result.completed_at = from_us(host.clock.now())
         return result
     outcome = await handle.result()
     result.new_saga_id = handle.saga_id
     result.saga_status = outcome.status
-    result.completed_at = _time(host.clock.now())
+    result.completed_at = from_us(host.clock.now())
     if outcome.success:
         result.status = ReplayStatus.SUCCESS
     else:
@@ -491,7 +492,7 @@ async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> Replay
         state.point,
         ReplayStatus.SUCCESS,
         initiated_by=actor,
-        created_at=_time(host.clock.now()),
+        created_at=from_us(host.clock.now()),
     )
     if not state.undone:
         handle = await _undo(host, state, actor, reason)
@@ -500,7 +501,7 @@ async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> Replay
         if outcome.compensation_errors:
             result.status = ReplayStatus.FAILED
             result.error_message = "; ".join(map(str, outcome.compensation_errors))
-    result.completed_at = _time(host.clock.now())
+    result.completed_at = from_us(host.clock.now())
     return result
 
 
@@ -587,7 +588,3 @@ async def _undo_here(
         join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
     )
     return await host.resume(partition, state, definition, (claimed, back))
-
-
-def _time(us: int) -> datetime:
-    return datetime.fromtimestamp(us / 1e6, UTC)

@@ -214,9 +214,7 @@ class SagaRunner:
                 self._stop_attempts()
             if self._cancel_request is not None and attempts and not attempts[0].undo:
                 self._withdraw(attempts)
-                attempts = [attempt for attempt in attempts if attempt.undo]
-                if not attempts:
-                    continue
+                continue
             if len(attempts) == 1 and not self._running and not wake_at:
                 self._take(attempts[0].step, await self._alone(attempts[0]))
                 continue
@@ -314,9 +312,9 @@ class SagaRunner:
         )
 
     def _withdraw(self, attempts: list[Attempt]) -> None:
-        """A cancel came while their start was on its way: they never ran. What undoes goes on."""
+        """A cancel came while their start was on its way: they never ran."""
         for attempt in attempts:
-            if attempt.ask or attempt.undo:
+            if attempt.ask:
                 continue
             self._number(
                 e.StepFailed(

@@ -103,16 +103,16 @@ class SagaConfig:
                     UserWarning,
                     stacklevel=4,
                 )
-        if self.default_timeout <= 0:
+        if not (_is_number(self.default_timeout) and self.default_timeout > 0):
             raise ConfigurationError(f"default_timeout: above 0, not {self.default_timeout!r}")
-        if self.default_max_retries < 0:
+        if not isinstance(self.default_max_retries, int) or self.default_max_retries < 0:
             raise ConfigurationError(
                 f"default_max_retries: 0 or more, not {self.default_max_retries!r}"
             )
         self.limits.check("value_")
         try:
             strategy = ParallelFailureStrategy(self.failure_strategy)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             known = ", ".join(ParallelFailureStrategy)
             raise ConfigurationError(f"failure_strategy: one of {known}") from error
         object.__setattr__(self, "failure_strategy", strategy)
@@ -174,9 +174,12 @@ class SagaConfig:
         Raises FileNotFoundError, ConfigurationError, MissingDependencyError (YAML).
         """
         path = Path(file_path)
-        data = _parse(path, path.read_text())
-        if substitute_env:
-            data = _substitute(data)
+        data = _parse(path)
+        try:
+            if substitute_env:
+                data = _substitute(data)
+        except RecursionError:
+            raise ConfigurationError(f"{path}: a section holds itself") from None
         fields = {
             key: data[key]
             for key in (
@@ -194,15 +197,31 @@ class SagaConfig:
             fields["failure_strategy"] = data["failure_strategy"]
         if data.get("storage"):
             fields["storage"] = _storage_section(data["storage"])
-        broker = data.get("broker") or {}
-        url = broker.get("url") or (broker.get("connection") or {}).get("url")
+        broker = _section(data, "broker")
+        url = broker.get("url") or _section(broker, "connection").get("url")
         if url and not fields.get("log"):
-            fields["log"] = _broker_log(url)
-        observed = data.get("observability") or {}
+            fields["log"] = _broker_log(str(url))
+        observed = _section(data, "observability")
         for field, section in (("metrics", "prometheus"), ("tracing", "tracing")):
-            fields[field] = bool((observed.get(section) or {}).get("enabled", field == "metrics"))
-        fields["logging"] = bool((observed.get("logging") or {}).get("enabled", True))
+            fields[field] = bool(_section(observed, section).get("enabled", field == "metrics"))
+        fields["logging"] = bool(_section(observed, "logging").get("enabled", True))
+        for field in ("log", "store"):
+            if not isinstance(fields.get(field), str | None):
+                raise ConfigurationError(f"{path}: {field} is a URL, not {fields[field]!r}")
         return cls(**fields)
+
+
+def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of the settings; empty where there is none. Raises ConfigurationError."""
+    section = data.get(name) or {}
+    if not isinstance(section, Mapping):
+        kind = type(section).__name__
+        raise ConfigurationError(f"{name}: settings are a mapping, not a {kind}")
+    return section
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _place(storage: Any) -> tuple[str | None, str | None]:
@@ -228,7 +247,10 @@ def _place(storage: Any) -> tuple[str | None, str | None]:
 
 def _broker_log(url: str) -> str | None:
     """The log of a broker's URL, if it can be one."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"broker: its URL is none: {error}") from None
     if parts.scheme != "kafka":
         logger.warning("the broker's URL is ignored: %s:// can be no log", parts.scheme)
         return None
@@ -241,7 +263,8 @@ def _broker_log(url: str) -> str | None:
 def _storage_section(section: Any) -> Any:
     if isinstance(section, str):
         return section
-    connection = section.get("connection") or {}
+    section = _section({"storage": section}, "storage")
+    connection = _section(section, "connection")
     kind = str(section.get("type", "postgresql")).lower()
     if section.get("url") or connection.get("url"):
         return section.get("url") or connection.get("url")
@@ -255,24 +278,26 @@ def _storage_section(section: Any) -> Any:
     return f"postgresql://{user}:{password}@{host}:{port}/{connection.get('database', 'sagaz')}"
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path) -> dict[str, Any]:
     try:
-        if path.suffix == ".json":
-            data = json.loads(text)
-        else:
-            data = _yaml().safe_load(text)
-    except ValueError as error:
+        text = path.read_text()
+        data = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     if data is not None and not isinstance(data, dict):
         raise ConfigurationError(f"{path}: settings are a mapping, not a {type(data).__name__}")
     return data or {}
 
 
-def _yaml() -> Any:
+def _from_yaml(text: str) -> Any:
     try:
-        return import_module("yaml")
+        yaml: Any = import_module("yaml")
     except ModuleNotFoundError as error:
         raise MissingDependencyError("pyyaml", "a YAML file", "cli") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 _VARIABLE = re.compile(r"\$\{([^}:]+)(?::([?-])([^}]*))?\}")

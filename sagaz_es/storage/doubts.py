@@ -79,7 +79,7 @@ class Doubts:
         for snapshot_id, data in rows:
             try:
                 yield _SNAPSHOTS.decode(unpack(data))
-            except (CorruptData, msgspec.MsgspecError) as error:
+            except (CorruptData, msgspec.MsgspecError, UnicodeError) as error:
                 self.tell(saga_id, snapshot_id, str(error))
 
     async def first_of(

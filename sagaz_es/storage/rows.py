@@ -83,7 +83,7 @@ def load_row(data: bytes, kind: type[R], where: str) -> R:
     """The reverse of `dump_row`. Raises StorageFailed."""
     try:
         return msgspec.msgpack.decode(unpack(data), type=kind)
-    except (CorruptData, msgspec.MsgspecError) as error:
+    except (CorruptData, msgspec.MsgspecError, UnicodeError) as error:
         raise StorageFailed(where, f"a row is damaged ({error})") from error
 
 

@@ -1,1 +1,0 @@
-"""The real engine, projector and replayer under everything that can go wrong, by seeds."""
