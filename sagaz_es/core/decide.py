@@ -359,6 +359,14 @@ def go_back(
     )
 
 
+def has_gone_back(state: SagaState) -> bool:
+    """Whether it has ended with nothing left that could be undone. What an undone replay only
+    reused is left."""
+    if state.status not in ("rolled_back", "cancelled"):
+        return False
+    return not state.undone or go_back(state, state.step_graph).steps == "[]"
+
+
 def take_back(
     state: SagaState, graph: Graph, *, reason: str, actor: str, cause: str
 ) -> e.CompensationStarted:

@@ -90,7 +90,7 @@ class ChildNow(Struct, frozen=True):
     """What stands of a child's saga now: the head of its family, for it may have been replayed."""
 
     head: str
-    status: str
+    status: str  # "undone": a replay of it was undone, and what that had reused stands
     pivots: tuple[str, ...] = ()  # completed ones
     result: str = ""  # where it was replayed: JSON, what its step's result is now
     keys_set: str = ""  # and what that sets in the context
@@ -316,8 +316,9 @@ def _verdict(
         blocked = _child_stays(child, stale or effect.unknown)
         if blocked:
             return Verdict.BLOCKED, blocked
-        if child.status == "failed":
-            return Verdict.UNDO_FIRST, "its saga failed, and what it left is to be undone"
+        if child.status in ("failed", "undone"):
+            why = f"its saga is {child.status}, and what it left is to be undone"
+            return Verdict.UNDO_FIRST, why
         if effect.unknown:
             return Verdict.UNDO_FIRST, "it failed, but its saga stands"
     if effect.unknown:
@@ -340,7 +341,7 @@ def _verdict(
 
 def _child_stays(child: ChildNow, stale: object) -> str:
     """Why the saga of a child step can neither be used as it is nor taken back; empty: it can."""
-    if child.status not in ("completed", "failed", "partially_committed"):
+    if child.status not in ("completed", "failed", "partially_committed", "undone"):
         return f"its saga {child.head!r} is {child.status}"
     if child.status == "completed" and not stale:
         return ""

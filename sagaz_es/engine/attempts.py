@@ -22,6 +22,7 @@ from sagaz_es.core.decide import (
     CompensationFailureStrategy,
     completed_pivots,
     failed_attempt,
+    has_gone_back,
 )
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
@@ -436,7 +437,7 @@ class Attempts:
         return fact
 
     def _child_back(self, attempt: Attempt, head: SagaState) -> e.Fact:
-        if head.status in ("rolled_back", "cancelled"):
+        if has_gone_back(head):
             texts = {"saga_id": to_text(head.saga_id), "status": to_text(head.status)}
             return e.StepCompensated(attempt.step, attempt.attempt, join_object(texts))
         return e.StepCompensationFailed(attempt.step, attempt.attempt, *_ended_badly(head))

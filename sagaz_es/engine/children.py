@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sagaz_es.core import events as e
 from sagaz_es.core.children import next_child_id
-from sagaz_es.core.decide import completed_pivots, take_back
+from sagaz_es.core.decide import completed_pivots, has_gone_back, take_back
 from sagaz_es.core.effects import Effect
 from sagaz_es.core.plan import ChildNow
 from sagaz_es.core.state import SagaState
@@ -186,9 +186,7 @@ class Children:
             head = head if cell is None else cell.state
         request_id = f"take back {child.saga_id} {attempt}"
         if head.ended and (
-            head.status in ("rolled_back", "cancelled")
-            or request_id in head.answered
-            or behind_pivot(head)
+            has_gone_back(head) or request_id in head.answered or behind_pivot(head)
         ):
             answer: Answer = head
         elif head.ended and request_id in home.refused:
@@ -255,9 +253,10 @@ async def children_now(host: Host, effects: Iterable[Effect]) -> dict[str, Child
                 keys_set = join_object(kept)
             text = join_object(texts)
             result = await host.large_values.off_load_one(text, "result", effect.step)
-        found[child.saga_id] = ChildNow(
-            head.saga_id, head.status, behind_pivot(head), result, keys_set
-        )
+        status = head.status
+        if status in ("rolled_back", "cancelled") and not has_gone_back(head):
+            status = "undone"
+        found[child.saga_id] = ChildNow(head.saga_id, status, behind_pivot(head), result, keys_set)
     return found
 
 
@@ -278,7 +277,7 @@ async def answer(host: Host, home: Partition, request: e.UndoRequested) -> None:
         head = await head_of_family(host.log, host.store, child)
         if head is None:
             raise SagaStillRunning(child.branch, "pending", child.saga_id)
-        if request.request_id in head.answered or head.status in ("rolled_back", "cancelled"):
+        if request.request_id in head.answered or has_gone_back(head):
             return
         cell = home.cells.get(head.saga_id)
         if cell is None and head.ended:
