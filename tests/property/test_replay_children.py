@@ -25,7 +25,7 @@ from sagaz_es.errors import PlanBlocked, UndoRefused
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import QUIET, Declined, SetClock
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "120"))
 
 
 @dataclass
@@ -33,6 +33,7 @@ class World:
     """The ledger: token -> step and the saga that made it."""
 
     outcomes: dict[str, list[bool]]  # of each step's calls, in order: whether it fails
+    undo_failures: dict[str, list[int]]  # how often each undoing fails before it works
     stands: dict[str, tuple[str, str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     made: int = 0
@@ -48,6 +49,12 @@ class World:
         return {f"k{ctx.step}": token, "seen": ctx.get("total", 0)}
 
     async def undo(self, result: Any, ctx: Any) -> None:
+        failures = self.undo_failures.get(ctx.step)
+        if failures and failures[0] > 0:
+            failures[0] -= 1
+            raise Declined(f"undo {ctx.step}")
+        if failures:
+            failures.pop(0)
         if self.stands.pop(result[f"k{ctx.step}"], None) is None:
             self.wrong.append(f"{result} is undone, but does not stand")
 
@@ -187,12 +194,18 @@ MOVES = st.lists(
 OUTCOMES = st.fixed_dictionaries(
     {name: st.lists(st.sampled_from([False, False, False, True]), max_size=4) for name in "axyc"}
 )
+UNDO_FAILURES = st.fixed_dictionaries(
+    {name: st.lists(st.sampled_from([0, 0, 0, 1, 3]), max_size=3) for name in "xyc"}
+)
 
 
 async def live(
-    outcomes: dict[str, list[bool]], how: tuple[bool, bool, bool], moves: list[tuple[Any, ...]]
+    outcomes: dict[str, list[bool]],
+    undo_failures: dict[str, list[int]],
+    how: tuple[bool, bool, bool],
+    moves: list[tuple[Any, ...]],
 ) -> None:
-    world = World(outcomes)
+    world = World(outcomes, undo_failures)
     order, payment = sagas(world, *how)
     engine = Engine(
         MemoryEventLog(2), sagas=[order, payment], clock=SetClock(jumps=True), config=QUIET
@@ -216,12 +229,15 @@ async def live(
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(OUTCOMES, st.tuples(st.booleans(), st.booleans(), st.booleans()), MOVES)
+@given(OUTCOMES, UNDO_FAILURES, st.tuples(st.booleans(), st.booleans(), st.booleans()), MOVES)
 def test_whatever_is_replayed_one_child_stands_or_none(
-    outcomes: dict[str, list[bool]], how: tuple[bool, bool, bool], moves: list[tuple[Any, ...]]
+    outcomes: dict[str, list[bool]],
+    undo_failures: dict[str, list[int]],
+    how: tuple[bool, bool, bool],
+    moves: list[tuple[Any, ...]],
 ) -> None:
     async def limited() -> None:
         async with asyncio.timeout(60):
-            await live(outcomes, how, moves)
+            await live(outcomes, undo_failures, how, moves)
 
     asyncio.run(limited())
