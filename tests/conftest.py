@@ -14,6 +14,9 @@ import pytest
 
 from tests.servers import KafkaServer, PostgreSQLServer, describe
 
+# As the plugin does it for users: the suites of the contracts say what differs.
+pytest.register_assert_rewrite("sagaz_es.testing.contracts")
+
 SERVERS = {"kafka_server", "postgresql_server"}
 
 

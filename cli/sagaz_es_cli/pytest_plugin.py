@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sagaz_es.testing import CrashReport, MemoryEngine, VirtualClock
 
 
+# The suites of the contracts say what differs, like tests of the user's own.
+pytest.register_assert_rewrite("sagaz_es.testing.contracts")
+
 _REPORTS = pytest.StashKey[list["CrashReport"]]()
 
 

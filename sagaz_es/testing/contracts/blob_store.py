@@ -25,6 +25,8 @@ from sagaz_es.ports import BlobStore
 class BlobStoreContract:
     """What every blob store promises; subclass it, give the fixture `store` and the helper."""
 
+    pytestmark = pytest.mark.asyncio
+
     async def damage(self, store: BlobStore, key: str) -> None:
         """Change one byte of what is stored under this key."""
         raise NotImplementedError

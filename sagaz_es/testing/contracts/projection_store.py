@@ -39,6 +39,7 @@ from sagaz_es.ports import (
     ProjectionStore,
     merge_replays,
 )
+from sagaz_es.testing.contracts.captured_snapshots import CapturedSnapshotsContract
 from sagaz_es.testing.contracts.histories import (
     NOON,
     ODD_IDS,
@@ -72,8 +73,10 @@ def parked(offset: int, saga_id: str = "order-17", partition: int = 0) -> Parked
     return ParkedRecord(partition, offset, saga_id, "damaged\0", b"\xff\0", NOON)
 
 
-class ProjectionStoreContract(StoredSnapshotsContract):
+class ProjectionStoreContract(StoredSnapshotsContract, CapturedSnapshotsContract):
     """What every store promises; subclass it, give the fixture `store` and the two helpers."""
+
+    pytestmark = pytest.mark.asyncio
 
     async def another(self, store: ProjectionStore) -> ProjectionStore:
         """The same data, as another process sees it."""

@@ -54,6 +54,8 @@ def ids(found: list[Any]) -> list[str]:
 class SnapshotStorageContract:
     """What every snapshot storage promises; subclass it, and give the fixture `storage`."""
 
+    pytestmark = pytest.mark.asyncio
+
     # --- saved and fetched
 
     async def test_a_saved_snapshot_comes_back_equal_in_every_field(
