@@ -17,7 +17,7 @@ from sagaz_es_cli import exits, sources
 from sagaz_es_cli.exits import sentence_of
 from sagaz_es_cli.opening import inspect, missing_place, run
 from sagaz_es_cli.options import Settings, command
-from sagaz_es_cli.render import Block, cells, emit
+from sagaz_es_cli.render import Block, cells, counted, emit
 from sagaz_es_cli.tables import Column, Rows
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
@@ -120,7 +120,7 @@ async def _log(log: EventLog) -> AsyncIterator[Check]:
         yield Check("log", WRONG, sentence_of(error), "without a log nothing runs")
         return
     records = sum(bound.end - bound.start for bound in ends)
-    found = f"{log.name}: {log.partitions} partitions, {records:,} records"
+    found = f"{log.name}: {counted(log.partitions, 'partition')}, {counted(records, 'record')}"
     yield Check("log", OK, found + _size(log))
     gone = [number for number, bound in enumerate(ends) if bound.start]
     if gone:
@@ -216,7 +216,7 @@ async def _projector(store: ProjectionStore, log: EventLog) -> Check:
         lag += bounds.end - max(next_offset, bounds.start)
     if not lag:
         return Check("projector", OK, "the store is up to date")
-    found = f"the store is {lag:,} records behind the log"
+    found = f"the store is {counted(lag, 'record')} behind the log"
     if getattr(log, "indexed", False):
         return Check("projector", OK, f"{found}: the next engine or command catches up")
     advice = "does it grow? is `sagaz-es projector run` running?"

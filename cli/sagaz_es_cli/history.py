@@ -14,7 +14,7 @@ from sagaz_es.errors import SagaSetAside
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import Reading, reading, run
 from sagaz_es_cli.options import Settings, Time, When, command
-from sagaz_es_cli.render import Block, Fields, Line, cells, emit, human, note
+from sagaz_es_cli.render import Block, Fields, Line, cells, counted, emit, human, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_cli.times import shown
 
@@ -100,7 +100,7 @@ def state_blocks(record: dict[str, Any]) -> list[Block]:
     """A state for people: what it is, then its context, then how it was found."""
     source = record["source"]
     snapshot = source["snapshot_sequence"]
-    events = f"{source['events_folded']} events"
+    events = counted(source["events_folded"], "event")
     head = Fields(
         [
             ("saga", record["saga_id"]),

@@ -26,7 +26,7 @@ from sagaz_es.log import sqlite_file
 from sagaz_es.ports import BlobStore, EventLog, ProjectionStore
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.options import Settings
-from sagaz_es_cli.render import note
+from sagaz_es_cli.render import counted, note, waiting
 from sagaz_es_cli.resources import resources_of
 
 T = TypeVar("T")
@@ -121,12 +121,18 @@ class Reading:
         if await self._caught_up(projector, IDLE_SECONDS if ours else WAIT_SECONDS):
             return self.store
         # Nobody is at it. (Beside a projector that is, this one would only get in its way.)
-        why = await catch_up(self.log, self.store) if ours else ""
+        why = ""
+        if ours:
+            with waiting("the store catches up with the log"):
+                why = await catch_up(self.log, self.store)
         lag = sum(status.lag for status in await projector.status())
         if lag:
             how = why if ours else "is `sagaz-es projector run` running?"
             more = f"; {how}" if how else ""
-            note(f"the store is {lag} records behind the log: newer changes are missing{more}")
+            note(
+                f"the store is {counted(lag, 'record')} behind the log: newer changes are "
+                f"missing{more}"
+            )
         return self.store
 
     async def _caught_up(self, projector: Projector, idle_s: float) -> bool:

@@ -16,7 +16,7 @@ from sagaz_es.ports import ProjectionStore
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import reading, run, writing
 from sagaz_es_cli.options import Settings, command
-from sagaz_es_cli.render import Block, Line, cells, emit, note
+from sagaz_es_cli.render import Block, Line, cells, counted, emit, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_projections import rebuild as making_anew
 from sagaz_es_projections import runner
@@ -82,7 +82,7 @@ def _live(what: str) -> Iterator[Callable[[Statuses], None]]:
         def show(statuses: Statuses) -> None:
             lag = sum(status.lag for status in statuses)
             done = sum(status.next_offset for status in statuses)
-            behind = f"{lag:,} records behind" if lag else "up to date"
+            behind = f"{counted(lag, 'record')} behind" if lag else "up to date"
             line.update(f"{what}: {behind}, {done:,} done")
 
         yield show
@@ -125,7 +125,7 @@ def _emit_statuses(settings: Settings, statuses: Statuses) -> None:
             Column(title, number=True) for title in ("partition", "next offset", "log end", "lag")
         )
         lag = sum(status.lag for status in statuses)
-        said = f"{lag:,} records behind" if lag else "up to date"
+        said = f"{counted(lag, 'record')} behind" if lag else "up to date"
         rows = [cells(*record.values()) for record in records]
         table = Rows(columns, rows, empty="nothing is projected yet")
         return [table, Line(said)] if rows else [table]
@@ -201,7 +201,7 @@ def verify(settings: Settings, limit: int) -> None:
     }
 
     def view() -> list[Block]:
-        compared = f"compared: {found.sagas:,} sagas, {found.events:,} events"
+        compared = f"compared: {counted(found.sagas, 'saga')}, {counted(found.events, 'event')}"
         if found.unknown_beginning:
             compared += f", {found.unknown_beginning:,} more have lost their beginning"
         if found.set_aside:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -58,6 +59,23 @@ View: TypeAlias = Callable[[], Iterable[Block]]
 def note(sentence: str) -> None:
     """Tell a person something that is no result."""
     click.echo(printable(sentence), err=True)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 record`, `1,200 records`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A line on stderr that moves, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def emit(format: str, data: Any, view: View) -> None:

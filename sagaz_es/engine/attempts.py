@@ -231,9 +231,7 @@ class Attempts:
             join_names(deleted) if deleted else "",
             join_names(context.reads()),
         )
-        size = fact_size(fact)
-        if size > MAX_FACT_BYTES:
-            raise MemoryFootprintError(f"what step {attempt.step!r} set", size, MAX_FACT_BYTES)
+        _check_size(fact)
         if self._observers is not None:
             self._later(attempt, "on_step_success", "on_success", context, value)
             self._later(attempt, "", "on_exit", context)
@@ -410,8 +408,7 @@ class Attempts:
                 join_object(keys_set) if keys_set else "",
                 reads=self._state.step(attempt.step).reads,
             )
-            if (size := fact_size(fact)) > MAX_FACT_BYTES:
-                raise MemoryFootprintError(f"what step {step.name!r} set", size, MAX_FACT_BYTES)
+            _check_size(fact)
         except (KeyError, SagaError) as error:
             self._errors[attempt.step] = error
             message = _message(error)
@@ -609,6 +606,24 @@ def _traceback(error: BaseException) -> str:
 
 
 _HAS_RESULT = frozenset({"completed", "stale", "compensating", "compensated"})
+
+
+def _check_size(fact: e.StepCompleted) -> None:
+    """Raises MemoryFootprintError for what no record holds."""
+    if (size := fact_size(fact)) <= MAX_FACT_BYTES:
+        return
+    what = f"what step {fact.step!r} set"
+    twice = ""
+    if len(fact.result) > 1000 and fact.keys_set:
+        twice = " (a mapping that a step returns is kept twice: as its result, and in the context)"
+    raise MemoryFootprintError(
+        what,
+        size,
+        MAX_FACT_BYTES,
+        f"{what} takes {size} bytes in the log{twice}, more than the limit of {MAX_FACT_BYTES}; "
+        "give the engine a store, which keeps large values beside the log, or keep them elsewhere "
+        "and their address here",
+    )
 
 
 def fact_size(fact: e.Fact) -> int:

@@ -67,6 +67,25 @@ async def test_without_a_store_a_value_that_no_record_holds_is_refused_with_its_
             await engine.run(Report, {"given": ["x" * 1000] * 2000})
 
 
+async def test_of_a_mapping_that_does_not_fit_twice_it_is_said_that_it_counts_twice() -> None:
+    from sagaz_es import Engine
+    from sagaz_es.log.memory import MemoryEventLog
+
+    class Wide(Saga):
+        saga_name = "wide"
+
+        @action("make", max_retries=0)
+        async def make(self, ctx: Any) -> Any:
+            return {f"key-{number}": "x" * 1000 for number in range(500)}
+
+    async with Engine(MemoryEventLog(), sagas=[Wide]) as engine:
+        result = await engine.run(Wide)
+    assert isinstance(result.error, MemoryFootprintError)
+    assert result.error.size_bytes > 1_000_000
+    assert "what step 'make' set takes" in str(result.error)
+    assert "is kept twice" in str(result.error)
+
+
 # --- the limits -----------------------------------------------------------------------------------
 
 SMALL = EngineConfig(value_warn_bytes=100, value_inline_bytes=400, value_max_bytes=2_000)
