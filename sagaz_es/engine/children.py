@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sagaz_es.engine")
 T = TypeVar("T")
 
-RETRY_S = 1.0
+RETRY_S, MAX_RETRY_S = 0.5, 30.0
 
 Answer: TypeAlias = SagaState | e.RequestRefused | None
 """How a saga ended, or why nothing comes of what was asked; None: not yet, there will be news."""
@@ -78,6 +78,7 @@ class Children:
         self, parent: SagaState, ask: Callable[[Partition], Awaitable[Answer]]
     ) -> Answer:
         """Until there is an answer: a log or store that is away for a while is waited for."""
+        delay = RETRY_S
         while True:
             home = self._host.partition_for(parent.saga_id)
             if home is None or home.leaving:
@@ -88,7 +89,8 @@ class Children:
                 return None
             except (SagaError, OSError) as error:
                 logger.warning("saga %s, about its child: %s; trying again", parent.saga_id, error)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, MAX_RETRY_S)
 
     async def _child(self, home: Partition, parent: SagaState, step: str) -> Answer:
         child = await self._begun(home, parent, step)

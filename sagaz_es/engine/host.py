@@ -153,6 +153,17 @@ class Host:
             )
         return turns
 
+    def _turns_in(
+        self, partition: Partition, state: SagaState, definition: Definition
+    ) -> Turns | None:
+        """As `_turns_of`; a child takes none from a saga of its class that waits for it."""
+        turns, caller = self._turns_of(definition), state.caller_saga_id
+        while turns is not None and caller and (cell := partition.cells.get(caller)) is not None:
+            if cell.state.saga_name == definition.name:
+                return None
+            caller = cell.state.caller_saga_id
+        return turns
+
     def _call(self, saga_id: str) -> None:
         runner = self.awake(saga_id)
         if runner is not None:
@@ -351,7 +362,7 @@ class Host:
             caller_saga_id=caller[0],
             caller_step=caller[1],
         )
-        state = SagaState(saga_id=saga_id, saga_name=definition.name)
+        state = SagaState(saga_id=saga_id, saga_name=definition.name, caller_saga_id=caller[0])
         return await self._launch(partition, definition, state, fact)
 
     async def _launch(
@@ -482,7 +493,7 @@ class Host:
             clock=self.clock,
             resources=self.resources,
             blobs=self.large_values,
-            turns=self._turns_of(definition),
+            turns=self._turns_in(partition, cell.state, definition),
             children=self.children,
         )
 

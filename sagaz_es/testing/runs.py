@@ -365,6 +365,8 @@ def _waits_for(state: SagaState) -> str:
     for name, step in state.steps.items():
         if step.status == "waiting" and step.waits_for:
             return f"step {name!r} waits for the signal {step.waits_for!r}"
+        if step.status == "waiting" and step.child_start:
+            return f"step {name!r} waits for its saga {step.child!r}"
         if step.status == "outcome_unknown":
             return f"nobody knows whether step {name!r} happened: a person has to say"
     if state.status == "forward_recovery":
