@@ -42,8 +42,8 @@ bench: services ## measure, on real servers
 	@$(PY) -m benchmarks
 
 .PHONY: sim
-sim: ## SEEDS=n simulated runs with faults (in a later release)
-	@echo "make sim: the simulation arrives with a later release; nothing was run" >&2; exit 2
+sim: $(VENV)/dev.stamp ## SEEDS=n simulated schedules with faults; SEED=n one of them, with its trace
+	@$(PY) -m tests.simulation $(if $(SEED),seed $(SEED),run --seeds $(or $(SEEDS),2000))
 
 .PHONY: chaos
 chaos: services ## MINUTES=n of killing real servers and processes under load; SEED=s, SAVE=directory

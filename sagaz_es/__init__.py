@@ -25,6 +25,15 @@ from sagaz_es.engine.result import SagaHandle, SagaResult
 from sagaz_es.errors import SagaError
 
 if TYPE_CHECKING:
+    from sagaz_es.blobs.files import (
+        ExternalReference as ExternalReference,
+    )
+    from sagaz_es.blobs.files import (
+        ExternalStorage as ExternalStorage,
+    )
+    from sagaz_es.blobs.files import (
+        FileSystemExternalStorage as FileSystemExternalStorage,
+    )
     from sagaz_es.connect import SagaRecorder
     from sagaz_es.core.decide import (
         CompensationFailureStrategy as CompensationFailureStrategy,
@@ -53,6 +62,24 @@ if TYPE_CHECKING:
     )
     from sagaz_es.engine.described import (
         SagaStepDefinition as SagaStepDefinition,
+    )
+    from sagaz_es.engine.dry_run import (
+        DryRunEngine as DryRunEngine,
+    )
+    from sagaz_es.engine.dry_run import (
+        DryRunMode as DryRunMode,
+    )
+    from sagaz_es.engine.dry_run import (
+        DryRunResult as DryRunResult,
+    )
+    from sagaz_es.engine.dry_run import (
+        ParallelLayerInfo as ParallelLayerInfo,
+    )
+    from sagaz_es.engine.dry_run import (
+        SimulationResult as SimulationResult,
+    )
+    from sagaz_es.engine.dry_run import (
+        ValidationResult as ValidationResult,
     )
     from sagaz_es.engine.execution_graph import (
         CompensationNode as CompensationNode,
@@ -215,6 +242,10 @@ _OF_SAGAZ = {
     "sagaz_es.engine.context": "SagaContext",
     "sagaz_es.engine.definition": "CompensationType",
     "sagaz_es.engine.described": "SagaStep SagaStepDefinition",
+    "sagaz_es.blobs.files": "ExternalReference ExternalStorage FileSystemExternalStorage",
+    "sagaz_es.engine.dry_run": (
+        "DryRunEngine DryRunMode DryRunResult ParallelLayerInfo SimulationResult ValidationResult"
+    ),
     "sagaz_es.engine.execution_graph": (
         "CompensationNode CompensationResult SagaCompensationContext SagaExecutionGraph"
     ),

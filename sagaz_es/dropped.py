@@ -1,4 +1,4 @@
-"""Names of sagaz that have no like here, and what to use instead."""
+"""Names of sagaz that have no like here, or not yet, and what to use instead."""
 
 from __future__ import annotations
 
@@ -26,12 +26,28 @@ _BY_REASON = {
     "see the examples folder of the repository": "cli_examples",
 }
 
+_NO_STORE = "snapshots are kept by the log's store: SQLite, or PostgreSQLSnapshotStorage"
+_BY_LATER = {
+    f"Redis stores come with a later release; {_NO_STORE}": "RedisSnapshotStorage",
+    f"S3 stores come with a later release; {_NO_STORE}": "S3SnapshotStorage",
+    "S3 stores come with a later release; large values are kept beside the store by themselves": (
+        "S3ExternalStorage"
+    ),
+    "compliance (encryption, access, erasure) comes with a later release; until then nothing is "
+    "encrypted": "ComplianceManager ComplianceConfig AccessLevel",
+}
+
+LATER = {name: reason for reason, names in _BY_LATER.items() for name in names.split()}
+"""Name -> what there is until it comes."""
+
 DROPPED = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 """Name -> what to use instead."""
 
 
 def why(name: str) -> str:
     """The sentence for somebody who imports a name; empty: it was never one of sagaz."""
+    if name in LATER:
+        return f"{name}: {LATER[name]}; see docs/migrating-from-sagaz.md"
     reason = DROPPED.get(name)
     if reason is None:
         return ""

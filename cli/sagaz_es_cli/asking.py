@@ -82,17 +82,25 @@ async def members(settings: Settings) -> int:
         await log.close()
 
 
+async def need_engines_or_code(settings: Settings, command: str) -> int:
+    """How many engines serve the log. Raises UsageError if none does and no code was named."""
+    count = await members(settings)
+    if not count:
+        settings.need_code(f"no engine serves the log; {command}")
+    return count
+
+
 async def by_whoever_serves(
     settings: Settings,
     saga_name: str,
     work: Callable[[Engine], Awaitable[T]],
     resources: str | None,
+    command: str,
 ) -> T:
     """What `work` gives, which starts a saga and waits for it: by an engine that asks, as long as
     engines serve the log; else by one that joins and runs it here."""
-    count = await members(settings)
+    count = await need_engines_or_code(settings, command)
     if not count:
-        settings.need_code("no engine serves the log; saga start")
         async with serving(settings, saga_name, resources) as own:
             return await work(own)
     serve = "engines serve" if count > 1 else "engine serves"

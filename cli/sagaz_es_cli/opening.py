@@ -230,7 +230,7 @@ async def writing(
         await missing_place(log)
     store = open_store(settings.store, log)
     if store is not None:
-        _check_file(store, log)
+        check_file(store, log)
     try:
         await log.open()
         if store is not None:
@@ -312,7 +312,7 @@ async def adapters(settings: Settings) -> tuple[EventLog, ProjectionStore | None
 
     if not missing:
         store = open_store(settings.store, log)
-        if store is not None and not _check_file(store, log):
+        if store is not None and not check_file(store, log):
             note(f"there is no store {store.name} yet: the log answers alone")
             store = MemoryProjectionStore()
         return log, store, False
@@ -338,7 +338,7 @@ def _can_be_made(path: str) -> bool:
     return os.path.exists(os.path.dirname(path)) and not sqlite_file.exists(path)
 
 
-def _check_file(store: ProjectionStore, log: EventLog) -> bool:
+def check_file(store: ProjectionStore, log: EventLog) -> bool:
     """Whether the file of a SQLite store is there. Raises StorageFailed: it holds something else.
 
     In the log's own file a store is made when it is first needed.

@@ -11,9 +11,9 @@ from sagaz_es.core.plan import ReplayPlan, Verdict
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es_cli import exits
-from sagaz_es_cli.asking import user
+from sagaz_es_cli.asking import by_whoever_serves, need_engines_or_code, user
 from sagaz_es_cli.history import add_list_changes, add_time_travel
-from sagaz_es_cli.opening import asking, reading, run, serving, unless_interrupted
+from sagaz_es_cli.opening import asking, reading, run, unless_interrupted
 from sagaz_es_cli.options import AnyFunction, Settings, command, resources_option
 from sagaz_es_cli.overrides import parse_overrides
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
@@ -167,11 +167,10 @@ def run_replay(
 ) -> None:
     """Replay saga ID from a step, as a branch with an id of its own, and show how it ended.
 
-    The history of ID stays as it is. Needs the saga's code (--app), except with --dry-run.
+    The history of ID stays as it is. Where engines serve the log the branch runs there; where none
+    does, this process runs it, and needs the saga's code (--app).
     """
     override = parse_overrides(overrides)
-    if not dry_run:
-        settings.need_code("replay run")
 
     async def plan_in(engine: Engine) -> ReplayPlan:
         return await engine.plan_replay(
@@ -187,6 +186,8 @@ def run_replay(
         return await engine.replay(plan, actor=who, reason=reason, dry_run=dry_run)
 
     async def work() -> ReplayResult:
+        if not dry_run:
+            await need_engines_or_code(settings, "replay run")
         async with asking(settings) as engine:
             plan = await plan_in(engine)
             if dry_run:
@@ -195,9 +196,12 @@ def run_replay(
                         f"without --app it is not checked whether the code of {plan.saga_name} fits"
                     )
                 return await replay_in(engine, plan)
-        async with serving(settings, plan.saga_name, resources) as engine:
+
+        async def run_in(engine: Engine) -> ReplayResult:
             with unless_interrupted(f"the replay of {saga_id!r}, if it has begun,"):
                 return await replay_in(engine, await plan_in(engine))
+
+        return await by_whoever_serves(settings, plan.saga_name, run_in, resources, "replay run")
 
     result = run(work())
     record = result_record(result)
@@ -266,15 +270,22 @@ def undo(
 ) -> None:
     """Compensate what the branch of a replay did; what it only reused stays.
 
-    REPLAY_ID is the replay's id or its branch's saga id. A second undo does nothing.
+    REPLAY_ID is the replay's id or its branch's saga id. A second undo does nothing. Done by the
+    engines that serve the log; where none does, by this process with the saga's code (--app).
     """
-    settings.need_code("replay undo")
 
     async def work() -> ReplayResult:
+        await need_engines_or_code(settings, "replay undo")
         async with reading(settings) as opened:
-            name = (await opened.branch(replay_id)).saga_name
-        async with serving(settings, name, resources) as engine:
-            return await engine.undo_replay(replay_id, actor=actor or user(), reason=reason)
+            branch = await opened.branch(replay_id)
+
+        async def undo_in(engine: Engine) -> ReplayResult:
+            # By the branch's id, which is in the log: only a store knows the replay's.
+            return await engine.undo_replay(branch.saga_id, actor=actor or user(), reason=reason)
+
+        return await by_whoever_serves(
+            settings, branch.saga_name, undo_in, resources, "replay undo"
+        )
 
     result = run(work())
     record = result_record(result)

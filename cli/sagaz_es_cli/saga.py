@@ -85,7 +85,7 @@ def start(
         }
         return record, result.success
 
-    record, success = run(by_whoever_serves(settings, name, work, resources))
+    record, success = run(by_whoever_serves(settings, name, work, resources, "saga start"))
 
     def view() -> list[Block]:
         return [

@@ -490,7 +490,7 @@ def _recovery_decided(state: SagaState, fact: e.RecoveryDecided) -> None:
         state.current = ""
     else:
         state.steps[fact.step] = StepState(
-            attempt=step.attempt, recoveries=decided, child=step.child
+            attempt=step.attempt, recoveries=decided, child=step.child, unknown=step.unknown
         )
     _next_failure(state)
 

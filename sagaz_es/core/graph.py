@@ -105,6 +105,24 @@ class Graph:
         wanted = set(names)
         return [name for name in reversed(self.order) if name in wanted]
 
+    def undo_levels(self, names: Iterable[str]) -> list[list[str]]:
+        """As `undo_order`, in levels of steps that could be undone side by side."""
+        wanted = set(names)
+        depth: dict[str, int] = {}
+        for name in self.undo_order(wanted):
+            after = [depth[other] for other in self.dependents[name] & wanted]
+            depth[name] = 1 + max(after, default=-1)
+        return _levels(depth)
+
+    @cached_property
+    def levels(self) -> list[list[str]]:
+        """Steps that could run side by side, level by level. A step does not wait for its level."""
+        depth: dict[str, int] = {}
+        for name in self.order:
+            needs = self.by_name[name].depends_on
+            depth[name] = 1 + max((depth[need] for need in needs), default=-1)
+        return _levels({step.name: depth[step.name] for step in self.steps})
+
     @cached_property
     def text(self) -> str:
         """JSON, as it is recorded."""
@@ -139,6 +157,13 @@ class Graph:
                     )
         told += [f"step {name!r} is new" for name in code.by_name if name not in self.by_name]
         return tuple(told)
+
+
+def _levels(depth: Mapping[str, int]) -> list[list[str]]:
+    levels: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+    for name, level in depth.items():
+        levels[level].append(name)
+    return levels
 
 
 _NODES = msgspec.json.Decoder(tuple[StepNode, ...])

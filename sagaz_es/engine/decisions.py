@@ -3,6 +3,8 @@ forward behind a pivot, what became of an at-most-once step). Each becomes a fac
 
 from __future__ import annotations
 
+import asyncio
+
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
@@ -13,6 +15,7 @@ from sagaz_es.engine.lookup import current_state, waiting_start
 from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,
+    LostOwnership,
     SagaEnded,
     SagaIsRecorded,
     SagaNotFound,
@@ -24,15 +27,23 @@ Decision = (
 )
 
 
+ASK_AGAIN_S = 0.05
+"""How soon one asks again about a saga that has just moved."""
+
+
 async def decide(host: Host, request: Decision) -> None:
     """Carry a decision out here, or ask the engine that runs the saga. Returns once it stands; a
     request that was answered before changes nothing again.
 
     Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError.
     """
-    if host.awake(request.saga_id) is not None:
-        await answer(host, request)
-        return
+    while host.awake(request.saga_id) is not None:
+        try:
+            await answer(host, request)
+            return
+        except LostOwnership:
+            host.check_open(request.saga_id)  # it goes on elsewhere: ask there, it counts once
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def stands() -> bool:
         """Whether it was answered before. Raises what it would be refused with."""

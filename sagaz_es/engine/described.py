@@ -96,14 +96,8 @@ def _declared(step: StepDefinition, depends_on: tuple[str, ...]) -> SagaStepDefi
 
 def levels(definition: Definition) -> list[list[SagaStepDefinition]]:
     """Steps that could run side by side, level by level. A step does not wait for its level."""
-    depth: dict[str, int] = {}
-    for name in definition.graph.order:
-        needs = definition.graph.by_name[name].depends_on
-        depth[name] = 1 + max((depth[need] for need in needs), default=-1)
-    found: list[list[SagaStepDefinition]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
-    for step in declared(definition):
-        found[depth[step.name]].append(step)
-    return found
+    known = {step.name: step for step in declared(definition)}
+    return [[known[name] for name in level] for level in definition.graph.levels]
 
 
 def in_run(

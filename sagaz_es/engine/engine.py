@@ -32,6 +32,7 @@ from sagaz_es.engine.typed import Contents, check_texts
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
+    LostOwnership,
     MemoryFootprintError,
     SagaError,
 )
@@ -223,6 +224,9 @@ class Engine:
                 return await self._start(definition, given, text, actor)
             except HandingOver:
                 continue  # its partition was being handed over: begin again where it is now
+            except LostOwnership as lost:
+                # Handed over while its start was on its way: it may stand, so the id stays.
+                given = lost.saga_id
 
     def _is_elsewhere(self, saga: Source | str) -> bool:
         """Whether only other engines have this class."""

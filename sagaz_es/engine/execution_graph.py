@@ -104,14 +104,7 @@ class SagaExecutionGraph:
             for name in self._executed
             if name in self.nodes and self.nodes[name].compensation_fn is not None
         }
-        depth: dict[str, int] = {}
-        for name in graph.undo_order(wanted):
-            after = [depth[other] for other in graph.dependents[name] & wanted]
-            depth[name] = 1 + max(after, default=-1)
-        levels: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
-        for name, level in depth.items():
-            levels[level].append(name)
-        return levels
+        return graph.undo_levels(wanted)
 
     def validate(self) -> None:
         """Raises CircularDependencyError, SagaDependencyError."""

@@ -81,6 +81,7 @@ class Host:
         self._expected: WeakValueDictionary[str, asyncio.Future[SagaResult]] = WeakValueDictionary()
         """Those of sagas that have not begun, as long as anybody has a handle."""
         self.admission = Admission(self, config.max_in_flight)
+        self._followers: set[asyncio.Event] = set()  # who waits for an end in the log
         self._tails: dict[int, Tail] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._serving = Serving(self)
@@ -109,11 +110,18 @@ class Host:
         await asyncio.gather(*self._background, return_exceptions=True)
         for tail in self._tails.values():
             tail.close()
+        for follower in self._followers:
+            follower.set()
         for saga_id, outcome in [*self._outcomes.items(), *self._expected.items()]:
             if not outcome.done():
                 outcome.set_exception(EngineClosed(saga_id))
                 outcome.exception()
         self._outcomes.clear()
+
+    def check_open(self, saga_id: str) -> None:
+        """Raises EngineClosed."""
+        if self.closing:
+            raise EngineClosed(saga_id)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=f"sagaz-es {name}")
@@ -521,6 +529,7 @@ class Host:
             partition.cells.pop(saga_id, None)
             if cell.begin >= 0:
                 partition.held[f"stopped {saga_id}"] = cell.begin
+                partition.seen[saga_id] = cell.accepted  # its id must not start again
         finally:
             self.runners.pop(saga_id, None)
             self.tasks.pop(saga_id, None)
@@ -548,6 +557,13 @@ class Host:
         # Drained, its partition was handed over; the saga goes on elsewhere.
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
+
+    def moved(self, saga_id: str) -> None:
+        """A saga that was parked here goes on elsewhere: who waits for it follows the log."""
+        outcome = self._outcomes.pop(saga_id, None)
+        if outcome is not None and not outcome.done():
+            outcome.set_exception(LostOwnership(saga_id))
+            outcome.exception()
 
     def _turn_ends(self, runner: SagaRunner) -> None:
         turns = self._turns.get(runner.definition.name)
@@ -625,8 +641,10 @@ class Host:
         tail = self.tail(partition)
         tail.listen(saga_id, offset, hear)
         told = False
+        self._followers.add(heard)
         try:
-            while True:
+            while not self.closing:
+                heard.clear()  # before looking: what comes meanwhile may not be in the answer
                 state = await current_state(self.log, self.store, saga_id)
                 if state is None:
                     refused = await refused_start(self.log, saga_id, self.config.group)
@@ -641,9 +659,10 @@ class Host:
                         "comes when one of them records its end",
                         saga_id,
                     )
-                heard.clear()
                 await heard.wait()
+            raise EngineClosed(saga_id)
         finally:
+            self._followers.discard(heard)
             tail.ignore(saga_id, hear)
 
     def tail(self, partition: int) -> Tail:

@@ -46,6 +46,8 @@ MAX_BATCH_BYTES = 600_000
 MAX_QUEUED_ENTRIES = 100_000
 QUIET_S = 0.02
 """Without an append of one's own for so long, what others append is looked for by reading."""
+BUSY_S = 1.0
+"""And in any case after that: an append may hang, and what others append matters all the more."""
 MAX_REFUSED = 10_000
 """Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
@@ -73,7 +75,7 @@ class Accepted(Struct):
     ended: bool = False
     recorded: bool = False
     recorders: dict[str, int] = {}
-    end_offset: int = 0  # of the record that ended it
+    end_offset: int = 0  # of the record that ended it; 0: it must not be forgotten
 
     @classmethod
     def of(cls, state: SagaState) -> Accepted:
@@ -189,7 +191,7 @@ class Partition:
         self._queue: deque[_Append] = deque()
         self._queued = 0
         self._sending: list[_Append] = []
-        self._wake = asyncio.Event()
+        self._idle: asyncio.Future[None] | None = None  # what the write loop waits for, if it does
         self._room = asyncio.Event()
         self._room.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -216,7 +218,9 @@ class Partition:
         self._queued += len(entries)
         if self._queued > MAX_QUEUED_ENTRIES:
             self._room.clear()
-        self._wake.set()
+        idle = self._idle
+        if idle is not None and not idle.done():
+            idle.set_result(None)
         return future
 
     async def room(self) -> None:
@@ -227,8 +231,12 @@ class Partition:
     async def _write(self) -> None:
         while True:
             if not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
+                # A bare future: an Event costs three times as much, and this is once an append.
+                self._idle = self._loop.create_future()
+                try:
+                    await self._idle
+                finally:
+                    self._idle = None
             self._sending = self._take()
             self.pending_since = self._loop.time()
             await self._send(self._sending)
@@ -296,9 +304,21 @@ class Partition:
             self.position = base + count
             self._confirm(batch, base)
             return
-        async with self._lock:
-            await self._read_to(base + count)
+        await self._catch_up(base + count)
         self._settle(batch, base)
+
+    async def _catch_up(self, end: int) -> None:
+        """Fold up to `end`, however often reading fails: what was just appended waits for it."""
+        while True:
+            try:
+                async with self._lock:
+                    await self._read_to(end)
+                return
+            except LogTruncated:
+                raise
+            except (SagaError, OSError) as error:
+                logger.warning("partition %d: %s; trying again", self.index, error)
+                await asyncio.sleep(0.5)
 
     async def _split(self, batch: list[_Append], error: Exception) -> None:
         """One of several was refused: send them alone, so that only that one fails."""
@@ -309,9 +329,14 @@ class Partition:
             await self._send([item])
 
     def _confirm(self, batch: list[_Append], base: int) -> None:
-        """Nothing foreign lies between: every event is accepted as predicted."""
+        """Nothing foreign lies between: every event is accepted as predicted, unless what was
+        folded while the append was on its way has made the saga somebody else's."""
         for item in batch:
             cell = item.cell
+            if cell is not None and cell.lost:
+                _fail(item, LostOwnership(cell.state.saga_id))
+                base += len(item.entries)
+                continue
             if cell is not None:
                 if cell.begin < 0:
                     cell.begin = base
@@ -354,9 +379,10 @@ class Partition:
                 self._fold_records(chunk.records)
                 if not chunk.records and self.position == position:
                     self.position = chunk.next_offset  # offsets that hold no records
-            while self._appends != seen:
-                # Own traffic wakes this loop, too. As long as there is any, the write loop notices
-                # by itself what others append between: to read it all again would be for nothing.
+            # Own traffic wakes this loop, too. As long as there is any, the write loop notices by
+            # itself what others append between: to read it all again would be for nothing.
+            until = self._loop.time() + BUSY_S
+            while (self._appends != seen or self._sending) and self._loop.time() < until:
                 seen = self._appends
                 await asyncio.sleep(QUIET_S)
 
@@ -440,6 +466,7 @@ class Partition:
         if cell.ours:
             cell.lost = True
             self.cells.pop(event.saga_id, None)
+            self.seen[event.saga_id] = accepted  # until it is watched: its id must not start again
             self._owner.on_lost(self, cell)
             return
         advance(cell.state, event)
@@ -490,7 +517,7 @@ class Partition:
         """The store answers for everything that ended before `offset`."""
         if offset <= self.known_from:
             return
-        gone = [key for key, accepted in self.seen.items() if accepted.end_offset < offset]
+        gone = [key for key, known in self.seen.items() if 0 < known.end_offset < offset]
         for key in gone:
             del self.seen[key]
         self.known_from = offset

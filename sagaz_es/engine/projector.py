@@ -50,6 +50,9 @@ WAIT_S = 1.0
 BACKOFF_S = 0.05
 """The first wait for a store that failed is twice that; it doubles up to 5 s."""
 
+BUSY, MOST_LINGERS = 50, 5
+"""A batch of so many records makes the next wait twice as long, and so on up to five times."""
+
 MAX_BATCH_BYTES = 8_000_000
 """Of a batch's records; a larger one makes the next batch smaller."""
 
@@ -169,11 +172,16 @@ class Projector:
                     continue
                 if taken < lane.limit and not lane.waiting:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._linger_s):
+                        async with asyncio.timeout(self._linger(taken)):
                             await lane.hurry.wait()
         finally:
             lane.running = False
             lane.given_up()
+
+    def _linger(self, taken: int) -> float:
+        """How long records may gather: the busier it is the longer, so that a saga's events come
+        together and its head is written once instead of with each of its steps."""
+        return min(self._linger_s * (1 + taken / BUSY), self._linger_s * MOST_LINGERS)
 
     async def run_until(
         self, ends: Mapping[int, int] | None = None, *, timeout_s: float | None = None

@@ -13,6 +13,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
 from sagaz_es.engine import children, compensations, decisions, replayer
 from sagaz_es.engine.admission import Waiting
+from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import new_id
 from sagaz_es.engine.lookup import current_state, waiting_start
@@ -20,6 +21,7 @@ from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
     HandingOver,
+    LostOwnership,
     RequestRefusedError,
     SagaEnded,
     SagaError,
@@ -54,19 +56,28 @@ async def start_elsewhere(
 
 async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
     """See Engine.cancel."""
-    state = await known_state(host, saga_id)
-    if state.ended:
-        if state.status == "cancelled":
-            return
-        raise SagaEnded(saga_id, state.status, "cancelled")
-    if state.recorded:
-        raise SagaIsRecorded(saga_id, "cancelled")
     request = e.CancelRequested(new_id(), saga_id, host.clock.now(), actor, reason)
-    runner = host.awake(saga_id)
-    if runner is not None:
-        await runner.request_cancel(request)
-    else:
-        await host.ask(request, lambda fact: isinstance(fact, e.CompensationStarted))
+
+    async def goes_back() -> bool:
+        """Whether it does so already. Raises what the request would be refused with."""
+        state = await known_state(host, saga_id)
+        if state.ended and state.status != "cancelled":
+            raise SagaEnded(saga_id, state.status, "cancelled")
+        if state.recorded:
+            raise SagaIsRecorded(saga_id, "cancelled")
+        return state.status in ("cancelled", "compensating")
+
+    while not await goes_back():
+        runner = host.awake(saga_id)
+        if runner is None:
+            await host.ask(request, lambda fact: isinstance(fact, e.CompensationStarted), goes_back)
+            return
+        try:
+            await runner.request_cancel(request)
+            return
+        except LostOwnership:
+            host.check_open(saga_id)  # it goes on elsewhere, and may go back there
+            await asyncio.sleep(ASK_AGAIN_S)
 
 
 async def known_state(host: Host, saga_id: str) -> SagaState:

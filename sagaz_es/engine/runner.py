@@ -214,7 +214,9 @@ class SagaRunner:
                 self._stop_attempts()
             if self._cancel_request is not None and attempts and not attempts[0].undo:
                 self._withdraw(attempts)
-                continue
+                attempts = [attempt for attempt in attempts if attempt.undo]
+                if not attempts:
+                    continue
             if len(attempts) == 1 and not self._running and not wake_at:
                 self._take(attempts[0].step, await self._alone(attempts[0]))
                 continue
@@ -312,9 +314,9 @@ class SagaRunner:
         )
 
     def _withdraw(self, attempts: list[Attempt]) -> None:
-        """A cancel came while their start was on its way: they never ran."""
+        """A cancel came while their start was on its way: they never ran. What undoes goes on."""
         for attempt in attempts:
-            if attempt.ask:
+            if attempt.ask or attempt.undo:
                 continue
             self._number(
                 e.StepFailed(

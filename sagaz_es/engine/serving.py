@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,11 +45,11 @@ class Serving:
         """Serve exactly these partitions; returns when the others are handed over."""
         async with self._rebalance:
             lost = [index for index in self._host.partitions if index not in wanted]
-            await asyncio.gather(*(self._let_go(index) for index in lost))
+            await _all(self._let_go(index) for index in lost)
             if not self._host.closing:
                 gained = [index for index in sorted(wanted) if index not in self._host.partitions]
                 with self._host.admission.held_back():
-                    await asyncio.gather(*(self._serve(index) for index in gained))
+                    await _all(self._serve(index) for index in gained)
             self._host.on_serving(frozenset(self._host.partitions))
 
     async def _serve(self, index: int) -> None:
@@ -133,6 +134,9 @@ class Serving:
             return
         if state is None or state.ended:
             partition.cells.pop(saga_id, None)
+            if state is not None:
+                ended = partition.seen[saga_id] = Accepted.of(state)
+                ended.end_offset = partition.position
         elif state.sequence >= cell.state.sequence:
             cell.state, cell.accepted = state, Accepted.of(state)
 
@@ -155,10 +159,11 @@ class Serving:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+        drained = {saga_id for saga_id, _, _ in runners}
         parked = [
             self._host.make_runner(partition, cell)
             for saga_id, cell in partition.cells.items()
-            if cell.ours and saga_id not in self._host.runners and not cell.state.ended
+            if cell.ours and saga_id not in drained and not cell.state.ended
         ]
         released = [
             runner.release()
@@ -172,7 +177,14 @@ class Serving:
                 logger.warning("partition %d: releasing took too long", index)
         await self._commit_mark(partition)
         await partition.stop()
+        self._moved(partition)
         self._host.look_at_turns()
+
+    def _moved(self, partition: Partition) -> None:
+        """Its sagas go on elsewhere; a parked one has no task that would tell."""
+        for saga_id in partition.cells:
+            if saga_id not in self._host.tasks:
+                self._host.moved(saga_id)
 
     # --- told by a partition ---
 
@@ -201,22 +213,35 @@ class Serving:
         task = self._host.tasks.get(saga_id)
         if task is not None:
             task.cancel()
+        else:
+            self._host.moved(saga_id)
         self._host.spawn(self._adopt(partition, saga_id, max(cell.begin, 0)), f"adopt {saga_id}")
 
     async def _adopt(self, partition: Partition, saga_id: str, begin: int) -> None:
         """Watch a saga of our partition that another engine runs, to take it over if that dies."""
         partition.held[f"lost {saga_id}"] = begin
         try:
-            state = await current_state(self._host.log, self._host.store, saga_id)
-            if state is None or saga_id in partition.cells:
-                return
-            if state.ended or state.recorded or not self.serves(state.saga_name):
-                accepted = partition.seen[saga_id] = Accepted.of(state)
-                accepted.end_offset = partition.position
-            else:
+            while not partition.closed:
+                try:
+                    state = await current_state(self._host.log, self._host.store, saga_id)
+                except (SagaError, OSError) as error:
+                    logger.warning("saga %s: %s; looking again", saga_id, error)
+                    await asyncio.sleep(0.5)
+                    continue
+                known = partition.seen.get(saga_id)
+                if state is None or known is None or saga_id in partition.cells:
+                    return
+                if state.ended or state.recorded or not self.serves(state.saga_name):
+                    accepted = partition.seen[saga_id] = Accepted.of(state)
+                    accepted.end_offset = partition.position
+                    return
+                if state.sequence < known.sequence:
+                    continue  # more of it was heard meanwhile
                 cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
                 cell.quiet_since = asyncio.get_running_loop().time()
                 partition.cells[saga_id] = cell
+                del partition.seen[saga_id]
+                return
         finally:
             partition.held.pop(f"lost {saga_id}", None)
 
@@ -275,6 +300,7 @@ class Serving:
                     cell.lost = True
                     self._host.tasks[saga_id].cancel()
             await partition.stop()
+            self._moved(partition)
             await self._serve(index)
 
     # --- housekeeping ---
@@ -340,6 +366,14 @@ class Serving:
         if state.saga_id not in self._told:  # once a saga, not once a round
             self._told.add(state.saga_id)
             logger.error("saga %s stays unfinished: %s", state.saga_id, error)
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Until each has ended; raises what the first one raised that failed. What goes on behind the
+    caller's back would serve a partition a second time when the caller tries again."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 _START = msgspec.json.Decoder(e.SagaStarted)

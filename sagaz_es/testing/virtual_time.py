@@ -107,12 +107,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     WaitsForReality where it would wait for a socket.
     """
 
-    def __init__(self, start: float = 0.0) -> None:
+    def __init__(
+        self, start: float = 0.0, *, selector: selectors.BaseSelector | None = None
+    ) -> None:
         self._virtual = start
         self._scheduled: list[asyncio.TimerHandle]  # the base class's, soonest first
         self._quiet: list[asyncio.Future[None]] = []
         self._threads: ThreadPoolExecutor | None = None
-        self._selector: selectors.BaseSelector = _Selector(self)
+        self._selector: selectors.BaseSelector = selector or _Selector(self)
         super().__init__(self._selector)
         # In virtual years a finer one is lost in rounding, and a timer would never be due.
         self._clock_resolution = 1e-6

@@ -138,3 +138,45 @@ async def test_when_the_last_worker_dies_a_command_that_has_the_code_goes_on_wit
     assert json.loads(out)["status"] == "completed"
     assert ledger.count("reserve") == Counter({"mine": 1})
     assert [row[4] for row in ledger.rows("ship")] == [str(process.pid)]
+
+
+def cli(log: str, ledger: Ledger, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sagaz_es_cli", *arguments, "--log", log],
+        cwd=ROOT,
+        env={**os.environ, "LEDGER": str(ledger.path), "CHARGE_SECONDS": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def test_a_replay_runs_and_is_taken_back_in_the_workers_that_serve_the_log(
+    workers: Workers, ledger: Ledger
+) -> None:
+    worker = workers.start(0)
+    await worker.ready()
+    await order(workers.log, 1)
+    await all_completed(workers.log, 1)
+
+    again = ("--from-step", "ship", "--allow", "ship", "--reason", "lost")
+    status, out, err = await told(cli(workers.log, ledger, "replay", "run", "o-0", *again))
+    assert status == 0, err
+    assert "1 engine serves this log" in err
+    replayed = json.loads(out)
+    assert replayed["status"] == "success"
+    assert ledger.count("ship") == Counter({"o-0": 2})
+    assert ledger.count("charge") == Counter({"o-0": 1})
+
+    undo = ("replay", "undo", replayed["replay_id"])
+    status, _, err = await told(cli(workers.log, ledger, *undo))
+    assert status == 3, "ship has no compensation"
+    assert "these steps have no compensation" in err
+    assert {row[4] for row in ledger.rows("ship")} == {str(worker.process.pid)}
+    assert await facts(workers.log, e.SagaReleased) == 0
+
+    worker.process.send_signal(signal.SIGTERM)
+    assert await worker.ended() == 0
+    status, _, err = await told(cli(workers.log, ledger, "replay", "run", "o-0", *again))
+    assert (status, ledger.count("ship")) == (2, Counter({"o-0": 2}))
+    assert "no engine serves the log; replay run runs the code of the saga" in err

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import sagaz_es
-from sagaz_es.dropped import DROPPED
+from sagaz_es.dropped import DROPPED, LATER
 
 HERE = """
 Saga SagaConfig SagaContext SagaError SagaExecutionError SagaExecutionGraph SagaListener SagaResult
@@ -23,7 +23,10 @@ on_step_success on_step_failure on_step_compensate on_step_exit action step comp
 forward_recovery configure get_config InMemorySagaStorage ReplayConfig ReplayError ReplayRequest
 ReplayResult ReplayStatus SagaReplay SagaSnapshot SagaTimeTravel HistoricalState SnapshotStrategy
 SnapshotStorage
-SnapshotNotFoundError SnapshotCaptureError InMemorySnapshotStorage PostgreSQLSnapshotStorage
+DryRunEngine DryRunMode DryRunResult SimulationResult ValidationResult ExternalReference
+ExternalStorage FileSystemExternalStorage StateChange TriggerEngine TriggerRegistry trigger
+fire_event SnapshotNotFoundError SnapshotCaptureError InMemorySnapshotStorage
+PostgreSQLSnapshotStorage
 """.split()
 
 
@@ -38,13 +41,19 @@ def test_a_name_without_a_like_says_what_to_use(name: str) -> None:
         getattr(sagaz_es, name)
 
 
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_a_name_that_is_to_come_says_so_and_what_there_is(name: str) -> None:
+    with pytest.raises(ImportError, match=f"{name}: .* later release; .*migrating-from-sagaz"):
+        getattr(sagaz_es, name)
+
+
 def test_any_other_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="Nonsense"):
         sagaz_es.Nonsense  # noqa: B018
 
 
 def test_no_name_is_both_here_and_dropped() -> None:
-    assert not set(HERE) & DROPPED.keys()
+    assert not set(HERE) & (DROPPED.keys() | LATER.keys())
 
 
 def test_importing_a_name_loads_no_optional_package() -> None:

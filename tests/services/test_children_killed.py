@@ -1,0 +1,123 @@
+"""kill -9 of process after process, each at another place between a parent and its child."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sagaz_es import Engine, connect
+from sagaz_es.connect import open_log
+from sagaz_es.core import events as e
+from tests.services.children_worker import Order
+
+ROOT = Path(__file__).parents[2]
+ORDERS = 6
+PLACES = [
+    "order ChildStarted",  # decided, and the child has not begun
+    "payment SagaStarted",
+    "payment SagaCompleted",  # ended, and its parent has not heard of it
+    "UndoRequested",  # asked to go back, and nobody has answered
+    "payment CompensationStarted",
+    "payment SagaRolledBack",
+]
+
+
+@pytest.fixture(params=["sqlite", "kafka"])
+def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/log.db"
+    namespace = request.getfixturevalue("kafka_namespace")
+    bootstrap = request.getfixturevalue("kafka_bootstrap")
+    return f"kafka://{bootstrap}/{namespace}?partitions=3"
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def worker(log_url: str, place: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """A process that starts all orders which are not there yet, and dies at this place."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.services.children_worker", log_url, str(ORDERS), place],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LEDGER": str(tmp_path / "ledger")},
+    )
+
+
+def keys(tmp_path: Path) -> dict[str, set[str]]:
+    """What was called in the world, by the idempotency keys it was called with."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in (tmp_path / "ledger").read_text().splitlines():
+        what, key = line.split("\t")
+        found[what].add(key)
+    return found
+
+
+async def outcome(engine: Engine, saga_id: str) -> str:
+    result = await (await engine.handle(saga_id)).result(timeout=60)
+    return str(result.status)
+
+
+async def test_killed_between_a_parent_and_its_child_both_end_and_nothing_is_doubled(
+    log_url: str, processes: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    for place in [*PLACES, ""]:
+        process = worker(log_url, place, tmp_path)
+        processes.append(process)
+        if place:
+            assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL, place
+
+    engine = connect(open_log(log_url), sagas=[Order])
+    await engine.open(join=False)  # it serves nothing: the last process does
+    try:
+        begun = [f"order-{number}" for number in range(ORDERS)]
+        async with asyncio.timeout(60):
+            while not await _exists(engine, begun[-1]):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+        ended = {saga_id: await outcome(engine, saga_id) for saga_id in begun}
+        children = {saga_id: await _children(engine, saga_id) for saga_id in begun}
+        ends = {child: await outcome(engine, child) for [child] in children.values()}
+    finally:
+        await engine.close()
+    happened = keys(tmp_path)
+    for saga_id, [child] in children.items():
+        odd = int(saga_id.removeprefix("order-")) % 2
+        assert ended[saga_id] == ("rolled_back" if odd else "completed")
+        assert ends[child] == ("rolled_back" if odd else "completed")
+        assert child.startswith(f"{saga_id}/payment")
+        assert (f"{child}/capture/compensation" in happened["refund"]) == bool(odd)
+    # One child each: nothing else was ever authorized.
+    assert happened["authorize"] == {f"{child}/authorize" for child in ends}
+    assert happened["capture"] == {f"{child}/capture" for child in ends}
+    assert len(happened["void"]) == sum(1 for end in ends.values() if end == "rolled_back")
+
+
+async def _exists(engine: Engine, saga_id: str) -> bool:
+    return bool(await engine.log.read_saga(saga_id))
+
+
+async def _children(engine: Engine, saga_id: str) -> list[str]:
+    """The children that its stream decides about, each once."""
+    found = [
+        record.entry.fact.child_saga_id
+        for record in await engine.log.read_saga(saga_id)
+        if isinstance(record.entry, e.Event) and isinstance(record.entry.fact, e.ChildStarted)
+    ]
+    return list(dict.fromkeys(found))

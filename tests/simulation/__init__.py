@@ -1,0 +1,1 @@
+"""The real engine, projector and replayer under everything that can go wrong, by seeds."""

@@ -1,0 +1,257 @@
+"""The judge: what the log, the ledger, the store and the clients of a run say of each other.
+
+Each law that is broken is one line, `law: what`. The judge believes the log's records, the world's
+ledger and what clients were told; of our own code it uses only what is to be judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from sagaz_es.core import events as e
+from sagaz_es.core.fold import Verdict, fold_into
+from sagaz_es.core.state import SagaState
+from tests.simulation.machine import Simulation
+from tests.simulation.model import ENDINGS, Saga, read_log
+
+
+class Judge:
+    """Judges one run, on its loop, after it has healed."""
+
+    def __init__(self) -> None:
+        self.violations: list[str] = []
+        self.events = self.sagas = 0
+        self.done = False
+
+    async def __call__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.log = read_log(simulation.broker)
+        self.sagas = len(self.log.sagas)
+        self.events = sum(len(saga.accepted) for saga in self.log.sagas.values())
+        for check in (
+            self._log,
+            self._lost_writes,
+            self._ledger,
+            self._standing,
+            self._folds,
+            self._engines,
+            self._promises,
+        ):
+            self.violations += check()
+        self.done = True
+
+    # --- the log ---
+
+    def _log(self) -> Iterator[str]:
+        yield from self.log.wrong
+        yield from (f"wrong in the world: {wrong}" for wrong in self.simulation.world.wrong)
+        yield from (f"stuck after healing: {words}" for words in self.simulation.stuck)
+        yield from (f"alarm without cause: {words}" for words in self.simulation.alarms)
+
+    def _lost_writes(self) -> Iterator[str]:
+        for index, base, entries in self.simulation.broker.acknowledged:
+            records = self.simulation.broker.partitions[index].records
+            if tuple(r.entry for r in records[base : base + len(entries)]) != entries:
+                yield f"lost write: what was acknowledged at {index}/{base} does not stand there"
+
+    # --- the ledger ---
+
+    def _ledger(self) -> Iterator[str]:
+        seen: Counter[tuple[str, str, str, int]] = Counter()
+        for run in self.simulation.world.executions:
+            what = "undo" if run.what == "undo" else "do"
+            place = (what, run.saga_id, run.step, run.attempt)
+            words = f"{what} {run.saga_id}/{run.step} attempt {run.attempt} in {run.process}"
+            seen[place] += 1
+            start = self.log.starts.get(place)
+            if start is None or start.event.writer != run.writer:
+                yield f"effect without its event: {words} has no accepted start"
+            elif start.offset >= run.seen:
+                yield f"act before confirm: {words} began before its start stood in the log"
+            if seen[place] > 1:
+                yield f"effect twice: {words} ran {seen[place]} times"
+        returned = {
+            (run.saga_id, run.step, run.attempt): run.token
+            for run in self.simulation.world.executions
+            if run.what == "do" and run.token
+        }
+        for saga, placed in self.log.completions:
+            fact = placed.event.fact
+            assert isinstance(fact, e.StepCompleted)
+            if saga.steps[fact.step].effects:
+                told = json.loads(fact.keys_set or "{}").get(fact.step)
+                place_of = (saga.saga_id, fact.step, fact.attempt)
+                if told is None or told != returned.get(place_of):
+                    yield (
+                        f"event without its effect: {saga.saga_id}/{fact.step} completed with "
+                        f"{told}, the world has {returned.get(place_of)}"
+                    )
+
+    # --- what stands at the end ---
+
+    def _standing(self) -> Iterator[str]:
+        stands: dict[tuple[str, str], list[str]] = {}
+        for effect in self.simulation.world.effects.values():
+            if not effect.undone:
+                root = self._root(effect.saga_id)
+                stands.setdefault((root, effect.step), []).append(effect.saga_id)
+        for (root, name), owners in stands.items():
+            head = self._head(root)
+            step = head.steps[name]
+            expected = step.owner or head.saga_id
+            known = step.status in ("completed", "stale", "undo_failed") or step.let_be
+            others = [owner for owner in owners if owner != expected or not known]
+            for owner in others:
+                if not self._excused(owner, name, head):
+                    yield (
+                        f"family ledger: {name} of {owner} stands, and its head {head.saga_id} "
+                        f"({head.status}) has it {step!r}"
+                    )
+        for saga in self.log.sagas.values():
+            if saga.branch or not saga.ended:
+                continue
+            for name, step in saga.steps.items():
+                owner = step.owner or saga.saga_id
+                root = self._root(saga.saga_id)
+                if step.status == "completed" and step.effects:
+                    if owner not in stands.get((root, name), ()):
+                        yield f"family ledger: {name} of {saga.saga_id} is done and does not stand"
+
+    def _excused(self, owner: str, name: str, head: Saga) -> bool:
+        """An effect that nobody could know of: of unknown outcome, with no compensation for that,
+        or of an attempt that was taken over before it did anything."""
+        saga = self.log.sagas[owner]
+        step = saga.steps[name]
+        if (step.maybe or step.interrupted or step.status == "unknown") and not step.on_unknown:
+            return True
+        if head.steps[name].maybe:
+            return True
+        return self._came_late(owner, name)
+
+    def _came_late(self, saga_id: str, name: str) -> bool:
+        """Whether the effect was made by a process that had lost the saga by then."""
+        saga = self.log.sagas[saga_id]
+        for run in self.simulation.world.executions:
+            if (run.what, run.saga_id, run.step) == ("do", saga_id, name) and run.token:
+                if not run.again:
+                    claims = (
+                        placed.offset
+                        for placed in saga.accepted
+                        if placed.event.epoch > self._epoch_of(run.writer, saga)
+                    )
+                    return any(offset < run.effect_seen for offset in claims)
+        return False
+
+    def _epoch_of(self, writer: bytes, saga: Saga) -> int:
+        return max((p.event.epoch for p in saga.accepted if p.event.writer == writer), default=-1)
+
+    def _root(self, saga_id: str) -> str:
+        while (saga := self.log.sagas[saga_id]).parent:
+            saga_id = saga.parent
+        return saga_id
+
+    def _head(self, saga_id: str) -> Saga:
+        while (saga := self.log.sagas[saga_id]).branch in self.log.sagas:
+            saga_id = saga.branch
+        return saga
+
+    # --- our own folds ---
+
+    def _folds(self) -> Iterator[str]:
+        self.states: dict[str, SagaState] = {}
+        for partition in self.simulation.broker.partitions:
+            for record in partition.records:
+                event = record.entry
+                if not isinstance(event, e.Event):
+                    continue
+                state = self.states.setdefault(event.saga_id, SagaState())
+                before = (state.writer, state.epoch)
+                if fold_into(state, event) is Verdict.ACCEPTED:
+                    if state.epoch == before[1] and state.sequence > 1:
+                        if event.writer != before[0]:
+                            yield f"two writers in an epoch: {event.saga_id} #{state.sequence}"
+        for saga_id, state in self.states.items():
+            saga = self.log.sagas.get(saga_id)
+            if saga is None:
+                if state.sequence:
+                    yield f"fold: {saga_id} exists, by the model it does not"
+                continue
+            told = _as_model(state)
+            if told != _told(saga):
+                yield f"fold is not the model: {saga_id}: {told}, the model: {_told(saga)}"
+
+    def _engines(self) -> Iterator[str]:
+        for node in self.simulation.nodes:
+            if node.engine is None or not node.process.alive:
+                continue
+            for partition in node.engine.host.partitions.values():
+                for saga_id, cell in partition.cells.items():
+                    if cell.ours and not cell.lost and cell.state != self.states.get(saga_id):
+                        yield (
+                            f"engine's fold is not the whole fold: {saga_id} in "
+                            f"{node.process.name}: {cell.state.sequence} {cell.state.status}"
+                        )
+
+    # --- what clients were told ---
+
+    def _promises(self) -> Iterator[str]:
+        for promise in self.simulation.promises:
+            saga = self.log.sagas.get(promise.saga_id)
+            if saga is None:
+                if promise.kind == "started" and self._was_refused(promise.saga_id):
+                    continue  # it stood in line, and was refused in the end
+                yield f"promise: {promise.kind} {promise.saga_id}, which does not exist"
+            elif promise.kind in ("signalled", "asked"):
+                if self.log.requests.get(promise.detail, 0) < 1:
+                    yield f"promise: request {promise.detail} of {saga.saga_id} has no fact"
+            elif promise.kind == "cancelled":
+                if not any(
+                    isinstance(p.event.fact, e.CompensationStarted | e.SagaCancelled)
+                    for p in saga.accepted
+                ):
+                    yield f"promise: {saga.saga_id} was cancelled, and never goes back"
+            elif promise.kind == "result":
+                told = str(promise.detail.status)
+                ends = {state for state in _ends(saga)}
+                if told not in ends:
+                    yield f"promise: {saga.saga_id} ended {told}, the log says {sorted(ends)}"
+        for request, count in self.log.requests.items():
+            if count > 1:
+                yield f"asked once: request {request} led to {count} facts"
+
+    def _was_refused(self, saga_id: str) -> bool:
+        starts = [r for r in self.log.asked.values() if isinstance(r, e.StartRequested)]
+        return any(r.saga_id == saga_id and r.request_id in self.log.refused for r in starts)
+
+
+def _ends(saga: Saga) -> Iterator[str]:
+    """Every status at which who waited may have been told of it."""
+    for placed in saga.accepted:
+        fact = placed.event.fact
+        if type(fact) in ENDINGS:
+            yield ENDINGS[type(fact)]
+        elif isinstance(fact, e.RecoveryDecided):
+            yield "forward_recovery"
+        elif isinstance(fact, e.StepOutcomeUnknown):
+            yield "executing"
+
+
+_STEPS = {
+    "executing": "started",
+    "outcome_unknown": "unknown",
+    "compensating": "undoing",
+    "compensated": "undone",
+    "compensation_failed": "undo_failed",
+}
+
+
+def _as_model(state: SagaState) -> tuple[int, str, dict[str, str]]:
+    steps = {name: _STEPS.get(step.status, step.status) for name, step in state.steps.items()}
+    return state.sequence, state.status, {n: s for n, s in sorted(steps.items()) if s != "pending"}
+
+
+def _told(saga: Saga) -> tuple[int, str, dict[str, str]]:
+    steps = {name: step.status for name, step in sorted(saga.steps.items())}
+    return saga.sequence, saga.status, {n: s for n, s in steps.items() if s != "pending"}

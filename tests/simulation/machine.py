@@ -1,0 +1,497 @@
+"""One schedule: processes with engines and projectors on a simulated log, what is done to them, and
+how it heals. Everything in it follows from its seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sagaz_es.core import events as e
+from sagaz_es.core.snapshot import SnapshotPolicy
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.projector import Projector
+from sagaz_es.errors import EngineClosed, LostOwnership, SagaError
+from sagaz_es.ports import Record
+from sagaz_es.testing.simulation import (
+    Broker,
+    Database,
+    Points,
+    Process,
+    SimulatedClock,
+    SimulatedLog,
+    SimulatedLoop,
+    SimulatedStore,
+    Weather,
+)
+from sagaz_es.testing.virtual_time import NothingLeft
+from tests.simulation.model import read_log
+from tests.simulation.sagas import REGISTRY
+from tests.simulation.world import Habits, World
+
+CONFIG = EngineConfig(
+    drain_seconds=1.0, takeover_seconds=6.0, housekeeping_seconds=2.0, request_seconds=6.0
+)
+MAX_STEPS = 60_000
+"""Callbacks of one schedule: more is a loop that turns without time passing."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """Something that is done at a time: to a process, to the servers, or by a client."""
+
+    at: float
+    what: str
+    args: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.at:.3f} {self.what} {' '.join(map(str, self.args))}".rstrip()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a seed becomes: the stage, and what is done on it, until `heals_at`."""
+
+    seed: int
+    partitions: int
+    engines: int
+    store: str  # none, beside (a projector of its own), inside (in each engine)
+    weather: Weather
+    habits: Habits
+    policy: SnapshotPolicy
+    static: bool
+    doings: tuple[Doing, ...]
+    heals_at: float
+    deaths: tuple[tuple[str, str, int], ...] = ()  # process, point, which time
+
+
+@dataclass
+class Promise:
+    """What a client was told. `kind`: started, result, signalled, cancelled, replayed …"""
+
+    kind: str
+    saga_id: str
+    detail: Any = None
+
+
+class Node:
+    """A process of ours, with what runs in it."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.clock: SimulatedClock | None = None
+        self.engine: Engine | None = None
+        self.projector: Projector | None = None
+        self.ready = False
+
+
+class Simulation:
+    """Runs a plan. Afterwards it holds everything that a judge needs."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.loop = SimulatedLoop()
+        self.points = Points()
+        self.points.deaths = dict.fromkeys(plan.deaths)
+        self.random = random.Random(f"{plan.seed} servers")
+        self.broker = Broker(
+            self.loop,
+            self.random,
+            partitions=plan.partitions,
+            weather=plan.weather.copy(),
+            points=self.points,
+        )
+        self.database = Database(self.broker)
+        self.world = World(self.broker, random.Random(f"{plan.seed} world"), plan.habits)
+        self.nodes: list[Node] = []  # the latest life of each
+        self.dead: list[Node] = []
+        self.promises: list[Promise] = []
+        self.clients: dict[asyncio.Task[Any], str] = {}
+        self.counts: Counter[str] = Counter()
+        self.lines: list[str] = []  # the trace
+        self.stuck: list[str] = []
+        self.alarms: list[str] = []
+        self.broker.on_landed.append(self._trace_landed)
+
+    # --- the run ---
+
+    def run(self, judge: Callable[[Simulation], Coroutine[Any, Any, None]]) -> None:
+        """From boot to after healing, then let `judge` look, still on the loop."""
+        with _one_seed(self.plan.seed, self.loop), _quiet(self):
+            try:
+                self.loop.run_until_complete(self._main(judge))
+            except NothingLeft:
+                self.stuck.append("nothing will ever happen again")
+            finally:
+                self.alarms += self.loop.errors
+                self.loop.close()
+
+    async def _main(self, judge: Callable[[Simulation], Coroutine[Any, Any, None]]) -> None:
+        for number in range(self.plan.engines):
+            self._boot(number)
+        for doing in self.plan.doings:
+            await self._until(doing.at)
+            self.trace(str(doing))
+            getattr(self, f"do_{doing.what}")(*doing.args)
+        await self._until(self.plan.heals_at)
+        await self._heal()
+        await judge(self)
+
+    async def _until(self, at: float) -> None:
+        if (left := at - self.loop.time()) > 0:
+            await asyncio.sleep(left)
+
+    def trace(self, line: str) -> None:
+        self.lines.append(f"{self.loop.time():.6f} {line}")
+
+    def _trace_landed(self, records: Sequence[Record]) -> None:
+        for record in records:
+            entry = record.entry
+            words = type(entry).__name__
+            if isinstance(entry, e.Event):
+                words = (
+                    f"{entry.saga_id} {entry.writer.hex()[:6]} {entry.epoch}/{entry.sequence} "
+                    f"{type(entry.fact).__name__} {getattr(entry.fact, 'step', '')}"
+                )
+            self.trace(f"p{record.partition}@{record.offset} {words}")
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal runs."""
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()[:16]
+
+    # --- processes ---
+
+    def _boot(self, number: int) -> None:
+        lives = sum(1 for node in self.dead if node.process.name.startswith(f"engine-{number}."))
+        process = Process(self.loop, f"engine-{number}.{lives + 1}")
+        node = Node(process)
+        process.on_change.append(lambda: self._changed(node))
+        if number < len(self.nodes):
+            self.nodes[number] = node
+        else:
+            self.nodes.append(node)
+        process.spawn(self._serve(node, number))
+
+    def _changed(self, node: Node) -> None:
+        process = node.process
+        state = "paused" if process.paused else "goes on" if process.alive else "dies"
+        at = f" at {process.died_at}" if process.died_at else ""
+        self.trace(f"{process.name} {state}{at}")
+        if not process.alive:
+            self.counts["kills"] += 1
+            self.dead.append(node)
+            number = self.nodes.index(node)
+            delay = 0.2 + self.random.random() * 4
+            self.loop.in_world(delay, self._boot_again, number, node)
+
+    def _boot_again(self, number: int, node: Node) -> None:
+        if self.nodes[number] is node:
+            self._boot(number)
+
+    async def _serve(self, node: Node, number: int) -> None:
+        plan, process = self.plan, node.process
+        log = SimulatedLog(self.broker, process)
+        clock = node.clock = SimulatedClock(self.loop)
+        store = None if plan.store == "none" else SimulatedStore(self.database, process)
+        projector = None
+        if store is not None:
+            projector = node.projector = Projector(
+                log,
+                store,
+                clock=clock,
+                batch=self.random.choice((1, 3, 50)),
+                linger_s=0.3,
+                default_policy=plan.policy,
+            )
+        while True:
+            engine = Engine(
+                log,
+                store,
+                resources={"world": self.world},
+                clock=clock,
+                config=CONFIG,
+                instance_id=f"engine-{number}" if plan.static else None,
+                projector=projector if plan.store == "inside" else None,
+            )
+            engine.registry = engine.host.registry = REGISTRY
+            self.world.writers[process.name] = engine.host.writer
+            node.engine = engine
+            try:
+                await engine.open()
+                break
+            except (SagaError, OSError) as error:
+                self.trace(f"{process.name} does not open: {type(error).__name__}")
+                await asyncio.sleep(1.0)
+        node.ready = True
+        if plan.store == "beside" and projector is not None:
+            while True:
+                try:
+                    await projector.run()
+                except* (SagaError, OSError) as errors:
+                    self.trace(f"{process.name} projector: {errors.exceptions}")
+                await asyncio.sleep(1.0)
+
+    def _engine(self, number: int) -> Node | None:
+        """A node that can be asked: this one, or else any."""
+        for node in (*self.nodes[number:], *self.nodes[:number]):
+            if node.ready and node.process.runs:
+                return node
+        return None
+
+    # --- what is done ---
+
+    def do_kill(self, number: int) -> None:
+        self.nodes[number].process.kill()
+
+    def do_kill_at(self, number: int, steps: int) -> None:
+        process = self.nodes[number].process
+        process.dies_at = process.steps + steps
+
+    def do_pause(self, number: int, seconds: float) -> None:
+        process = self.nodes[number].process
+        if process.runs:
+            self.counts["pauses"] += 1
+            process.pause()
+            self.loop.in_world(seconds, process.resume)
+
+    def do_cut(self, number: int, seconds: float) -> None:
+        process = self.nodes[number].process
+        if process.alive and not process.cut:
+            self.counts["cuts"] += 1
+            self._cut(process, True)
+            self.loop.in_world(seconds, self._cut, process, False)
+
+    def _cut(self, process: Process, cut: bool) -> None:
+        process.cut = cut
+        process.told()
+
+    def do_jump(self, number: int, us: int) -> None:
+        clock = self.nodes[number].clock
+        if clock is not None:
+            self.counts["clock jumps"] += 1
+            clock.jump(us)
+
+    def do_restart_log(self, seconds: float) -> None:
+        self.counts["log restarts"] += 1
+        self.broker.restart(seconds)
+
+    def do_lead_elsewhere(self, index: int, seconds: float) -> None:
+        self.counts["leader changes"] += 1
+        self.broker.lead_elsewhere(index, seconds)
+
+    def do_restart_store(self, seconds: float) -> None:
+        self.counts["store outages"] += 1
+        self.database.restart(seconds)
+
+    def do_close(self, number: int) -> None:
+        """SIGTERM: it hands over, and comes back."""
+        node = self.nodes[number]
+        if node.ready and node.process.runs and node.engine is not None:
+            self.counts["hand-overs"] += 1
+            node.ready = False
+            node.process.spawn(self._close(node))
+
+    async def _close(self, node: Node) -> None:
+        assert node.engine is not None
+        try:
+            await node.engine.close()
+            mine = [t for t, who in self.clients.items() if who.startswith(f"{node.process.name} ")]
+            if mine:
+                await asyncio.wait(mine, timeout=CONFIG.request_seconds + 3)
+            self.stuck += [
+                f"it has closed, and nobody was told: {self.clients[task]}"
+                for task in mine
+                if not task.done()
+            ]
+        finally:
+            if node.process.alive:
+                node.process.kill("its end")
+
+    def do_poison(self, index: int, key: str) -> None:
+        self.counts["poison records"] += 1
+        self.broker.add_foreign(index, key, b"\xc3\x01poison", "damaged")
+
+    def do_ask(self, number: int, call: str, *args: Any) -> None:
+        """A client asks an engine for something."""
+        node = self._engine(number)
+        if node is not None:
+            self.ask(node, call, *args)
+
+    def ask(self, node: Node, call: str, *args: Any) -> None:
+        self.counts["calls"] += 1
+        task = node.process.spawn(self._asking(node, call, args))
+        self.clients[task] = f"{node.process.name} {call} {args}"
+
+    async def _asking(self, node: Node, call: str, args: tuple[Any, ...]) -> None:
+        assert node.engine is not None
+        words = f"{node.process.name} {call} {' '.join(map(str, args))}"
+        try:
+            await getattr(self, f"client_{call}")(node.engine, *args)
+        except (SagaError, OSError) as error:
+            self.trace(f"{words}: {type(error).__name__}")
+            self.counts["refused"] += 1
+            if isinstance(error, EngineClosed | LostOwnership) and not node.engine.host.closing:
+                self.stuck.append(f"its engine is open, and {words} raised {error!r}")
+        else:
+            self.trace(f"{words}: done")
+
+    def promise(self, kind: str, saga_id: str, detail: Any = None) -> None:
+        self.promises.append(Promise(kind, saga_id, detail))
+
+    # --- what clients do ---
+
+    async def client_run(self, engine: Engine, name: str, saga_id: str | None, x: int) -> None:
+        handle = await engine.start(name, {"first": x}, saga_id=saga_id)
+        self.promise("started", handle.saga_id)
+        result = await handle.result()
+        self.promise("result", handle.saga_id, result)
+
+    async def client_signal(self, engine: Engine, saga_id: str, name: str, request: str) -> None:
+        await engine.signal(saga_id, name, 1, request_id=request)
+        self.promise("signalled", saga_id, request)
+
+    async def client_cancel(self, engine: Engine, saga_id: str) -> None:
+        await engine.cancel(saga_id, reason="a client")
+        self.promise("cancelled", saga_id)
+
+    async def client_pause(self, engine: Engine, saga_id: str, request: str) -> None:
+        await engine.pause(saga_id, request_id=request)
+        self.promise("asked", saga_id, request)
+
+    async def client_resume(self, engine: Engine, saga_id: str, request: str) -> None:
+        await engine.resume(saga_id, request_id=request)
+        self.promise("asked", saga_id, request)
+
+    # --- healing ---
+
+    async def _heal(self) -> None:
+        """Nothing goes wrong any more; people do what only people can. Then all must end."""
+        self.trace("healing")
+        self.broker.weather.calm()
+        self.points.deaths = {}
+        self.world.habits.fails = self.world.habits.hangs = self.world.habits.undo_fails = 0.0
+        for node in self.nodes:
+            node.process.dies_at = 0
+            node.process.resume()
+            if node.process.cut:
+                self._cut(node.process, False)
+        for round_ in range(60):
+            await asyncio.sleep(2.0)
+            if self._at_rest():
+                self.counts["rounds of healing"] += round_
+                return
+            if round_ % 3 == 2:
+                self._people()
+        self.stuck += self._unfinished()
+
+    def _at_rest(self) -> bool:
+        return not self._unfinished()
+
+    def _unfinished(self) -> list[str]:
+        log = read_log(self.broker)
+        left = [
+            f"saga {saga_id} ({saga.name}) is {saga.status}: {saga.steps}"
+            for saga_id, saga in log.sagas.items()
+            if not saga.ended
+        ]
+        left += [f"nobody has answered {request}" for request in log.unanswered]
+        for task, words in self.clients.items():
+            process = words.split()[0]
+            alive = any(n.process.name == process and n.process.alive for n in self.nodes)
+            if not task.done() and alive:
+                left.append(f"nobody was answered: {words}")
+        left += [f"{n.process.name} does not open" for n in self.nodes if not n.ready]
+        return left
+
+    def _people(self) -> None:
+        """Whoever waits for a person gets one."""
+        for saga_id, saga in read_log(self.broker).sagas.items():
+            node = self._engine(self.random.randrange(len(self.nodes)))
+            if node is None or saga.ended:
+                continue
+            request = f"people-{self.random.randrange(1 << 30)}"
+            if saga.paused:
+                self.ask(node, "resume", saga_id, request)
+            for step, state in saga.steps.items():
+                if state.status == "waiting":
+                    for name in ("yes", "sure"):
+                        self.ask(node, "signal", saga_id, name, f"{request}-{name}")
+                elif state.status == "unknown":
+                    self.ask(node, "resolve", saga_id, step, request)
+                elif state.status == "failed" and saga.status == "forward_recovery":
+                    self.ask(node, "recover", saga_id, step, request)
+
+    async def client_resolve(self, engine: Engine, saga_id: str, step: str, request: str) -> None:
+        effect = self.world.effects.get(f"{saga_id}/{step}")
+        happened = effect is not None
+        result = {step: effect.token} if effect is not None else None
+        await engine.resolve_outcome(
+            saga_id, step, happened=happened, result=result, actor="people", request_id=request
+        )
+        self.promise("asked", saga_id, request)
+
+    async def client_recover(self, engine: Engine, saga_id: str, step: str, request: str) -> None:
+        how = self.random.choice(("retry", "skip", "compensate_pivot"))
+        await engine.decide_recovery(saga_id, step, how, actor="people", request_id=request)
+        self.promise("asked", saga_id, request)
+
+
+# --- the same again -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _one_seed(seed: int, loop: SimulatedLoop) -> Iterator[None]:
+    """All chance and all clocks of this process come from the seed and from virtual time."""
+    chance = random.Random(f"{seed} ids")
+    before = os.urandom, time.time_ns, time.monotonic, random.getstate()
+    os.urandom = chance.randbytes
+    time.time_ns = lambda: loop.now() * 1000
+    time.monotonic = loop.time
+    random.seed(seed)
+    gc.disable()
+    try:
+        yield
+    finally:
+        os.urandom, time.time_ns, time.monotonic, state = before
+        random.setstate(state)
+        gc.enable()
+
+
+class _Alarms(logging.Handler):
+    """Keeps what the engine says in a loud voice."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(logging.CRITICAL)
+        self._simulation = simulation
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._simulation.alarms.append(record.getMessage())
+        self._simulation.trace(f"ALARM {record.getMessage()}")
+
+
+@contextmanager
+def _quiet(simulation: Simulation) -> Iterator[None]:
+    logger = logging.getLogger("sagaz_es")
+    before = logger.level, logger.propagate
+    handler = _Alarms(simulation)
+    logger.addHandler(handler)
+    logger.setLevel(logging.CRITICAL)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

@@ -1,0 +1,529 @@
+"""What a log of sagas may look like: a second, small reading of the rules, written for the judge.
+
+It shares nothing with `sagaz_es.core` but the facts themselves. `read_log` accepts and rejects by
+DESIGN §4, carries each saga on by what was accepted, and notes every fact that may not stand where
+it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagaz_es.core import events as e
+from sagaz_es.testing.simulation import Broker
+
+ENDINGS: dict[type[e.Fact], str] = {
+    e.SagaCompleted: "completed",
+    e.SagaRolledBack: "rolled_back",
+    e.SagaFailed: "failed",
+    e.SagaPartiallyCommitted: "partially_committed",
+    e.SagaCancelled: "cancelled",
+    e.ReplayUndone: "rolled_back",
+}
+
+
+@dataclass(slots=True)
+class Step:
+    """A step as the log has it. `status`: pending waiting started completed failed skipped unknown
+    stale undoing undone undo_failed."""
+
+    needs: tuple[str, ...]
+    compensable: bool = False
+    on_unknown: bool = False
+    at_most_once: bool = False
+    pivot: bool = False
+    effects: bool = True
+    status: str = "pending"
+    attempt: int = 0
+    undo_attempt: int = 0
+    interrupted: bool = False  # another writer came while it was started, or being undone
+    maybe: bool = False  # an attempt may have had its effect, and none has completed
+    owner: str = ""  # whose effect it is, where a branch inherited it
+    let_be: bool = False  # a person said so of its undoing
+
+    def __repr__(self) -> str:
+        return self.status + ("?" if self.maybe else "") + ("~" if self.interrupted else "")
+
+    @property
+    def done(self) -> bool:
+        return self.status in ("completed", "skipped")
+
+    @property
+    def settled(self) -> bool:
+        return self.status in ("undone", "undo_failed") or self.let_be
+
+
+@dataclass(slots=True)
+class Placed:
+    """An accepted event, with its place in the log."""
+
+    offset: int
+    event: e.Event
+
+
+@dataclass
+class Saga:
+    """A saga as the log has it."""
+
+    saga_id: str
+    name: str = ""
+    writer: bytes = b""
+    epoch: int = 0
+    sequence: int = 0
+    status: str = "executing"
+    steps: dict[str, Step] = field(default_factory=dict)
+    undo: tuple[str, ...] = ()
+    goal: str = ""
+    paused: bool = False
+    pivots_released: bool = False
+    answered: set[str] = field(default_factory=set)
+    branch: str = ""
+    parent: str = ""  # the head that it branched from
+    replay_id: str = ""
+    undone: bool = False
+    reopened: bool = False  # claimed after its end: something about it is decided anew
+    accepted: list[Placed] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDINGS.values()
+
+    @property
+    def branched(self) -> bool:
+        return bool(self.replay_id)
+
+    def ancestors(self, name: str) -> set[str]:
+        found: set[str] = set()
+        todo = list(self.steps[name].needs)
+        while todo:
+            need = todo.pop()
+            if need not in found:
+                found.add(need)
+                todo += self.steps[need].needs
+        return found
+
+    def dependents(self, name: str) -> set[str]:
+        return {other for other in self.steps if name in self.ancestors(other)}
+
+    def locked(self) -> set[str]:
+        """Completed pivots and what they depend on."""
+        if self.pivots_released:
+            return set()
+        pivots = {n for n, s in self.steps.items() if s.pivot and s.status == "completed"}
+        return pivots.union(*(self.ancestors(pivot) for pivot in pivots))
+
+
+class Log:
+    """All sagas of a log, and what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.sagas: dict[str, Saga] = {}
+        self.wrong: list[str] = []
+        self.starts: dict[tuple[str, str, str, int], Placed] = {}
+        """Accepted starts of attempts, by (do or undo, saga, step, attempt)."""
+        self.completions: list[tuple[Saga, Placed]] = []
+        self.rejected = 0
+        self.requests: dict[str, int] = {}  # id -> accepted facts that answer it
+        self.asked: dict[str, e.Request] = {}
+        self.refused: set[str] = set()
+
+    @property
+    def unanswered(self) -> list[e.Request]:
+        """Requests that came to nothing yet."""
+        return [request for request in self.asked.values() if not self._is_answered(request)]
+
+    def _is_answered(self, request: e.Request) -> bool:
+        if request.request_id in self.requests or request.request_id in self.refused:
+            return True
+        saga = self.sagas.get(request.saga_id)
+        if isinstance(request, e.StartRequested):
+            return saga is not None
+        if isinstance(request, e.CancelRequested):
+            return saga is not None and (saga.ended or saga.status == "compensating")
+        if isinstance(request, e.UndoRequested):
+            return saga is not None and saga.undone
+        return isinstance(request, e.ReplayLogged)
+
+    def hear(self, request: e.Request) -> None:
+        if isinstance(request, e.RequestRefused):
+            self.refused.add(request.request_id)
+        else:
+            self.asked.setdefault(request.request_id, request)
+
+    def take(self, event: e.Event, offset: int) -> None:
+        saga = self.sagas.get(event.saga_id)
+        if not _accepts(saga, event):
+            self.rejected += 1
+            return
+        if saga is None:
+            saga = self.sagas[event.saga_id] = Saga(event.saga_id, event.saga_name)
+        before, saga.epoch = saga.epoch, event.epoch
+        if event.epoch != before or not saga.sequence:
+            saga.writer = event.writer
+        saga.sequence += 1
+        placed = Placed(offset, event)
+        saga.accepted.append(placed)
+        fact = event.fact
+        claims = isinstance(fact, e.SagaClaimed | e.SagaReleased)  # their cause is a word
+        request = "" if claims else e.request_of(fact)
+        if request:
+            self.requests[request] = self.requests.get(request, 0) + 1
+            if request in saga.answered and not isinstance(fact, e.SagaStarted):
+                return  # it answers a request that was answered: nothing changes
+            saga.answered.add(request)
+        reason = _RULES[type(fact)](self, saga, fact, placed)
+        if reason:
+            words = f"{type(fact).__name__} {getattr(fact, 'step', '')}".rstrip()
+            place = f"{saga.saga_id} ({saga.name}) #{saga.sequence}"
+            self.wrong.append(f"illegal transition: {place} {words}: {reason}")
+
+
+def read_log(broker: Broker) -> Log:
+    """Every saga of a log."""
+    log = Log()
+    for partition in broker.partitions:
+        for record in partition.records:
+            if isinstance(record.entry, e.Event):
+                log.take(record.entry, record.offset)
+            elif isinstance(record.entry, e.Request):
+                log.hear(record.entry)
+    return log
+
+
+def _accepts(saga: Saga | None, event: e.Event) -> bool:
+    fact = event.fact
+    if saga is None:
+        return isinstance(fact, e.SagaStarted) and (event.epoch, event.sequence) == (0, 1)
+    if event.sequence != saga.sequence + 1:
+        return False
+    if (event.writer, event.epoch) == (saga.writer, saga.epoch):
+        return True
+    claims = isinstance(fact, e.SagaClaimed) or (isinstance(fact, e.ReplayBranched) and saga.ended)
+    return claims and event.epoch == saga.epoch + 1
+
+
+# --- what each fact may do ------------------------------------------------------------------------
+
+Reason = str | None
+
+
+def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
+    if saga.sequence > 1:
+        return "it had begun"
+    for node in json.loads(fact.graph):
+        saga.steps[node["name"]] = Step(
+            tuple(node.get("depends_on", ())),
+            node.get("compensable", False),
+            node.get("on_unknown", False),
+            node.get("at_most_once", False),
+            node.get("pivot", False),
+            node.get("effects", True),
+        )
+    saga.replay_id, saga.parent = fact.replay_id, fact.head_saga_id
+    if not fact.replay_id:
+        return None
+    verdicts = {step: verdict for step, verdict, _ in json.loads(fact.plan)}
+    for effect in json.loads(fact.standing or "[]"):
+        step = saga.steps[effect["step"]]
+        if verdicts[effect["step"]] in ("reuse", "undo_first"):
+            step.status = "completed" if verdicts[effect["step"]] == "reuse" else "stale"
+            step.owner, step.maybe = effect["owner"], effect.get("unknown", False)
+            step.attempt = effect.get("attempt", 1)
+    parent = log.sagas.get(fact.head_saga_id)
+    if parent is None or parent.branch != saga.saga_id:
+        return "its head was not branched"
+    return None
+
+
+def _claimed(log: Log, saga: Saga, fact: e.SagaClaimed, _: Placed) -> Reason:
+    for step in saga.steps.values():
+        if step.status in ("started", "undoing"):
+            step.interrupted = True
+    saga.reopened = saga.ended
+    return None
+
+
+def _step_waiting(log: Log, saga: Saga, fact: e.StepWaiting, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, step.status = step.status, "waiting"
+    return None if before == "pending" else f"the step is {before}"
+
+
+def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    log.starts["do", saga.saga_id, fact.step, fact.attempt] = placed
+    before, attempt = step.status, step.attempt
+    again = before == "started" and step.interrupted
+    step.status, step.attempt = "started", fact.attempt
+    step.maybe, step.interrupted = step.maybe or again, False
+    if saga.status != "executing":
+        return f"the saga is {saga.status}"
+    if saga.paused:
+        return "the saga is paused"
+    if before not in ("pending", "waiting") and not again:
+        return f"the step is {before}"
+    if step.at_most_once and attempt:
+        return "it may run at most once"
+    if fact.attempt != attempt + 1:
+        return f"attempt {fact.attempt} follows {attempt}"
+    needs = saga.ancestors(fact.step) if saga.branched else set(step.needs)
+    missing = sorted(need for need in needs if not saga.steps[need].done)
+    if missing:
+        return f"{missing} are not done"
+    for name, other in saga.steps.items():
+        if other.status in ("failed", "stale", "undoing", "undo_failed"):
+            return f"step {name} is {other.status}"
+    return None
+
+
+def _step_completed(log: Log, saga: Saga, fact: e.StepCompleted, placed: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    log.completions.append((saga, placed))
+    before, interrupted = step.status, step.interrupted
+    step.status, step.owner, step.maybe = "completed", "", False
+    if before == "unknown" and step.at_most_once:
+        return None
+    if before != "started" or interrupted or step.attempt != fact.attempt:
+        return f"attempt {fact.attempt}, but the step is {before}, attempt {step.attempt}"
+    return None
+
+
+def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, interrupted = step.status, step.interrupted
+    step.status, step.interrupted = ("pending" if fact.retry_at else "failed"), False
+    step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
+    if before == "waiting" and fact.error_type == "SignalTimeout":
+        return None
+    if before == "unknown" and fact.error_type == "NotHappened":
+        return None
+    if before != "started" or step.attempt != fact.attempt:
+        return f"attempt {fact.attempt}, but the step is {before}, attempt {step.attempt}"
+    if interrupted and not fact.unknown:
+        return "nobody knows how the attempt ended"
+    return None
+
+
+def _step_unknown(log: Log, saga: Saga, fact: e.StepOutcomeUnknown, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, step.status, step.maybe = step.status, "unknown", True
+    step.interrupted = False
+    if not step.at_most_once or before != "started":
+        return f"the step is {before}"
+    return None
+
+
+def _resolved(log: Log, saga: Saga, fact: e.OutcomeResolved, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, step.status = step.status, "completed" if fact.happened else "failed"
+    step.maybe = False
+    return None if before == "unknown" else f"the step is {before}"
+
+
+def _skipped(log: Log, saga: Saga, fact: e.StepSkipped, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    if step.status != "undo_failed" or not saga.reopened:
+        return f"the step is {step.status}"
+    step.let_be = True
+    return None
+
+
+def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) -> Reason:
+    names = tuple(json.loads(fact.steps))
+    before, saga.status, saga.undo, saga.goal = saga.status, "compensating", names, fact.goal
+    reopened, saga.reopened = saga.reopened, False
+    for name, step in saga.steps.items():
+        if step.status == "started" and not step.interrupted:
+            return f"step {name} runs"
+    if list(names) != _reverse(saga, names):
+        return f"{names} are not in reverse order"
+    stuck = [name for name in names if saga.steps[name].status == "undo_failed"]
+    for name in stuck:
+        saga.steps[name].status = "completed"
+    if reopened:
+        if fact.goal == "undone":
+            wanted = {n for n, s in saga.steps.items() if _stands(s) and not s.owner and s.effects}
+            return None if wanted == set(names) else f"it is {sorted(wanted)} that it executed"
+        return None if stuck == list(names) else "its compensations are not stuck"
+    if before not in ("executing", "forward_recovery"):
+        return f"the saga is {before}"
+    locked = saga.locked()
+    for name, step in saga.steps.items():
+        certain = step.status in ("completed", "stale", "undoing")
+        maybe = step.on_unknown and (
+            (step.maybe and step.status in ("failed", "unknown", "pending"))
+            or (step.status == "started" and step.interrupted)
+        )
+        wanted_here = step.compensable and name not in locked and (certain or maybe)
+        if wanted_here and name not in names:
+            return f"{name} is {step!r}, and is not undone"
+        if name in names and not wanted_here:
+            return f"{name} is {step!r}, and is to be undone"
+    return None
+
+
+def _stands(step: Step) -> bool:
+    if step.let_be or step.status in ("completed", "stale", "undoing", "undo_failed"):
+        return True
+    return step.status not in ("undone", "skipped") and (
+        step.maybe or step.status in ("unknown", "started")
+    )
+
+
+def _reverse(saga: Saga, names: tuple[str, ...]) -> list[str]:
+    """The same names if dependents come before what they depend on."""
+    seen: set[str] = set()
+    for name in names:
+        if saga.ancestors(name) & seen:
+            return []
+        seen.add(name)
+    return list(names)
+
+
+def _undo_started(log: Log, saga: Saga, fact: e.StepCompensationStarted, placed: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    log.starts["undo", saga.saga_id, fact.step, fact.attempt] = placed
+    before, attempt = step.status, step.undo_attempt
+    again = before == "undoing" and step.interrupted
+    step.status, step.undo_attempt, step.interrupted = "undoing", fact.attempt, False
+    if fact.attempt != attempt + 1:
+        return f"attempt {fact.attempt} follows {attempt}"
+    if saga.status == "executing":  # a branch undoes what it inherited
+        todo = {name for name, other in saga.steps.items() if other.owner and not other.done}
+        if before != "stale" and not again:
+            return f"the step is {before}"
+    elif saga.status == "compensating":
+        todo = set(saga.undo)
+        wanted = ("completed", "stale", "failed", "unknown", "pending")
+        if before not in wanted and not again:
+            if not (before == "started"):
+                return f"the step is {before}"
+    else:
+        return f"the saga is {saga.status}"
+    if fact.step not in todo:
+        return "it is not to be undone"
+    for other in saga.dependents(fact.step) & todo:
+        if not saga.steps[other].settled and other != fact.step:
+            if saga.status == "compensating" or saga.steps[other].status in ("stale", "undoing"):
+                return f"{other}, which depends on it, is {saga.steps[other].status}"
+    return None
+
+
+def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, interrupted = step.status, step.interrupted
+    attempt = step.undo_attempt
+    if saga.status == "compensating":
+        step.status = "undone"
+    else:  # a branch goes forward from here
+        step.status, step.owner, step.attempt, step.undo_attempt = "pending", "", 0, 0
+    step.maybe = False
+    if before != "undoing" or interrupted or attempt != fact.attempt:
+        return f"attempt {fact.attempt}, but the step is {before}, attempt {attempt}"
+    return None
+
+
+def _undo_failed(log: Log, saga: Saga, fact: e.StepCompensationFailed, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, attempt = step.status, step.undo_attempt
+    if fact.retry_at:
+        step.interrupted = True  # it may start again
+    else:
+        step.status = "undo_failed"
+    if fact.error_type == "CompensationSkipped":
+        return None if saga.status == "compensating" else f"the saga is {saga.status}"
+    if before != "undoing" or attempt != fact.attempt:
+        return f"attempt {fact.attempt}, but the step is {before}, attempt {attempt}"
+    return None
+
+
+def _recovery(log: Log, saga: Saga, fact: e.RecoveryDecided, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, status = saga.status, step.status
+    locked = saga.locked()
+    behind = any(
+        saga.steps[need].pivot and saga.steps[need].status == "completed"
+        for need in saga.ancestors(fact.step)
+    )
+    if fact.action == "manual_intervention":
+        saga.status = "forward_recovery"
+    else:
+        saga.status = "executing"
+        if fact.action == "compensate_pivot":
+            saga.pivots_released = True
+        elif fact.action == "skip":
+            step.status = "skipped"
+        else:
+            step.status = "pending"
+    if status != "failed" or before not in ("executing", "forward_recovery"):
+        return f"the step is {status}, the saga {before}"
+    return None if behind and locked else "it is not behind a pivot"
+
+
+def _ended(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
+    before, reopened = saga.status, saga.reopened
+    saga.status, saga.reopened = ENDINGS[type(fact)], False
+    if isinstance(fact, e.SagaCompleted):
+        left = sorted(name for name, step in saga.steps.items() if not step.done)
+        return f"{left} are not done" if left or before != "executing" else None
+    left = sorted(name for name in saga.undo if not saga.steps[name].settled)
+    if left:
+        return f"{left} are not undone"
+    if before != "compensating" and not reopened:
+        return f"the saga is {before}"
+    failed = [name for name, step in saga.steps.items() if step.status == "undo_failed"]
+    if isinstance(fact, e.SagaFailed) != bool(failed):
+        return f"the compensations of {failed} failed"
+    if isinstance(fact, e.ReplayUndone):
+        saga.undone = True
+    return None
+
+
+def _branched(log: Log, saga: Saga, fact: e.ReplayBranched, _: Placed) -> Reason:
+    before, saga.branch = saga.branch, fact.branch_saga_id
+    if before:
+        return f"it is branched as {before}"
+    return None if saga.ended else f"the saga is {saga.status}"
+
+
+def _paused(log: Log, saga: Saga, fact: Any, _: Placed) -> Reason:
+    saga.paused = isinstance(fact, e.SagaPaused)
+    return f"the saga is {saga.status}" if saga.ended else None
+
+
+def _free(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
+    return None
+
+
+def _while_running(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
+    return f"the saga is {saga.status}" if saga.ended else None
+
+
+_RULES: dict[type[e.Fact], Any] = {
+    e.SagaStarted: _started,
+    e.SagaClaimed: _claimed,
+    e.SagaReleased: _while_running,
+    e.SagaCheckpointed: _while_running,
+    e.StepWaiting: _step_waiting,
+    e.StepStarted: _step_started,
+    e.StepCompleted: _step_completed,
+    e.StepFailed: _step_failed,
+    e.StepOutcomeUnknown: _step_unknown,
+    e.OutcomeResolved: _resolved,
+    e.StepSkipped: _skipped,
+    e.CompensationStarted: _going_back,
+    e.StepCompensationStarted: _undo_started,
+    e.StepCompensated: _undone,
+    e.StepCompensationFailed: _undo_failed,
+    e.RecoveryDecided: _recovery,
+    e.ReplayBranched: _branched,
+    e.SagaPaused: _paused,
+    e.SagaResumed: _paused,
+    e.SignalReceived: _while_running,
+    e.ChildStarted: _free,
+    e.ChildEnded: _free,
+    e.SubjectErased: _free,
+    **{ending: _ended for ending in ENDINGS},
+}

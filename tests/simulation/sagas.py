@@ -1,0 +1,146 @@
+"""The sagas that a simulation runs: one of each kind that the engine treats in its own way.
+
+All steps do the same: they write the world's ledger (`ctx.resources["world"]`), which the engine
+does not know.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from sagaz_es import (
+    CompensationFailureStrategy,
+    ParallelFailureStrategy,
+    Saga,
+    action,
+    compensate,
+    forward_recovery,
+)
+from sagaz_es.engine.registry import Registry
+
+
+async def do(ctx: Any) -> Any:
+    return await ctx.resources["world"].do(ctx)
+
+
+async def undo(result: Any, ctx: Any) -> Any:
+    return await ctx.resources["world"].undo(ctx, result)
+
+
+async def compute(ctx: Any) -> Any:
+    return await ctx.resources["world"].compute(ctx)
+
+
+async def did_it_happen(ctx: Any) -> Any:
+    return ctx.resources["world"].did_it_happen(ctx)
+
+
+class Late(Saga):
+    """It has a deadline."""
+
+    saga_name = "late"
+    deadline_seconds = 3.0
+
+    @action("first", max_retries=3)
+    async def first(self, ctx: Any) -> Any:
+        return await do(ctx)
+
+    @compensate("first")
+    async def undo_first(self, result: Any, ctx: Any) -> Any:
+        return await undo(result, ctx)
+
+    @action("second", max_retries=3, delay_seconds=1.0)
+    async def second(self, ctx: Any) -> Any:
+        return await do(ctx)
+
+    @compensate("second", on_unknown=True)
+    async def undo_second(self, result: Any, ctx: Any) -> Any:
+        return await undo(result, ctx)
+
+
+class Trip(Saga):
+    """It has a pivot, behind which it goes forward."""
+
+    saga_name = "trip"
+
+    @action("book", max_retries=0)
+    async def book(self, ctx: Any) -> Any:
+        return await do(ctx)
+
+    @compensate("book")
+    async def unbook(self, result: Any, ctx: Any) -> Any:
+        return await undo(result, ctx)
+
+    @action("pay", pivot=True, max_retries=1)
+    async def pay(self, ctx: Any) -> Any:
+        return await do(ctx)
+
+    @compensate("pay")
+    async def refund(self, result: Any, ctx: Any) -> Any:
+        return await undo(result, ctx)
+
+    @action("confirm", max_retries=0, timeout_seconds=4)
+    async def confirm(self, ctx: Any) -> Any:
+        return await do(ctx)
+
+    @forward_recovery("confirm", max_retries=2)
+    async def recover(self, ctx: Any, error: Exception) -> Any:
+        return ctx.resources["world"].recovers(ctx)
+
+    @action("thank", max_retries=0)
+    async def thank(self, ctx: Any) -> Any:
+        return await do(ctx)
+
+
+def _made(name: str, **options: Any) -> tuple[Saga, Any]:
+    saga = Saga(name, **options)
+    return saga, functools.partial(saga.add_step, timeout_seconds=4)
+
+
+def _sagas() -> tuple[Saga | type[Saga], ...]:
+    order, step = _made("order")
+    step("reserve", do, undo, max_retries=1)
+    step("charge", do, undo, max_retries=2, on_unknown=True)
+    step("ship", do, undo, max_retries=0)
+
+    siblings = ParallelFailureStrategy
+    diamond, step = _made("diamond", failure_strategy=siblings.FAIL_FAST)
+    step("top", do, undo, depends_on=[], max_retries=1)
+    step("left", do, undo, depends_on=["top"], max_retries=0)
+    step("right", do, undo, depends_on=["top"], max_retries=1, on_unknown=True)
+    step("bottom", do, undo, depends_on=["left", "right"], max_retries=0)
+
+    wide, step = _made("wide", failure_strategy=siblings.WAIT_ALL)
+    step("a", do, undo, depends_on=[], max_retries=0)
+    step("b", do, undo, depends_on=[], max_retries=1)
+    step("note", do, depends_on=["a"], max_retries=0)
+    step("c", do, undo, depends_on=["note"], max_retries=0)
+
+    wire, step = _made("wire")
+    step("prepare", do, undo, max_retries=0)
+    step("send", do, undo, at_most_once=True, on_unknown=True, resolve=did_it_happen)
+    step("once", do, undo, at_most_once=True)
+    step("close", do, undo, max_retries=1)
+
+    asked, step = _made("asked")
+    step("ask", do, undo, max_retries=0)
+    step("approve", do, undo, wait_for="yes", max_retries=0)
+    step("remind", do, undo, delay_seconds=1.5, max_retries=0)
+    step("count", compute, effects=False)
+    step("confirm", do, undo, wait_for="sure", wait_seconds=4.0, max_retries=1)
+
+    failing = CompensationFailureStrategy
+    strict, one = _made("strict", compensation_failure_strategy=failing.FAIL_FAST)
+    loose, two = _made("loose", compensation_failure_strategy=failing.SKIP_DEPENDENTS)
+    for step in (one, two):
+        step("one", do, undo, max_retries=0)
+        step("two", do, undo, max_retries=0)
+        step("three", do, undo, max_retries=0, compensation_type="manual")
+        step("four", do, undo, max_retries=0)
+    return (order, diamond, wide, wire, asked, strict, loose, Late, Trip)
+
+
+REGISTRY = Registry(_sagas())
+"""Shared by all simulated processes: what a definition is does not change."""
+NAMES = REGISTRY.names

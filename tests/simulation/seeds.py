@@ -1,0 +1,114 @@
+"""From a seed to a plan: what runs, what goes wrong, and when."""
+
+from __future__ import annotations
+
+from random import Random
+
+from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy
+from sagaz_es.testing.simulation import Weather
+from tests.simulation.machine import Doing, Plan
+from tests.simulation.sagas import NAMES
+from tests.simulation.world import Habits
+
+POLICIES = (
+    SnapshotPolicy(SnapshotStrategy.EVERY_N_EVENTS, every_events=3),
+    SnapshotPolicy(SnapshotStrategy.BEFORE_EACH_STEP),
+    SnapshotPolicy(SnapshotStrategy.AFTER_EACH_STEP, max_snapshots=2),
+    SnapshotPolicy(SnapshotStrategy.EVERY_INTERVAL, every_us=500_000),
+)
+
+
+def plan_of(seed: int) -> Plan:
+    """The plan of a seed; the same for ever."""
+    random = Random(f"{seed} plan")
+    engines = random.choice((1, 2, 2, 2, 3))
+    partitions = random.choice((1, 1, 2, 3))
+    storm = random.choice((0.0, 0.5, 1.0, 1.0, 2.0))  # how bad the weather is
+    heals_at = random.uniform(3.0, 9.0)
+    doings = [
+        *_sagas(random, engines, heals_at),
+        *_trouble(random, engines, partitions, heals_at, storm),
+    ]
+    doings.sort(key=lambda doing: doing.at)
+    return Plan(
+        seed,
+        partitions,
+        engines,
+        random.choice(("none", "beside", "inside")),
+        Weather(
+            unknown=0.05 * storm,
+            errors=0.10 * storm * random.choice((0, 1)),
+            store_errors=0.10 * storm * random.choice((0, 1)),
+            latency_s=random.choice((0.002, 0.01, 0.05)),
+            short=random.choice((0.0, 0.3)),
+        ),
+        Habits(
+            fails=random.choice((0.0, 0.1, 0.3)),
+            hangs=random.choice((0.0, 0.0, 0.05)),
+            undo_fails=random.choice((0.0, 0.1, 0.5)),
+            slow_s=random.choice((0.0, 0.02, 0.2)),
+        ),
+        random.choice(POLICIES),
+        random.random() < 0.3,
+        tuple(doings),
+        heals_at,
+    )
+
+
+def _sagas(random: Random, engines: int, until: float) -> list[Doing]:
+    doings: list[Doing] = []
+    for number in range(random.choice((1, 2, 2, 3, 4))):
+        name = random.choice(NAMES)
+        given = f"{name}-{number}"
+        saga_id = given if random.random() < 0.7 else None
+        at = random.uniform(0.2, until * 0.6)
+        for _ in range(random.choice((1, 1, 1, 2, 3)) if saga_id else 1):  # raced
+            doings.append(_ask(random, at, engines, "run", name, saga_id, random.randrange(3)))
+            at += random.choice((0.0, 0.01, 0.5))
+        for _ in range(random.choice((0, 1, 1, 2)) if saga_id else 0):
+            doings.append(_wish(random, engines, given, name, at, until))
+    return doings
+
+
+def _wish(random: Random, engines: int, saga_id: str, name: str, at: float, until: float) -> Doing:
+    at = random.uniform(at, until)
+    request = f"wish-{random.randrange(1 << 30)}"
+    what = random.choice(("cancel", "signal", "signal", "pause", "resume"))
+    if what == "signal" or name == "asked":
+        signal = random.choice(("yes", "yes", "sure"))
+        return _ask(random, at, engines, "signal", saga_id, signal, request)
+    if what == "cancel":
+        return _ask(random, at, engines, what, saga_id)
+    return _ask(random, at, engines, what, saga_id, request)
+
+
+def _ask(random: Random, at: float, engines: int, call: str, *args: object) -> Doing:
+    return Doing(at, "ask", (random.randrange(engines), call, *args))
+
+
+def _trouble(
+    random: Random, engines: int, partitions: int, until: float, storm: float
+) -> list[Doing]:
+    doings: list[Doing] = []
+    for _ in range(random.choice((0, 1, 2, 3)) if storm else 0):
+        at = random.uniform(0.3, until)
+        number = random.randrange(engines)
+        kind = random.choice(
+            ("kill", "kill", "kill_at", "kill_at", "pause", "pause", "cut", "close", "close",
+             "jump", "restart_log", "lead_elsewhere", "restart_store", "poison")
+        )  # fmt: skip
+        if kind in ("kill", "close"):
+            doings.append(Doing(at, kind, (number,)))
+        elif kind == "kill_at":
+            doings.append(Doing(at, kind, (number, random.randint(1, 200))))
+        elif kind in ("pause", "cut"):
+            doings.append(Doing(at, kind, (number, random.choice((0.5, 3.5, 6.0)))))
+        elif kind == "jump":
+            doings.append(Doing(at, kind, (number, random.randint(-20, 20) * 1_000_000)))
+        elif kind in ("restart_log", "restart_store"):
+            doings.append(Doing(at, kind, (random.choice((0.3, 2.0, 5.0)),)))
+        elif kind == "lead_elsewhere":
+            doings.append(Doing(at, kind, (random.randrange(partitions), random.uniform(0.1, 2))))
+        else:
+            doings.append(Doing(at, kind, (random.randrange(partitions), "nobody")))
+    return doings

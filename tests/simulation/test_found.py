@@ -1,0 +1,182 @@
+"""What the simulation found, each by the shortest way there; the seeds are in `test_seeds.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sagaz_es import Engine, Saga, SagaStatus, action
+from sagaz_es.core import events as e
+from sagaz_es.core.decide import cancel, decide
+from sagaz_es.core.fold import advance
+from sagaz_es.core.graph import Graph, StepNode
+from sagaz_es.core.state import SagaState
+from sagaz_es.errors import EngineClosed, Unreachable
+from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.ports import Chunk
+from tests.helpers import (
+    QUIET,
+    Declined,
+    FaultyLog,
+    Gate,
+    Ledger,
+    OrderSaga,
+    engine_on,
+    story,
+    until,
+)
+
+# --- an append that stands, and the read behind it that fails -------------------------------------
+
+
+class _Forgetful(FaultyLog):
+    """Reads that do not wait fail now and then: the first few behind a foreign record."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.failures = 0
+
+    async def read(self, partition: int, offset: int, **options: Any) -> Chunk:
+        if self.failures:
+            self.failures -= 1
+            raise Unreachable("the log", self.name)
+        return await super().read(partition, offset, **options)
+
+
+async def test_an_append_behind_a_foreign_record_is_confirmed_though_reading_fails() -> None:
+    log, ledger = _Forgetful(), Ledger()
+    gate = ledger.gate("reserve")
+    async with engine_on(log, ledger=ledger) as engine:
+        running = asyncio.create_task(engine.run(OrderSaga, saga_id="s"))
+        await gate.entered()
+        # Nobody has read the foreign record when the step's outcome is appended behind it.
+        log.failures = 2
+        await log.append_raw(0, "nobody", b"foreign")
+        gate.open()
+        assert (await asyncio.wait_for(running, 10)).success
+    assert ledger.order == ["reserve", "charge", "ship"]
+
+
+# --- going back while an attempt's outcome is unknown ---------------------------------------------
+
+
+def _interrupted(deadline_at: int = 0) -> tuple[SagaState, Graph]:
+    """A saga that was taken over while `charge` ran; `deadline_at`, when it has to be done."""
+    graph = Graph([StepNode("charge", compensable=True, on_unknown=True)])
+    started = e.SagaStarted(graph.fingerprint, graph.text, deadline_at=deadline_at)
+    state = SagaState()
+    for sequence, fact in enumerate((started, e.StepStarted("charge")), 1):
+        advance(state, e.Event("s", "order", b"one", 0, sequence, 1, fact))
+    advance(state, e.Event("s", "order", b"two", 1, 3, 1, e.SagaClaimed("take-over")))
+    return state, graph
+
+
+def _undoing(facts: tuple[e.Fact, ...]) -> list[tuple[str, str]]:
+    return [(type(f).__name__, getattr(f, "step", getattr(f, "steps", ""))) for f in facts]
+
+
+UNDOES_IT = [("StepFailed", "charge"), ("CompensationStarted", '["charge"]')]
+
+
+def test_a_cancel_after_a_take_over_undoes_what_the_dead_process_may_have_done() -> None:
+    state, graph = _interrupted()
+    assert _undoing(cancel(state, graph, e.CancelRequested("r", "s"))) == UNDOES_IT
+
+
+def test_a_deadline_after_a_take_over_undoes_what_the_dead_process_may_have_done() -> None:
+    state, graph = _interrupted(deadline_at=5)
+    (lost,) = decide(state, graph, now=6).facts
+    advance(state, e.Event("s", "order", b"two", 1, 4, 6, lost))
+    assert _undoing((lost, *decide(state, graph, now=6).facts)) == UNDOES_IT
+
+
+def test_an_attempt_that_fails_for_sure_says_nothing_of_the_one_that_died_before_it() -> None:
+    state, graph = _interrupted()
+    for fact in (e.StepStarted("charge", 2), e.StepFailed("charge", 2, "Declined")):
+        event = e.Event("s", "order", b"two", 1, state.sequence + 1, 1, fact)
+        advance(state, event)
+    assert state.step("charge").unknown
+    assert _undoing(decide(state, graph, now=1).facts) == [UNDOES_IT[1]]
+
+
+async def test_a_cancel_between_two_attempts_undoes_what_the_first_may_have_done() -> None:
+    state, graph = _interrupted()
+    late = e.StepFailed("charge", 2, "SagaTimeoutError", retry_at=5, unknown=True)
+    for fact in (e.StepStarted("charge", 2), late):
+        event = e.Event("s", "order", b"two", 1, state.sequence + 1, 1, fact)
+        advance(state, event)
+    assert _undoing(cancel(state, graph, e.CancelRequested("r", "s"))) == [UNDOES_IT[1]]
+
+
+# --- a cancel that comes while the saga goes back -------------------------------------------------
+
+
+async def test_a_cancel_while_the_start_of_a_compensation_is_on_its_way_does_not_withdraw_it() -> (
+    None
+):
+    log, ledger = FaultyLog(), Ledger()
+    gate = Gate()
+    log.outcomes.extend(["", "", gate])
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        handle = await engine.start(OrderSaga, saga_id="s")
+        await gate.entered()
+        cancelling = asyncio.create_task(engine.cancel("s"))
+        await until(lambda: cancelling.done() or engine.host.runners["s"]._cancel_request)
+        gate.open()
+        await cancelling
+        assert (await handle.result()).status is SagaStatus.ROLLED_BACK
+    assert ledger.order == ["reserve", "charge", "undo reserve"]
+    assert (await story(log, "s"))[4:] == [
+        "StepFailed charge",
+        "CompensationStarted",
+        "StepCompensationStarted reserve",
+        "StepCompensated reserve",
+        "SagaRolledBack charge",
+    ]
+
+
+# --- who waits for a saga that is parked ----------------------------------------------------------
+
+
+class Patient(Saga):
+    """It waits for a signal."""
+
+    saga_name = "patient"
+
+    @action("go", wait_for="go")
+    async def go(self, ctx: Any) -> None: ...
+
+
+def _id_in(log: MemoryEventLog, partition: int) -> str:
+    return next(f"s-{n}" for n in range(100) if log.partition_of(f"s-{n}") == partition)
+
+
+async def test_who_waits_for_a_parked_saga_hears_of_its_end_also_after_a_hand_over() -> None:
+    log = MemoryEventLog(2)
+    saga_id = _id_in(log, 1)
+    async with Engine(log, sagas=[Patient], config=QUIET) as one:
+        handle = await one.start(Patient, saga_id=saga_id)
+        waiting = asyncio.create_task(handle.result())
+        await until(lambda: not one.host.runners)
+        async with Engine(log, sagas=[Patient], config=QUIET) as other:
+            assert other.host.partition_for(saga_id) is not None
+            await other.signal(saga_id, "go")
+            assert (await asyncio.wait_for(waiting, 10)).success
+
+
+async def test_who_follows_a_saga_in_the_log_is_told_when_the_engine_closes() -> None:
+    log = MemoryEventLog(2)
+    saga_id = _id_in(log, 1)
+    one, other = (Engine(log, sagas=[Patient], config=QUIET) for _ in range(2))
+    await one.open()
+    await other.open()
+    await other.start(Patient, saga_id=saga_id)
+    following = asyncio.create_task((await one.handle(saga_id)).result())
+    await until(lambda: one.host._followers)
+    await one.close()
+    with pytest.raises(EngineClosed):
+        await asyncio.wait_for(following, 10)
+    await other.close()

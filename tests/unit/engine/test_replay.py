@@ -1,0 +1,450 @@
+"""Replays on the engine: which steps run again, what happens to the world, what the log says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import pytest
+
+from sagaz_es import Engine, Saga, SagaStatus, Verdict, action, compensate
+from sagaz_es.codec.values import from_text
+from sagaz_es.core import events as e
+from sagaz_es.engine.projector import Projector
+from sagaz_es.errors import (
+    AppendRefused,
+    PlanBlocked,
+    PlanOutdated,
+    ReplayError,
+    SagaStillRunning,
+    SnapshotNotFoundError,
+    StorageFailed,
+)
+from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.snapshots import ReplayConfig
+from sagaz_es.storage.memory import MemoryProjectionStore
+from tests.helpers import (
+    Declined,
+    FaultyLog,
+    Ledger,
+    LedgerSaga,
+    OrderSaga,
+    engine_on,
+    facts,
+    story,
+)
+
+
+class Reads(LedgerSaga):
+    """reserve reads sku, charge reads token, ship reads nothing of its own."""
+
+    saga_name: ClassVar[str | None] = "reads"
+
+    @action("reserve", max_retries=0)
+    async def reserve(self, ctx: Any) -> Any:
+        ctx.resources["ledger"].seen["reserve"] = ctx["sku"]
+        return await self.do(ctx)
+
+    @compensate("reserve")
+    async def release(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+    @action("charge", max_retries=0)
+    async def charge(self, ctx: Any) -> Any:
+        ctx.resources["ledger"].seen["charge"] = (ctx["token"], ctx.get("voucher"))
+        return await self.do(ctx)
+
+    @compensate("charge")
+    async def refund(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+    @action("ship", max_retries=0)
+    async def ship(self, ctx: Any) -> Any:
+        ctx.resources["ledger"].seen["ship"] = ctx.result_of("reserve")
+        return await self.do(ctx)
+
+    @compensate("ship")
+    async def recall(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+
+class SeeingLedger(Ledger):
+    """It also notes what steps saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {}
+
+
+def verdicts(plan: Any) -> dict[str, str]:
+    return {step.step: str(step.verdict) for step in plan.steps}
+
+
+# --- which steps run ------------------------------------------------------------------------------
+
+
+async def test_a_rolled_back_order_is_begun_anew_whatever_the_point() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("ship", Declined("no truck"))
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        assert ledger.standing == []
+        ledger.calls.clear()
+        plan = await engine.plan_replay("o-1", "ship")
+        assert verdicts(plan) == dict.fromkeys(("reserve", "charge", "ship"), "redo")
+        assert (await engine.replay(plan)).success
+    assert ledger.order == ledger.standing == ["reserve", "charge", "ship"]
+
+
+async def test_what_stands_before_the_point_is_reused_and_what_follows_is_undone() -> None:
+    ledger = SeeingLedger()
+    async with engine_on(None, Reads, ledger=ledger) as engine:
+        done = await engine.run(Reads, {"sku": "A", "token": "t"}, saga_id="o-1")
+        ledger.calls.clear()
+        plan = await engine.plan_replay("o-1", "charge")
+        assert verdicts(plan) == {"reserve": "reuse", "charge": "undo_first", "ship": "undo_first"}
+        assert (await engine.replay(plan)).success
+    assert ledger.order == ["undo ship", "undo charge", "charge", "ship"]
+    for step in ("ship", "charge"):
+        assert ledger.of(f"undo {step}")[0].result == {step: done.context[step]}
+    assert ledger.standing == ["reserve", "charge", "ship"]
+    assert ledger.seen["ship"] == {"reserve": done.context["reserve"]}, "the recorded result"
+
+
+async def test_an_override_of_what_a_step_has_read_makes_it_and_its_dependents_stale() -> None:
+    ledger = SeeingLedger()
+    async with engine_on(None, Reads, ledger=ledger) as engine:
+        ledger.fails("ship", Declined("lost"))
+        await engine.run(Reads, {"sku": "A", "token": "t", "note": 1}, saga_id="o-1")
+
+        async def planned(**override: Any) -> dict[str, str]:
+            return verdicts(await engine.plan_replay("o-1", "ship", context_override=override))
+
+        await engine.run(Reads, {"sku": "A", "token": "t", "note": 1}, saga_id="o-2")
+        of_two = await engine.plan_replay("o-2", "ship", context_override={"note": 2})
+        assert verdicts(of_two) == {"reserve": "reuse", "charge": "reuse", "ship": "undo_first"}
+        of_two = await engine.plan_replay("o-2", "ship", context_override={"token": "u"})
+        assert verdicts(of_two) == {
+            "reserve": "reuse",
+            "charge": "undo_first",
+            "ship": "undo_first",
+        }
+        of_two = await engine.plan_replay("o-2", "ship", context_override={"sku": "B"})
+        assert set(verdicts(of_two).values()) == {"undo_first"}
+        assert await planned(note=2) == dict.fromkeys(("reserve", "charge", "ship"), "redo")
+
+
+async def test_overrides_replace_whole_keys_and_the_original_keeps_its_own() -> None:
+    ledger, log = SeeingLedger(), MemoryEventLog(1)
+    context = {"sku": "A", "token": {"kind": "card", "no": 1}, "kept": [1, 2]}
+    ledger.fails("charge", Declined("bad"))
+    async with engine_on(log, Reads, ledger=ledger) as engine:
+        await engine.run(Reads, context, saga_id="o-1")
+        override = {"token": {"kind": "iban"}, "voucher": "V"}
+        plan = await engine.plan_replay("o-1", "charge", context_override=override)
+        result = await engine.replay(plan, actor="olga", reason="OPS-1")
+        assert ledger.seen["charge"] == ({"kind": "iban"}, "V")
+        branch = await engine.current(result.new_saga_id)
+        kept = {key: from_text(text) for key, text in branch.context.items()}
+        assert kept["token"] == {"kind": "iban"}
+        assert kept["kept"] == [1, 2]
+        original = await engine.current("o-1")
+        assert {key: from_text(text) for key, text in original.start.items()} == context
+        assert from_text(original.context["token"]) == context["token"]
+
+
+async def test_the_original_gains_one_fact_and_the_branch_says_where_it_comes_from() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, {"token": "x"}, saga_id="o-1")
+        before = await story(log, "o-1")
+        plan = await engine.plan_replay("o-1", "charge", context_override={"token": "y"})
+        result = await engine.replay(plan, actor="olga", reason="OPS-1")
+    assert await story(log, "o-1") == [*before, "ReplayBranched"]
+    assert result.original_saga_id == "o-1" != result.new_saga_id
+    branched = (await facts(log, "o-1"))[-1]
+    assert isinstance(branched, e.ReplayBranched)
+    assert (branched.actor, branched.reason, branched.point) == ("olga", "OPS-1", "charge")
+    started = (await facts(log, str(result.new_saga_id)))[0]
+    assert isinstance(started, e.SagaStarted)
+    assert (started.parent_saga_id, started.point) == ("o-1", "charge")
+    assert started.digest == plan.digest
+    assert from_text(started.overrides) == {"token": "y"}
+    assert "redo" in started.plan
+
+
+async def test_in_a_dag_only_the_point_and_what_depends_on_it_runs_again() -> None:
+    ledger = Ledger()
+
+    async def undo(result: Any, ctx: Any) -> Any:
+        return await LedgerSaga.undo(ctx, result)
+
+    saga = Saga("dag")
+    for name, needs in (("a", []), ("b", ["a"]), ("c", ["a"]), ("d", ["b"]), ("e", ["c"])):
+        saga.add_step(name, LedgerSaga.do, undo, depends_on=needs, max_retries=0)
+    async with engine_on(None, saga, ledger=ledger) as engine:
+        await engine.run(saga, saga_id="s")
+        ledger.calls.clear()
+        plan = await engine.plan_replay("s", "b")
+        assert [step for step, verdict in verdicts(plan).items() if verdict == "reuse"] == [
+            "a",
+            "c",
+            "e",
+        ]
+        assert (await engine.replay(plan)).success
+    assert ledger.order == ["undo d", "undo b", "b", "d"]
+    assert sorted(ledger.standing) == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("option", ["pivot", "at_most_once", "no compensation"])
+async def test_what_cannot_be_undone_blocks_until_it_is_allowed_by_name(option: str) -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+
+    async def undo(result: Any, ctx: Any) -> Any:
+        return await LedgerSaga.undo(ctx, result)
+
+    more: dict[str, Any] = {} if option == "no compensation" else {option: True}
+    saga = Saga("pay").add_step("a", LedgerSaga.do, undo, max_retries=0)
+    saga.add_step(
+        "pay", LedgerSaga.do, None if option == "no compensation" else undo, max_retries=0, **more
+    )
+    async with engine_on(log, saga, ledger=ledger) as engine:
+        await engine.run(saga, saga_id="s")
+        before, calls = await story(log, "s"), list(ledger.calls)
+        plan = await engine.plan_replay("s", "pay")
+        assert (plan.verdict("pay"), plan.blocked, plan.blockers) == (
+            Verdict.BLOCKED,
+            True,
+            ("pay",),
+        )
+        with pytest.raises(PlanBlocked, match="--allow pay"):
+            await engine.replay(plan)
+        assert (await story(log, "s"), ledger.calls) == (before, calls)
+        allowed = await engine.plan_replay("s", "pay", allow=["pay"])
+        assert (await engine.replay(allowed)).success
+    assert ledger.standing == ["a", "pay", "pay"], "it was allowed to happen again"
+
+
+# --- whether it may run ---------------------------------------------------------------------------
+
+
+async def test_a_plan_is_refused_once_the_family_has_moved() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        old = await engine.plan_replay("o-1", "charge")
+        assert (await engine.replay(await engine.plan_replay("o-1", "charge"))).success
+        calls = list(ledger.calls)
+        with pytest.raises(PlanOutdated):
+            await engine.replay(old)
+    assert ledger.calls == calls
+
+
+async def test_of_many_replays_at_once_one_runs_and_the_others_are_told() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine, engine_on(log, ledger=ledger) as other:
+        await engine.run(OrderSaga, saga_id="o-1")
+        plan = await engine.plan_replay("o-1", "charge")
+        racing = [one.replay(plan) for one in (engine, other, engine, other)]
+        outcomes = await asyncio.gather(*racing, return_exceptions=True)
+    won = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+    assert [outcome.success for outcome in won] == [True]
+    told = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert all(isinstance(error, PlanOutdated | SagaStillRunning) for error in told)
+    assert (await story(log, "o-1")).count("ReplayBranched") == 1
+    assert ledger.standing == ["reserve", "charge", "ship"]
+
+
+async def test_a_saga_that_runs_is_not_replayed_and_its_plan_is_shown() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    gate = ledger.gate("charge")
+    async with engine_on(log, ledger=ledger) as engine:
+        handle = await engine.start(OrderSaga, saga_id="o-1")
+        await gate.entered()
+        plan = await engine.plan_replay("o-1", "ship")
+        assert verdicts(plan)["reserve"] == "reuse"
+        with pytest.raises(SagaStillRunning, match="executing"):
+            await engine.replay(plan)
+        dry = await engine.replay(plan, dry_run=True)
+        assert dry.dry_run
+        gate.open()
+        assert (await handle.result()).success
+    assert ledger.order == ["reserve", "charge", "ship"]
+
+
+async def test_while_the_head_runs_a_further_replay_is_refused_and_told_which() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        gate = ledger.gate("charge")
+        running = asyncio.create_task(engine.replay(await engine.plan_replay("o-1", "charge")))
+        await gate.entered()
+        branch = (await engine.current("o-1")).branch
+        again = await engine.plan_replay("o-1", "charge")
+        with pytest.raises(SagaStillRunning, match=branch):
+            await engine.replay(again)
+        gate.open()
+        assert (await running).success
+    assert ledger.standing == ["reserve", "charge", "ship"]
+
+
+@pytest.mark.parametrize(("saga_id", "step"), [("nobody", "charge"), ("o-1", "nothing")])
+async def test_what_is_not_there_is_named_and_the_attempt_is_in_the_log(
+    saga_id: str, step: str
+) -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        calls = list(ledger.calls)
+        with pytest.raises(SnapshotNotFoundError, match=f"{saga_id!r}.*{step!r}"):
+            await engine.plan_replay(saga_id, step)
+    logged = [r.entry for r in await log.read_saga(saga_id) if isinstance(r.entry, e.ReplayLogged)]
+    assert [(entry.status, entry.point) for entry in logged] == [("refused", step)]
+    assert ledger.calls == calls
+
+
+# --- branches that fail ---------------------------------------------------------------------------
+
+
+async def test_a_branch_that_fails_undoes_each_effect_that_stands_once_reused_ones_too() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        tokens = {call.what: call for call in ledger.calls}
+        ledger.calls.clear()
+        ledger.fails("ship", Declined("the truck broke down"))
+        result = await engine.replay(await engine.plan_replay("o-1", "ship"))
+        assert (str(result.status), result.saga_status) == ("failed", SagaStatus.ROLLED_BACK)
+        assert "the truck broke down" in str(result.error_message)
+        assert ledger.order == ["undo ship", "ship", "undo charge", "undo reserve"]
+        assert ledger.of("undo reserve")[0].result == {"reserve": "reserve-1"}
+        assert ledger.standing == []
+        assert tokens
+        ledger.calls.clear()
+        again = await engine.plan_replay("o-1", "ship")
+        assert set(verdicts(again).values()) == {"redo"}, "what was undone is not undone again"
+        assert (await engine.replay(again)).success
+    assert ledger.order == ledger.standing == ["reserve", "charge", "ship"]
+
+
+async def test_a_forced_failure_calls_no_action_and_is_said_to_be_forced() -> None:
+    ledger, log, store = Ledger(), MemoryEventLog(1), MemoryProjectionStore()
+    engine = Engine(log, store, sagas=[OrderSaga], resources={"ledger": ledger})
+    async with engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        ledger.calls.clear()
+        plan = await engine.plan_replay("o-1", "ship", force_failure=True)
+        result = await engine.replay(plan, actor="olga")
+        assert (str(result.status), result.force_failure) == ("failed", True)
+        await Projector(log, store).run_until()
+        (entry,) = await store.replays("o-1")
+    assert "ship" not in ledger.order
+    assert ledger.order == ["undo ship", "undo charge", "undo reserve"]
+    assert (entry.force_failure, entry.status, entry.actor) == (True, "failed", "olga")
+
+
+# --- the audit comes first ------------------------------------------------------------------------
+
+
+class RefusingLog(FaultyLog):
+    """A log that takes no ReplayBranched."""
+
+    async def append(self, partition: int, entries: Any) -> int:
+        if any(isinstance(getattr(one, "fact", None), e.ReplayBranched) for one in entries):
+            raise AppendRefused(partition, "not this one")
+        return await super().append(partition, entries)
+
+
+async def test_where_the_audit_cannot_be_written_nothing_runs() -> None:
+    ledger, log = Ledger(), RefusingLog()
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        calls = list(ledger.calls)
+        with pytest.raises(AppendRefused):
+            await engine.replay(await engine.plan_replay("o-1", "charge"))
+    assert ledger.calls == calls
+    assert "ReplayBranched" not in await story(log, "o-1")
+
+
+async def test_the_decision_stands_before_the_first_action() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("charge", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        gate = ledger.gate("reserve")
+        running = asyncio.create_task(
+            engine.replay(await engine.plan_replay("o-1", "charge"), actor="olga")
+        )
+        await gate.entered()
+        branched = (await facts(log, "o-1"))[-1]
+        assert isinstance(branched, e.ReplayBranched)
+        assert branched.actor == "olga"
+        gate.open()
+        await running
+
+
+class DownStore(MemoryProjectionStore):
+    down = False
+
+    async def checkpoint(self, partition: int) -> Any:
+        if self.down:
+            raise StorageFailed("the store", "it is down")
+        return await super().checkpoint(partition)
+
+
+async def test_a_store_that_fails_while_a_replay_is_prepared_is_a_replay_error() -> None:
+    ledger, log, store = Ledger(), MemoryEventLog(1), DownStore()
+    log.indexed = False
+    ledger.fails("charge", Declined())
+    async with Engine(log, store, sagas=[OrderSaga], resources={"ledger": ledger}) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        calls = list(ledger.calls)
+        store.down = True
+        original = log.bounds
+
+        async def later(partition: int) -> Any:
+            bounds = await original(partition)
+            return type(bounds)(1, bounds.end)  # the beginning is gone: only the store knows it
+
+        log.bounds = later  # type: ignore[method-assign]
+        with pytest.raises(ReplayError) as raised:
+            await engine.plan_replay("o-1", "charge")
+        assert isinstance(raised.value.__cause__, StorageFailed)
+    assert ledger.calls == calls
+
+
+# --- the point means the same whatever is captured ------------------------------------------------
+
+STRATEGIES: dict[str, ReplayConfig] = {
+    "none": ReplayConfig(),
+    **{
+        name: ReplayConfig(enable_snapshots=True, snapshot_strategy=name)
+        for name in ("before_each_step", "after_each_step", "on_completion", "on_failure")
+    },
+    "every 2": ReplayConfig(
+        enable_snapshots=True, snapshot_strategy="every_n_events", every_events=2
+    ),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_the_point_is_the_first_step_that_runs_again_whatever_was_captured(
+    strategy: str,
+) -> None:
+    ledger, log, store = Ledger(), MemoryEventLog(1), MemoryProjectionStore()
+
+    class Order(OrderSaga):
+        replay_config = STRATEGIES[strategy]
+
+    async with Engine(log, store, sagas=[Order], resources={"ledger": ledger}) as engine:
+        await engine.run(Order, saga_id="o-1")
+        await Projector(log, store).run_until()
+        ledger.calls.clear()
+        result = await engine.replay(await engine.plan_replay("o-1", "charge"))
+        assert result.success
+    assert ledger.order == ["undo ship", "undo charge", "charge", "ship"]
