@@ -420,6 +420,25 @@ class Host:
                 return await self._launch(partition, definition, state, *first)
         return self.handle(saga_id)
 
+    async def begin_branch(
+        self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str
+    ) -> SagaHandle:
+        """As `launch_branch`, however often log and store fail, because it is decided. It holds the
+        mark until it has begun; of a partition that is handed over, the next owner begins it."""
+        while True:
+            try:
+                handle = await self.launch_branch(partition, saga_id, start, saga_name)
+            except LostOwnership:
+                return self.handle(saga_id)
+            except (errors.StorageFailed, OSError) as error:
+                logger.warning("branch %s has not begun: %s; trying again", saga_id, error)
+                if partition.leaving or partition.closed:
+                    return self.handle(saga_id)
+                await asyncio.sleep(0.5)
+            else:
+                partition.held.pop(saga_id, None)
+                return handle
+
     async def claim(self, state: SagaState, cause: str) -> e.SagaClaimed:
         """The claim of a saga by the code that is registered here.
 

@@ -200,6 +200,7 @@ class Partition:
         self._appends = 0
         self.leaving = False  # being handed over: what runs may end, nothing new begins
         self.closed = False
+        self._stopped = False  # nobody sends what is queued
 
     # --- appending ---
 
@@ -211,8 +212,8 @@ class Partition:
         Fails with LostOwnership if another engine won the saga, AppendRefused if they cannot stand.
         """
         future: asyncio.Future[int] = self._loop.create_future()
-        if cell is not None and cell.lost:
-            future.set_exception(LostOwnership(cell.state.saga_id))
+        if self._stopped or (cell is not None and cell.lost):
+            future.set_exception(LostOwnership(cell.state.saga_id if cell is not None else ""))
             return future
         self._queue.append(_Append(cell, entries, size, future))
         self._queued += len(entries)
@@ -538,6 +539,7 @@ class Partition:
             _fail(item, LostOwnership(item.cell.state.saga_id if item.cell else ""))
         self._sending = []
         self._queue.clear()
+        self._stopped = True
 
 
 def _begins(item: _Append) -> bool:

@@ -40,6 +40,7 @@ from sagaz_es.engine.lookup import current_state, head_of_family
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
+    HandingOver,
     LostOwnership,
     NotFound,
     PlanBlocked,
@@ -435,9 +436,10 @@ async def _branch(
     partition.held[branch_id] = partition.position
     try:
         await _append_to_head(host, partition, plan, head, fact)
-        return await host.launch_branch(partition, branch_id, start, head.saga_name)
-    finally:
+    except PlanOutdated:
         partition.held.pop(branch_id, None)
+        raise
+    return await host.begin_branch(partition, branch_id, start, head.saga_name)
 
 
 async def _append_to_head(
@@ -465,6 +467,8 @@ async def _append_to_head(
     try:
         await partition.enqueue(cell, [event], 2000 + len(fact.start))
     except LostOwnership:
+        if not cell.lost:  # the partition was handed over, and it may stand
+            raise HandingOver(plan.head_saga_id) from None
         raise PlanOutdated(plan.saga_id, "another replay of it has won") from None
     finally:
         if partition.cells.get(head.saga_id) is cell:
@@ -544,7 +548,7 @@ async def _undo(host: Host, state: SagaState, actor: str, reason: str) -> SagaHa
         )
         await host.ask(
             request,
-            lambda fact: isinstance(fact, e.CompensationStarted | e.ReplayUndone),
+            lambda fact: e.request_of(fact) == request.request_id,
         )
         return host.handle(state.saga_id)
     return await _undo_here(host, partition, state, actor, reason, "")

@@ -275,13 +275,12 @@ class Serving:
         fact = event.fact
         assert isinstance(fact, e.ReplayBranched)
         try:
-            await self._host.launch_branch(
+            await self._host.begin_branch(
                 partition, fact.branch_saga_id, branch_start(fact), event.saga_name
             )
         except (UnknownSagaName, DefinitionChanged, MigrationFailed) as error:
+            # It stays held: an engine that has the class begins it.
             logger.warning("branch %s has not begun: %s", fact.branch_saga_id, error)
-            return  # stays held: an engine that has the class begins it
-        partition.held.pop(fact.branch_saga_id, None)
 
     def on_broken(self, partition: Partition, error: BaseException) -> None:
         """A partition cannot go on: fold it anew, and claim."""
