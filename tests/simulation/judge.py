@@ -15,6 +15,7 @@ from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from tests.simulation.machine import Simulation
 from tests.simulation.model import ENDINGS, Saga, read_log
+from tests.simulation.store_judge import judge_stores
 
 
 class Judge:
@@ -32,6 +33,7 @@ class Judge:
         self.events = sum(len(saga.accepted) for saga in self.log.sagas.values())
         for check in (
             self._log,
+            self._beliefs,
             self._lost_writes,
             self._ledger,
             self._standing,
@@ -40,6 +42,7 @@ class Judge:
             self._promises,
         ):
             self.violations += check()
+        self.violations += await judge_stores(simulation, self.states, self.accepted)
         self.done = True
 
     # --- the log ---
@@ -49,6 +52,9 @@ class Judge:
         yield from (f"wrong in the world: {wrong}" for wrong in self.simulation.world.wrong)
         yield from (f"stuck after healing: {words}" for words in self.simulation.stuck)
         yield from (f"alarm without cause: {words}" for words in self.simulation.alarms)
+
+    def _beliefs(self) -> Iterator[str]:
+        yield from (f"engine's fold is not the log's: {what}" for what in self.simulation.beliefs)
 
     def _lost_writes(self) -> Iterator[str]:
         for index, base, entries in self.simulation.broker.acknowledged:
@@ -65,12 +71,12 @@ class Judge:
             place = (what, run.saga_id, run.step, run.attempt)
             words = f"{what} {run.saga_id}/{run.step} attempt {run.attempt} in {run.process}"
             seen[place] += 1
-            start = self.log.starts.get(place)
-            if start is None or start.event.writer != run.writer:
+            starts = [p for p in self.log.starts.get(place, ()) if p.event.writer == run.writer]
+            if not starts:
                 yield f"effect without its event: {words} has no accepted start"
-            elif start.offset >= run.seen:
+            elif all(start.offset >= run.seen for start in starts):
                 yield f"act before confirm: {words} began before its start stood in the log"
-            if seen[place] > 1:
+            elif seen[place] > len(starts):
                 yield f"effect twice: {words} ran {seen[place]} times"
         returned = {
             (run.saga_id, run.step, run.attempt): run.token
@@ -128,7 +134,15 @@ class Judge:
             return True
         if head.steps[name].maybe:
             return True
+        if any((name, owner) in member.allowed for member in self._family(owner)):
+            return True
         return self._came_late(owner, name)
+
+    def _family(self, saga_id: str) -> Iterator[Saga]:
+        member = self.log.sagas.get(self._root(saga_id))
+        while member is not None:
+            yield member
+            member = self.log.sagas.get(member.branch)
 
     def _came_late(self, saga_id: str, name: str) -> bool:
         """Whether the effect was made by a process that had lost the saga by then."""
@@ -161,6 +175,7 @@ class Judge:
 
     def _folds(self) -> Iterator[str]:
         self.states: dict[str, SagaState] = {}
+        self.accepted: dict[str, list[tuple[int, e.Event]]] = {}
         for partition in self.simulation.broker.partitions:
             for record in partition.records:
                 event = record.entry
@@ -169,6 +184,7 @@ class Judge:
                 state = self.states.setdefault(event.saga_id, SagaState())
                 before = (state.writer, state.epoch)
                 if fold_into(state, event) is Verdict.ACCEPTED:
+                    self.accepted.setdefault(event.saga_id, []).append((record.offset, event))
                     if state.epoch == before[1] and state.sequence > 1:
                         if event.writer != before[0]:
                             yield f"two writers in an epoch: {event.saga_id} #{state.sequence}"
@@ -203,6 +219,17 @@ class Judge:
                 if promise.kind == "started" and self._was_refused(promise.saga_id):
                     continue  # it stood in line, and was refused in the end
                 yield f"promise: {promise.kind} {promise.saga_id}, which does not exist"
+            elif promise.kind == "nothing ran":
+                if any(
+                    isinstance(p.event.fact, e.ReplayBranched)
+                    and p.event.fact.reason == promise.detail
+                    for member in self._family(saga.saga_id)
+                    for p in member.accepted
+                ):
+                    yield f"promise: a replay of {saga.saga_id} was refused, and ran"
+            elif promise.kind == "undone":
+                if not saga.undone and saga.status != "failed":
+                    yield f"promise: {saga.saga_id} was undone, and is {saga.status}"
             elif promise.kind in ("signalled", "asked"):
                 if self.log.requests.get(promise.detail, 0) < 1:
                     yield f"promise: request {promise.detail} of {saga.saga_id} has no fact"

@@ -22,7 +22,8 @@ from sagaz_es.core.snapshot import SnapshotPolicy
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.projector import Projector
-from sagaz_es.errors import EngineClosed, LostOwnership, SagaError
+from sagaz_es.errors import EngineClosed, LostOwnership, RequestRefusedError, SagaError
+from sagaz_es.log.partitioning import partition_of
 from sagaz_es.ports import Record
 from sagaz_es.testing.simulation import (
     Broker,
@@ -36,7 +37,7 @@ from sagaz_es.testing.simulation import (
     Weather,
 )
 from sagaz_es.testing.virtual_time import NothingLeft
-from tests.simulation.model import read_log
+from tests.simulation.model import Truth, read_log
 from tests.simulation.sagas import REGISTRY
 from tests.simulation.world import Habits, World
 
@@ -122,7 +123,9 @@ class Simulation:
         self.lines: list[str] = []  # the trace
         self.stuck: list[str] = []
         self.alarms: list[str] = []
-        self.broker.on_landed.append(self._trace_landed)
+        self.truth = Truth()
+        self.beliefs: list[str] = []
+        self.broker.on_landed += [self.truth.take, self._trace_landed]
 
     # --- the run ---
 
@@ -142,11 +145,32 @@ class Simulation:
             self._boot(number)
         for doing in self.plan.doings:
             await self._until(doing.at)
+            self.look_at_beliefs()
             self.trace(str(doing))
             getattr(self, f"do_{doing.what}")(*doing.args)
         await self._until(self.plan.heals_at)
+        self.look_at_beliefs()
         await self._heal()
+        self.look_at_beliefs()
         await judge(self)
+
+    def look_at_beliefs(self) -> None:
+        """What each engine takes for accepted has to be what the log has up to where it has read,
+        at any time."""
+        for node in self.nodes:
+            if node.engine is None or not node.process.alive:
+                continue
+            for partition in node.engine.host.partitions.values():
+                for saga_id, cell in partition.cells.items():
+                    if cell.lost or not cell.ours:
+                        continue
+                    believed = cell.accepted.sequence
+                    stands = self.truth.sequence_of(saga_id, partition.position)
+                    if believed != stands:
+                        self.beliefs.append(
+                            f"{node.process.name} believes {saga_id} to be at {believed}, the log "
+                            f"has it at {stands} before offset {partition.position}"
+                        )
 
     async def _until(self, at: float) -> None:
         if (left := at - self.loop.time()) > 0:
@@ -319,9 +343,20 @@ class Simulation:
             if node.process.alive:
                 node.process.kill("its end")
 
-    def do_poison(self, index: int, key: str) -> None:
+    def do_poison(self, key: str) -> None:
         self.counts["poison records"] += 1
+        index = partition_of(key, len(self.broker.partitions))
         self.broker.add_foreign(index, key, b"\xc3\x01poison", "damaged")
+
+    def do_forget(self) -> None:
+        """Retention takes what the marks and the store do not need any more."""
+        group = self.broker.group("")
+        for index in range(len(self.broker.partitions)):
+            checkpoint = self.database.kept._checkpoints.get(index)
+            mark = min(group.marks[index][0], checkpoint.next_offset if checkpoint else 0)
+            if mark > self.broker.partitions[index].start:
+                self.counts["retentions"] += 1
+                self.broker.forget_before(index, mark)
 
     def do_ask(self, number: int, call: str, *args: Any) -> None:
         """A client asks an engine for something."""
@@ -366,6 +401,50 @@ class Simulation:
         await engine.cancel(saga_id, reason="a client")
         self.promise("cancelled", saga_id)
 
+    async def client_replay(
+        self, engine: Engine, root: str, step: str, x: int | None, allow: bool, mark: str
+    ) -> None:
+        """Replay some member of a family from a step. `mark` finds it again in the log."""
+        member = self._member(root)
+        how: dict[str, Any] = {"context_override": None if x is None else {"first": x}}
+        how["force_failure"] = mark.endswith("7")
+        plan = await engine.plan_replay(member, step, **how)
+        if plan.blocked and allow:
+            plan = await engine.plan_replay(member, step, allow=plan.blockers, **how)
+        try:
+            result = await engine.replay(plan, reason=mark)
+        except RequestRefusedError:
+            self.promise("nothing ran", member, mark)
+            raise
+        assert result.new_saga_id is not None
+        self.promise("started", result.new_saga_id)
+
+    async def client_undo(self, engine: Engine, root: str, mark: str) -> None:
+        """Undo the replay that made some member of a family."""
+        member = self._member(root)
+        await engine.undo_replay(member, reason=mark)
+        self.promise("undone", member)
+
+    def _member(self, root: str) -> str:
+        """Some member of a family, often its head."""
+        sagas = read_log(self.broker).sagas
+        members = [root]
+        while (saga := sagas.get(members[-1])) is not None and saga.branch:
+            members.append(saga.branch)
+        return members[-1] if self.random.random() < 0.7 else self.random.choice(members)
+
+    async def client_retry_compensation(
+        self, engine: Engine, saga_id: str, step: str, request: str
+    ) -> None:
+        result = await engine.retry_compensation(saga_id, step, reason="", request_id=request)
+        self.promise("result", saga_id, result)
+
+    async def client_skip_compensation(
+        self, engine: Engine, saga_id: str, step: str, request: str
+    ) -> None:
+        await engine.skip_compensation(saga_id, step, reason="let it be", request_id=request)
+        self.promise("asked", saga_id, request)
+
     async def client_pause(self, engine: Engine, saga_id: str, request: str) -> None:
         await engine.pause(saga_id, request_id=request)
         self.promise("asked", saga_id, request)
@@ -381,6 +460,10 @@ class Simulation:
         self.trace("healing")
         self.broker.weather.calm()
         self.points.deaths = {}
+        self.database.down_until = 0.0
+        for partition in self.broker.partitions:
+            partition.down_until = 0.0
+            partition.wake()
         self.world.habits.fails = self.world.habits.hangs = self.world.habits.undo_fails = 0.0
         for node in self.nodes:
             node.process.dies_at = 0
@@ -407,6 +490,11 @@ class Simulation:
             if not saga.ended
         ]
         left += [f"nobody has answered {request}" for request in log.unanswered]
+        left += [
+            f"branch {saga.branch} of {saga_id} has not begun"
+            for saga_id, saga in log.sagas.items()
+            if saga.branch and saga.branch not in log.sagas
+        ]
         for task, words in self.clients.items():
             process = words.split()[0]
             alive = any(n.process.name == process and n.process.alive for n in self.nodes)

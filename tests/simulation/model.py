@@ -8,10 +8,13 @@ it stands.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sagaz_es.core import events as e
+from sagaz_es.ports import Record
 from sagaz_es.testing.simulation import Broker
 
 ENDINGS: dict[type[e.Fact], str] = {
@@ -83,6 +86,7 @@ class Saga:
     parent: str = ""  # the head that it branched from
     replay_id: str = ""
     undone: bool = False
+    allowed: set[tuple[str, str]] = field(default_factory=set)  # (step, owner): may happen again
     reopened: bool = False  # claimed after its end: something about it is decided anew
     accepted: list[Placed] = field(default_factory=list)
 
@@ -121,7 +125,7 @@ class Log:
     def __init__(self) -> None:
         self.sagas: dict[str, Saga] = {}
         self.wrong: list[str] = []
-        self.starts: dict[tuple[str, str, str, int], Placed] = {}
+        self.starts: dict[tuple[str, str, str, int], list[Placed]] = {}
         """Accepted starts of attempts, by (do or undo, saga, step, attempt)."""
         self.completions: list[tuple[Saga, Placed]] = []
         self.rejected = 0
@@ -166,11 +170,12 @@ class Log:
         placed = Placed(offset, event)
         saga.accepted.append(placed)
         fact = event.fact
-        claims = isinstance(fact, e.SagaClaimed | e.SagaReleased)  # their cause is a word
-        request = "" if claims else e.request_of(fact)
+        # A claim's cause is a word, a start's is that of the fact that decided it.
+        other = isinstance(fact, e.SagaClaimed | e.SagaReleased | e.SagaStarted)
+        request = "" if other else e.request_of(fact)
         if request:
             self.requests[request] = self.requests.get(request, 0) + 1
-            if request in saga.answered and not isinstance(fact, e.SagaStarted):
+            if request in saga.answered:
                 return  # it answers a request that was answered: nothing changes
             saga.answered.add(request)
         reason = _RULES[type(fact)](self, saga, fact, placed)
@@ -178,6 +183,36 @@ class Log:
             words = f"{type(fact).__name__} {getattr(fact, 'step', '')}".rstrip()
             place = f"{saga.saga_id} ({saga.name}) #{saga.sequence}"
             self.wrong.append(f"illegal transition: {place} {words}: {reason}")
+
+
+class Truth:
+    """What is accepted, kept up while records land: which sequence each saga had at an offset."""
+
+    def __init__(self) -> None:
+        self._sagas: dict[str, Saga] = {}
+        self._offsets: dict[str, list[int]] = {}
+
+    def take(self, records: Sequence[Record]) -> None:
+        for record in records:
+            event = record.entry
+            if not isinstance(event, e.Event):
+                continue
+            saga = self._sagas.get(event.saga_id)
+            if not _accepts(saga, event):
+                continue
+            if saga is None:
+                saga = self._sagas[event.saga_id] = Saga(event.saga_id)
+            saga.writer, saga.epoch, saga.sequence = event.writer, event.epoch, event.sequence
+            kind = type(event.fact)
+            if kind in ENDINGS:
+                saga.status = ENDINGS[kind]
+            elif kind in (e.CompensationStarted, e.StepCompensationStarted):
+                saga.status = "compensating"
+            self._offsets.setdefault(event.saga_id, []).append(record.offset)
+
+    def sequence_of(self, saga_id: str, position: int) -> int:
+        """Its last accepted sequence before an offset."""
+        return bisect_left(self._offsets.get(saga_id, []), position)
 
 
 def read_log(broker: Broker) -> Log:
@@ -231,6 +266,8 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
             step.status = "completed" if verdicts[effect["step"]] == "reuse" else "stale"
             step.owner, step.maybe = effect["owner"], effect.get("unknown", False)
             step.attempt = effect.get("attempt", 1)
+        else:
+            saga.allowed.add((effect["step"], effect["owner"]))
     parent = log.sagas.get(fact.head_saga_id)
     if parent is None or parent.branch != saga.saga_id:
         return "its head was not branched"
@@ -253,7 +290,7 @@ def _step_waiting(log: Log, saga: Saga, fact: e.StepWaiting, _: Placed) -> Reaso
 
 def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> Reason:
     step = saga.steps[fact.step]
-    log.starts["do", saga.saga_id, fact.step, fact.attempt] = placed
+    log.starts.setdefault(("do", saga.saga_id, fact.step, fact.attempt), []).append(placed)
     before, attempt = step.status, step.attempt
     again = before == "started" and step.interrupted
     step.status, step.attempt = "started", fact.attempt
@@ -384,7 +421,7 @@ def _reverse(saga: Saga, names: tuple[str, ...]) -> list[str]:
 
 def _undo_started(log: Log, saga: Saga, fact: e.StepCompensationStarted, placed: Placed) -> Reason:
     step = saga.steps[fact.step]
-    log.starts["undo", saga.saga_id, fact.step, fact.attempt] = placed
+    log.starts.setdefault(("undo", saga.saga_id, fact.step, fact.attempt), []).append(placed)
     before, attempt = step.status, step.undo_attempt
     again = before == "undoing" and step.interrupted
     step.status, step.undo_attempt, step.interrupted = "undoing", fact.attempt, False
@@ -465,6 +502,7 @@ def _recovery(log: Log, saga: Saga, fact: e.RecoveryDecided, _: Placed) -> Reaso
 def _ended(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
     before, reopened = saga.status, saga.reopened
     saga.status, saga.reopened = ENDINGS[type(fact)], False
+    saga.undone |= isinstance(fact, e.ReplayUndone)
     if isinstance(fact, e.SagaCompleted):
         left = sorted(name for name, step in saga.steps.items() if not step.done)
         return f"{left} are not done" if left or before != "executing" else None
@@ -476,8 +514,6 @@ def _ended(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
     failed = [name for name, step in saga.steps.items() if step.status == "undo_failed"]
     if isinstance(fact, e.SagaFailed) != bool(failed):
         return f"the compensations of {failed} failed"
-    if isinstance(fact, e.ReplayUndone):
-        saga.undone = True
     return None
 
 

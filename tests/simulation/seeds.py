@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy
 from sagaz_es.testing.simulation import Weather
 from tests.simulation.machine import Doing, Plan
-from tests.simulation.sagas import NAMES
+from tests.simulation.sagas import NAMES, REGISTRY
 from tests.simulation.world import Habits
 
 POLICIES = (
@@ -67,7 +68,33 @@ def _sagas(random: Random, engines: int, until: float) -> list[Doing]:
             at += random.choice((0.0, 0.01, 0.5))
         for _ in range(random.choice((0, 1, 1, 2)) if saga_id else 0):
             doings.append(_wish(random, engines, given, name, at, until))
+        if saga_id and random.random() < 0.4:
+            doings += _replays(random, engines, given, name, until)
     return doings
+
+
+def _replays(
+    random: Random, engines: int, saga_id: str, name: str, until: float
+) -> Iterator[Doing]:
+    steps = tuple(REGISTRY.by_name(name).steps)
+    for _ in range(random.choice((1, 2, 3, 4))):
+        at = random.uniform(until * 0.3, until)
+        mark = f"mark-{random.randrange(1 << 30)}"
+        what = random.choice(("replay", "replay", "replay", "undo", "retry", "skip"))
+        if what == "undo":
+            yield _ask(random, at, engines, "undo", saga_id, mark)
+            continue
+        if what in ("retry", "skip"):
+            call = f"{what}_compensation"
+            yield _ask(random, at, engines, call, saga_id, random.choice(steps), mark)
+            continue
+        override = random.choice((None, None, 1, 2))
+        allow = random.random() < 0.5
+        for _ in range(random.choice((1, 1, 2))):  # raced
+            more = (random.choice(steps), override, allow, mark)
+            yield _ask(random, at, engines, "replay", saga_id, *more)
+            mark = f"mark-{random.randrange(1 << 30)}"
+            at += random.choice((0.0, 0.02))
 
 
 def _wish(random: Random, engines: int, saga_id: str, name: str, at: float, until: float) -> Doing:
@@ -110,5 +137,8 @@ def _trouble(
         elif kind == "lead_elsewhere":
             doings.append(Doing(at, kind, (random.randrange(partitions), random.uniform(0.1, 2))))
         else:
-            doings.append(Doing(at, kind, (random.randrange(partitions), "nobody")))
+            key = random.choice(("nobody", *(f"{name}-{n}" for name in NAMES[:4] for n in (0, 1))))
+            doings.append(Doing(at, kind, (key,)))
+    if random.random() < 0.2:
+        doings.append(Doing(random.uniform(until * 0.5, until), "forget"))
     return doings

@@ -180,3 +180,34 @@ async def test_who_follows_a_saga_in_the_log_is_told_when_the_engine_closes() ->
     with pytest.raises(EngineClosed):
         await asyncio.wait_for(following, 10)
     await other.close()
+
+
+# --- a replay that is decided ---------------------------------------------------------------------
+
+
+class _Closing(FaultyLog):
+    """Once a replay is decided the log cannot be asked for a while."""
+
+    refusals = 0
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> Any:
+        if self.refusals:
+            self.refusals -= 1
+            raise Unreachable("the log", self.name)
+        return await super().read_saga(saga_id, from_offset)
+
+    async def append(self, partition: int, entries: Any) -> int:
+        base = await super().append(partition, entries)
+        if self.appends[-1] == ["ReplayBranched"]:
+            self.refusals = 1
+        return base
+
+
+async def test_a_replay_that_is_decided_begins_though_the_log_fails_behind_it() -> None:
+    log, ledger = _Closing(), Ledger()
+    ledger.fails("ship", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="s")
+        result = await engine.replay(await engine.plan_replay("s", "ship"))
+        assert result.success
+    assert ledger.standing == ["reserve", "charge", "ship"]
