@@ -66,6 +66,9 @@ _AWAITED = ENDINGS | {e.SagaStarted}
 """Facts of another group's child that the parent has to hear of."""
 
 
+_TAKES_UP = (e.SagaClaimed, e.ReplayBranched)
+
+
 class Accepted(Struct):
     """What the acceptance rule must know of a saga: folded from records whose place is known."""
 
@@ -159,6 +162,7 @@ class Owner(Protocol):
     def on_lost(self, partition: Partition, cell: Cell) -> None: ...
     def on_foreign(self, partition: Partition, cell: Cell) -> None: ...
     def on_branched(self, partition: Partition, event: e.Event, offset: int) -> None: ...
+    def on_taken_up(self, partition: Partition, event: e.Event, offset: int) -> None: ...
     def on_awaited(self, partition: Partition, saga_id: str, cell: Cell | None) -> None: ...
     def on_broken(self, partition: Partition, error: BaseException) -> None: ...
 
@@ -443,8 +447,11 @@ class Partition:
         accepted = cell.accepted if cell is not None else self.seen.get(event.saga_id)
         if accepted is None:
             if type(event.fact) is not e.SagaStarted:
-                # Of a saga that ended before `known_from`: its replay goes through a request.
+                # Of a saga that ended before `known_from`. What takes it up again comes through a
+                # request, or from an engine that has lost the partition: then it may stand.
                 self._count("unknown_saga")
+                if type(event.fact) in _TAKES_UP:
+                    self._owner.on_taken_up(self, event, offset)
                 return
             if event.writer == self._writer:
                 self._count(Verdict.DUPLICATE)  # lands late; the saga has ended and is forgotten
@@ -459,6 +466,8 @@ class Partition:
         if cell is None:
             if type(event.fact) is e.ReplayBranched:
                 self._owner.on_branched(self, event, offset)
+            elif not accepted.ended and event.writer != self._writer:
+                self._owner.on_taken_up(self, event, offset)
             return
         if cell.begin < 0:
             cell.begin = offset

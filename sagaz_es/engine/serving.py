@@ -215,11 +215,26 @@ class Serving:
             task.cancel()
         else:
             self._host.moved(saga_id)
-        self._host.spawn(self._adopt(partition, saga_id, max(cell.begin, 0)), f"adopt {saga_id}")
+        partition.held[f"lost {saga_id}"] = max(cell.begin, 0)
+        self._host.spawn(self._adopt(partition, saga_id), f"adopt {saga_id}")
 
-    async def _adopt(self, partition: Partition, saga_id: str, begin: int) -> None:
-        """Watch a saga of our partition that another engine runs, to take it over if that dies."""
-        partition.held[f"lost {saga_id}"] = begin
+    def on_taken_up(self, partition: Partition, event: e.Event, offset: int) -> None:
+        """A saga that had ended is replayed or undone by the word of an engine that served the
+        partition before us, and may be dead by now."""
+        if f"lost {event.saga_id}" not in partition.held:
+            partition.held[f"lost {event.saga_id}"] = offset
+            self._host.spawn(self._look_at(partition, event, offset), f"adopt {event.saga_id}")
+
+    async def _look_at(self, partition: Partition, event: e.Event, offset: int) -> None:
+        state = await self._adopt(partition, event.saga_id)
+        branch = getattr(event.fact, "branch_saga_id", "")
+        if state is not None and branch and state.branch == branch:
+            self.on_branched(partition, event, offset)
+
+    async def _adopt(self, partition: Partition, saga_id: str) -> SagaState | None:
+        """Watch a saga of our partition that another engine runs, to take it over if that dies;
+        the saga as it is."""
+        begin = partition.held[f"lost {saga_id}"]
         try:
             while not partition.closed:
                 try:
@@ -229,19 +244,20 @@ class Serving:
                     await asyncio.sleep(0.5)
                     continue
                 known = partition.seen.get(saga_id)
-                if state is None or known is None or saga_id in partition.cells:
-                    return
+                if state is None or saga_id in partition.cells:
+                    return state
+                if known is not None and state.sequence < known.sequence:
+                    continue  # more of it was heard meanwhile
                 if state.ended or state.recorded or not self.serves(state.saga_name):
                     accepted = partition.seen[saga_id] = Accepted.of(state)
                     accepted.end_offset = partition.position
-                    return
-                if state.sequence < known.sequence:
-                    continue  # more of it was heard meanwhile
+                    return state
                 cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
                 cell.quiet_since = asyncio.get_running_loop().time()
                 partition.cells[saga_id] = cell
-                del partition.seen[saga_id]
-                return
+                partition.seen.pop(saga_id, None)
+                return state
+            return None
         finally:
             partition.held.pop(f"lost {saga_id}", None)
 
