@@ -41,8 +41,8 @@ class Killed(SystemExit):
 class Points:
     """The places where one life of a process may die, in the order in which it comes to them."""
 
-    def __init__(self, crash_at: int = 0) -> None:
-        self.crash_at = crash_at  # 1, 2, 3 …; 0: nowhere
+    def __init__(self, crash_at: int | str = 0) -> None:
+        self.crash_at = crash_at  # 1, 2, 3 …; 0: nowhere; or how its name begins
         self.reached: list[str] = []
         self.died_at = ""
         self.stopped = threading.Event()  # dead, or done
@@ -53,7 +53,8 @@ class Points:
         if self.judged.is_set() or self.died_at:
             return
         self.reached.append(where)
-        if len(self.reached) == self.crash_at:
+        at = self.crash_at
+        if where.startswith(at) if isinstance(at, str) else len(self.reached) == at:
             self.die(where)
 
     def die(self, where: str) -> None:
@@ -135,9 +136,15 @@ class Life:
         self._thread.start()
         if not self.points.stopped.wait(DEADLINE_SECONDS):
             self.points.died_at = "blocked"  # it comes to no further point
+            where = self._where()
+            if where:
+                raise TimeoutError(
+                    f"a step has blocked its thread for {DEADLINE_SECONDS:g} s ({where}): under "
+                    "virtual time a step may wait with asyncio, but not outside it"
+                )
             raise TimeoutError(
-                f"a step has blocked its thread for {DEADLINE_SECONDS:g} s{self._where()}: under "
-                "virtual time a step may wait with asyncio, but not outside it"
+                f"the saga has not ended within {DEADLINE_SECONDS:g} s: does a step wait for "
+                "something again and again, for virtual years?"
             )
         if self._error is not None:
             raise self._error
@@ -152,7 +159,7 @@ class Life:
             while frame is not None:
                 code = frame.f_code
                 if not frame.f_globals.get("__name__", "").startswith(_NOT_USERS):
-                    return f" ({code.co_filename}, line {frame.f_lineno}, in {code.co_name})"
+                    return f"{code.co_filename}, line {frame.f_lineno}, in {code.co_name}"
                 frame = frame.f_back
         return ""
 
@@ -161,8 +168,10 @@ class Life:
         self.points.judged.set()
         if self._thread is None:
             self.loop.close()
-        elif self.points.stopped.is_set():  # else it is blocked
+        elif self.points.stopped.is_set():
             self._thread.join(DEADLINE_SECONDS)
+        else:  # blocked, or in an endless loop: it ends when it comes by
+            self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _main(
         self,

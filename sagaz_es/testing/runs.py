@@ -13,16 +13,15 @@ from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.lookup import current_state
-from sagaz_es.engine.registry import Registry, Source
+from sagaz_es.engine.registry import Source
 from sagaz_es.engine.result import SagaResult
 from sagaz_es.errors import SagaError
 from sagaz_es.testing.faults import Fault, Faults
 from sagaz_es.testing.processes import DurableLog, Life, Lines, Points, in_words
 from sagaz_es.testing.virtual_time import FOR_EVER_SECONDS
-from sagaz_es.testing.watching import Call, WatchedRegistry, perform
+from sagaz_es.testing.watching import Call, WatchedRegistry, perform, steps_of
 
 SAGA_ID = "saga-1"
 
@@ -123,10 +122,9 @@ class Run:
     _refused: list[tuple[Action, SagaError]] = field(default_factory=list)
     _errors: dict[str, BaseException] = field(default_factory=dict)  # the last one of each step
     _followed: Lines | None = None
-    _registry: Registry | None = None
 
-    def play(self, crash_at: Sequence[int] = ()) -> Outcome:
-        """To the end. `crash_at`: for each life the point where it dies, 1, 2, 3 …"""
+    def play(self, crash_at: Sequence[int | str] = ()) -> Outcome:
+        """To the end. `crash_at`: for each life the point where it dies, see Points."""
         before = random.getstate()
         random.seed(0)  # the jitter of backoffs
         try:
@@ -172,24 +170,18 @@ class Run:
     # --- one life ---
 
     def _live(self, life: Life, log: DurableLog) -> bool:
-        engine = Engine(
-            log,
-            sagas=(self.saga, *self.others),
-            resources=self.resources(),
-            clock=life.loop,
-            config=CONFIG,
-        )
-        watched = WatchedRegistry((self.saga, *self.others), self, self.tried_once)
-        engine.registry = engine.host.registry = watched
-        self._registry = watched
-        self._followed = None
-        if self.lines:
-            self._followed = Lines(life.points.reach)
-            plain = Registry((self.saga, *self.others))
-            for name in plain.names:
-                _follow(self._followed, plain.by_name(name))
+        engine: Engine
+        self._followed = Lines(life.points.reach) if self.lines else None
+        if self._followed is not None:
+            for step in steps_of((self.saga, *self.others)).values():
+                self._followed.add(step.name, step.function)
+                if step.compensation is not None:
+                    self._followed.add(f"undo {step.name}", step.compensation.function)
 
         async def script() -> None:
+            nonlocal engine
+            # In the thread of this life: clients such as sqlite3's belong to one.
+            engine = self._engine(life, log)
             await engine.open()
             await engine.start(self.saga, self.context, saga_id=SAGA_ID)
             while self._done < len(self.actions):
@@ -209,6 +201,14 @@ class Run:
             self.outcome = await self._outcome(engine, log)
 
         return life.run(script, last)
+
+    def _engine(self, life: Life, log: DurableLog) -> Engine:
+        sagas = (self.saga, *self.others)
+        resources = self.resources()
+        engine = Engine(log, sagas=sagas, resources=resources, clock=life.loop, config=CONFIG)
+        watched = WatchedRegistry(sagas, self, self.tried_once)
+        engine.registry = engine.host.registry = watched
+        return engine
 
     async def _do(self, engine: Engine, log: DurableLog, action: Action) -> None:
         if action.kind == "wait":
@@ -313,13 +313,6 @@ class Run:
             name = f"undo {fault.step}" if fault.undo else fault.step
             life.points.die(f"in {name}, {'after' if fault.after else 'before'} its effect")
         await asyncio.get_running_loop().create_future()  # until its time is over
-
-
-def _follow(lines: Lines, definition: Definition) -> None:
-    for step in definition.steps.values():
-        lines.add(step.name, step.function)
-        if step.compensation is not None:
-            lines.add(f"undo {step.name}", step.compensation.function)
 
 
 def _newest_of(log: DurableLog, saga_id: str) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagaz_es import Saga, action, child, compensate
 from sagaz_es.errors import ConfigurationError, UnstorableValue
+from sagaz_es.once import create_once_table, once
 from sagaz_es.testing import (
     CrashReport,
     SagaNotCrashProof,
@@ -565,3 +570,64 @@ def test_a_world_that_is_never_the_same_is_refused() -> None:
 def test_a_context_that_cannot_be_stored_is_refused_as_by_an_engine() -> None:
     with pytest.raises(UnstorableValue, match="clock"):
         crashed(Order, context={"clock": object()})
+
+
+# --- with once ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heeds_its_key", [True, False])
+def test_work_in_a_database_of_ones_own_stands_crashes_with_once(
+    tmp_path: Path, heeds_its_key: bool
+) -> None:
+    numbers = count()
+
+    def book(connection: sqlite3.Connection, cents: int) -> None:
+        connection.execute("INSERT INTO moves VALUES (?)", (cents,))
+
+    class Bookkeeping(Saga):
+        @action("debit")
+        def debit(self, ctx: Any) -> None:
+            self.move(ctx, -9)
+
+        @compensate("debit")
+        def credit(self, ctx: Any) -> None:
+            self.move(ctx, 9)
+
+        @action("report")
+        def report(self, ctx: Any) -> None: ...
+
+        @staticmethod
+        def move(ctx: Any, cents: int) -> None:
+            connection = sqlite3.connect(ctx.resources["file"])
+            if not heeds_its_key:
+                with connection:
+                    book(connection, cents)
+            else:
+                with once(ctx, connection) as done:
+                    if done.first:
+                        book(connection, cents)
+            connection.close()
+
+    def database() -> Path:
+        file = tmp_path / f"{next(numbers)}.db"
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("CREATE TABLE moves (cents)")
+            asyncio.run(create_once_table(connection))
+        return file
+
+    def moves(file: Path) -> list[int]:
+        with closing(sqlite3.connect(file)) as connection:
+            return [cents for (cents,) in connection.execute("SELECT cents FROM moves")]
+
+    report = crash_everywhere(
+        Bookkeeping,
+        world=database,
+        resources=lambda file: {"file": file},
+        view=moves,
+        invariant=lambda file: sum(moves(file)) in (-9, 0),
+        pairs=False,
+        check=False,
+    )
+    blamed = [(v.kind, v.step, v.undo) for v in report.violations]
+    twice = [("done again", "debit", False), ("done again", "debit", True)]
+    assert blamed == ([] if heeds_its_key else twice)

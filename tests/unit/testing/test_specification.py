@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -372,8 +374,6 @@ def test_the_same_test_twice_has_the_same_history() -> None:
 
 
 async def test_a_step_that_blocks_its_thread_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     monkeypatch.setattr(processes, "DEADLINE_SECONDS", 0.2)
     go_on = threading.Event()
 
@@ -395,9 +395,23 @@ async def test_a_step_that_blocks_its_thread_is_named(monkeypatch: pytest.Monkey
         go_on.set()
 
 
-def test_a_step_that_waits_for_a_socket_is_an_error_not_a_time_out() -> None:
-    import socket
+def test_a_saga_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "DEADLINE_SECONDS", 0.2)
 
+    async def poll(ctx: Any) -> None:
+        while True:  # noqa: ASYNC110 - that is the mistake
+            await asyncio.sleep(0.001)
+
+    saga = Saga("polls").add_step("poll", poll, timeout_seconds=1e9)
+    with pytest.raises(TimeoutError, match=r"not ended within 0\.2 s: does a step wait"):
+        given(saga).then(status="completed")
+    for thread in threading.enumerate():
+        if thread.name == "sagaz-es life":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_a_step_that_waits_for_a_socket_is_an_error_not_a_time_out() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
