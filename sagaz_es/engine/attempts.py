@@ -368,6 +368,9 @@ class Attempts:
         else:
             answer = await self._children.ended(self._state, name)
         if answer is None:
+            if attempt.undo and self._observers is not None:  # it was asked to go back
+                context = await self._context(self._definition.steps[name], attempt)
+                await self._tell_entered(attempt, context)
             return None
         if isinstance(answer, e.RequestRefused):
             error = (answer.error, answer.message)
@@ -375,14 +378,18 @@ class Attempts:
                 return e.StepCompensationFailed(name, number, *error)
             return await self._child_failed(attempt, e.StepFailed(name, number, *error))
         if attempt.undo:
-            return self._child_back(attempt, answer)
+            fact = self._child_back(attempt, answer)
+            if self._observers is not None and isinstance(fact, e.StepCompensated):
+                context = await self._context(self._definition.steps[name], attempt)
+                self._later(attempt, "on_compensation_complete", "", context)
+            return fact
         ended = e.ChildEnded(name, answer.saga_id, answer.status)
         if answer.status == "completed":
             return ended, await self._child_completed(attempt, answer)
         error = _ended_badly(answer)
         stands = answer.status in ("failed", "partially_committed")
-        fact = e.StepFailed(name, number, *error, unknown=stands)
-        return ended, await self._child_failed(attempt, fact)
+        failed = e.StepFailed(name, number, *error, unknown=stands)
+        return ended, await self._child_failed(attempt, failed)
 
     async def _child_completed(self, attempt: Attempt, child: SagaState) -> e.Fact:
         """Of a result that cannot be kept the step fails, and the child is taken back."""

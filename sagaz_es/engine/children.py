@@ -99,8 +99,15 @@ class Children:
         home.waiting.pop(child.saga_id, None)
         return child
 
-    async def _begun(self, home: Partition, parent: SagaState, step: str) -> Answer:
-        """The child as it stands, begun if it was not; None: an engine elsewhere begins it."""
+    async def _begun(
+        self,
+        home: Partition,
+        parent: SagaState,
+        step: str,
+        cancel: e.CancelRequested | None = None,
+    ) -> Answer:
+        """The child as it stands, begun if it was not (and cancelled at once, if it is here); None:
+        an engine elsewhere begins it."""
         child_id = parent.step(step).child
         # Before anything is looked at: from here on there is news of whatever happens to it.
         home.waiting[child_id] = (parent.saga_id, step)
@@ -109,7 +116,7 @@ class Children:
             refused = home.refused.get(_start_id(child_id))
             if refused is not None:
                 return refused
-            refused = await self._begin(home, parent, step)
+            refused = await self._begin(home, parent, step, cancel)
             if refused is not None:
                 return refused
             cell = home.cells.get(child_id)
@@ -137,7 +144,7 @@ class Children:
         )
 
     async def _begin(
-        self, home: Partition, parent: SagaState, step: str
+        self, home: Partition, parent: SagaState, step: str, cancel: e.CancelRequested | None
     ) -> e.RequestRefused | None:
         host, now = self._host, parent.step(step)
         name = parent.step_graph.by_name[step].child
@@ -165,7 +172,10 @@ class Children:
         if now.child not in home.cells and now.child not in home.seen:
             caller = (parent.saga_id, step)
             text = now.child_start
-            await host.begin(home, definition, now.child, text, actor=parent.actor, caller=caller)
+            who = parent.actor
+            await host.begin(
+                home, definition, now.child, text, actor=who, caller=caller, cancel=cancel
+            )
         return None
 
     async def _request(self, home: Partition, request: e.Request) -> None:
@@ -174,9 +184,20 @@ class Children:
             await self._host.log.append(home.index, [request])
 
     async def _back(self, home: Partition, parent: SagaState, step: str, attempt: int) -> Answer:
-        child = await self._begun(home, parent, step)
-        if child is None or isinstance(child, e.RequestRefused):
-            return child
+        child_id = parent.step(step).child
+        request_id = f"take back {child_id} {attempt}"
+        asked = (
+            self._host.clock.now(),
+            parent.undo_actor,
+            f"saga {parent.saga_id!r}, whose step {step!r} it is, goes back",
+        )
+        cancel = e.CancelRequested(request_id, child_id, *asked)
+        child = await self._begun(home, parent, step, cancel)
+        if child is None:
+            return None
+        if isinstance(child, e.RequestRefused):
+            home.waiting.pop(child_id, None)
+            return SagaState(saga_id=child_id, status="cancelled")  # nothing of it has begun
         head = child
         if child.branch:
             found = await head_of_family(self._host.log, self._host.store, child)
@@ -186,7 +207,6 @@ class Children:
             home.waiting[head.saga_id] = (parent.saga_id, step)
             cell = home.cells.get(head.saga_id)
             head = head if cell is None else cell.state
-        request_id = f"take back {child.saga_id} {attempt}"
         if head.ended and (
             has_gone_back(head) or request_id in head.answered or behind_pivot(head)
         ):
@@ -195,12 +215,7 @@ class Children:
             answer = home.refused[request_id]
         else:
             request = e.UndoRequested(
-                request_id,
-                child.saga_id,
-                self._host.clock.now(),
-                parent.undo_actor,
-                f"saga {parent.saga_id!r}, whose step {step!r} it is, goes back",
-                caller_saga_id=child.caller_saga_id,
+                request_id, child_id, *asked, caller_saga_id=child.caller_saga_id
             )
             await self._request(home, request)
             return None

@@ -357,8 +357,10 @@ class Host:
         actor: str = "",
         cause: str = "",
         caller: tuple[str, str] = ("", ""),
+        cancel: e.CancelRequested | None = None,
     ) -> SagaHandle:
-        """Begin a saga that does not exist. `caller`: of a child, its parent and the step."""
+        """Begin a saga that does not exist. `caller`: of a child, its parent and the step. With
+        `cancel` it begins and ends, and nothing of it runs."""
         fact = e.SagaStarted(
             definition.graph.fingerprint,
             definition.graph.text,
@@ -371,10 +373,15 @@ class Host:
             caller_step=caller[1],
         )
         state = SagaState(saga_id=saga_id, saga_name=definition.name, caller_saga_id=caller[0])
-        return await self._launch(partition, definition, state, fact)
+        return await self._launch(partition, definition, state, fact, cancel=cancel)
 
     async def _launch(
-        self, partition: Partition, definition: Definition, state: SagaState, *first: e.Fact
+        self,
+        partition: Partition,
+        definition: Definition,
+        state: SagaState,
+        *first: e.Fact,
+        cancel: e.CancelRequested | None = None,
     ) -> SagaHandle:
         """Make the first event of a new saga; returns once it is accepted.
 
@@ -385,7 +392,7 @@ class Host:
         cell = Cell(state, Accepted(), ours=True)
         partition.cells[state.saga_id] = cell
         runner = self.carry_on(partition, cell, definition, first)
-        cancelled = self.admission.begun(state.saga_id)
+        cancelled = self.admission.begun(state.saga_id) or cancel
         if cancelled is not None:
             runner.cancel_first(cancelled)
         runner.ready = asyncio.get_running_loop().create_future()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from sagaz_es import Engine, Saga, SagaStatus, action, child, compensate
+from sagaz_es import Engine, Saga, SagaListener, SagaStatus, action, child, compensate
 from sagaz_es.core import events as e
 from sagaz_es.errors import PlanOutdated, UndoRefused
 from sagaz_es.log.memory import MemoryEventLog
@@ -19,6 +19,7 @@ from tests.helpers import (
     QUIET,
     After,
     Declined,
+    Gate,
     Ledger,
     LedgerSaga,
     SetClock,
@@ -384,6 +385,63 @@ async def test_a_paused_parent_hears_of_its_childs_end_once_it_is_resumed() -> N
         assert "ship" not in ledger.order
         await engine.resume("order-1")
         assert (await handle.result()).success
+
+
+async def test_a_child_that_has_not_begun_is_cancelled_before_anything_of_it_runs() -> None:
+    class Gated(OrderSaga):
+        saga_name: ClassVar[str | None] = "gated"
+
+        @child("payment", PaymentSaga, depends_on=["reserve"])
+        async def payment(self, ctx: Any) -> Any:
+            await gate.pass_through()
+            return {"amount": 1}
+
+    ledger, log, gate = Ledger(), MemoryEventLog(1), Gate()
+    async with shop(ledger, log, Gated) as engine:
+        handle = await engine.start(Gated, saga_id="g")
+        await gate.entered()
+        await engine.pause("g")
+        gate.open()
+        await until(lambda: "g" not in engine.host.runners)
+        assert (await accepted_story(log, "g"))[-1] == "ChildStarted payment"
+        await engine.cancel("g")
+        assert (await handle.result()).status == "cancelled"
+        assert await engine.status("g/payment") is SagaStatus.CANCELLED
+    assert ledger.order == ["reserve", "undo reserve"]
+
+
+async def test_listeners_hear_of_a_child_step_as_of_any_other() -> None:
+    told: list[str] = []
+
+    class Ear(SagaListener):
+        def __getattribute__(self, name: str) -> Any:
+            if name.startswith("on_"):
+                return lambda saga, step, *more: told.append(f"{name[3:]} {step}")
+            return super().__getattribute__(name)
+
+    class Heard(OrderSaga):
+        saga_name: ClassVar[str | None] = "heard"
+        listeners: ClassVar[Any] = (Ear(),)
+
+    ledger = Ledger()
+    ledger.fails("ship", Declined())
+    async with shop(ledger, None, Heard) as engine:
+        await engine.run(Heard, {"total": 90}, saga_id="h")
+    assert [each for each in told if each.endswith("payment")] == [
+        "step_enter payment",
+        "step_success payment",
+        "compensation_start payment",
+        "compensation_complete payment",
+    ]
+
+
+async def test_children_begin_beyond_the_limit_of_sagas_in_flight() -> None:
+    config = msgspec.structs.replace(QUIET, max_in_flight=1)
+    ledger = Ledger()
+    async with shop(ledger, None, config=config) as engine:
+        handles = [await engine.start(OrderSaga, {"total": n}) for n in range(6)]
+        assert all([(await handle.result()).success for handle in handles])
+    assert ledger.order.count("capture") == 6
 
 
 # --- another life ---------------------------------------------------------------------------------
