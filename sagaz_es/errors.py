@@ -144,7 +144,8 @@ class UnstorableValue(SagaError, TypeError):
             "plain data, Decimal, datetime, date, UUID, bytes, set and tuple can be kept; live "
             "objects come in by connect(resources={…}) and are read as ctx.resources"
         )
-        return f"{self.path or 'the value'}: a {self.type_name} cannot be kept; {hint}"
+        article = "an" if self.type_name[:1].lower() in "aeiou" else "a"
+        return f"{self.path or 'the value'}: {article} {self.type_name} cannot be kept; {hint}"
 
 
 class ContextMismatch(SagaError, ValueError):
@@ -461,13 +462,16 @@ class StepNotFound(NotFound):
 
 
 class StateNotFound(NotFound):
-    """The saga did not exist yet at that moment."""
+    """The saga did not exist yet at that moment, or has not come as far (`last`: its newest
+    sequence)."""
 
-    def __init__(self, saga_id: str, asked: str, began: str) -> None:
-        super().__init__(saga_id, asked, began)
-        self.saga_id, self.asked, self.began = saga_id, asked, began
+    def __init__(self, saga_id: str, asked: str, began: str, last: int = 0) -> None:
+        super().__init__(saga_id, asked, began, last)
+        self.saga_id, self.asked, self.began, self.last = saga_id, asked, began, last
 
     def __str__(self) -> str:
+        if self.last:
+            return f"saga {self.saga_id!r} has no {self.asked} yet; its last is {self.last}"
         return f"saga {self.saga_id!r} did not exist at {self.asked}; it began at {self.began}"
 
 

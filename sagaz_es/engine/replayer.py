@@ -531,7 +531,7 @@ class ReplayNotFound(NotFound):
     def __str__(self) -> str:
         return (
             f"there is no replay {self.replay_id!r}; give its replay id, or its branch's saga id "
-            "(`sagaz-es saga list` shows both)"
+            "(`sagaz-es saga show` of the original names it)"
         )
 
 

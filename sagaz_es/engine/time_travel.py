@@ -255,8 +255,8 @@ class SagaHistory:
         else:
             begins_later = state.sequence > point
             if state.sequence < point:
-                asked = f"{named(point)}, its last is {state.sequence}"
-                raise StateNotFound(self.saga_id, asked, iso(state.started_at))
+                began = iso(state.started_at)
+                raise StateNotFound(self.saga_id, named(point), began, state.sequence)
         if begins_later:  # what was before is in no log and no store any more
             exists_from = f"sequence {state.sequence}, {iso(state.updated_at)}"
             raise HistoryGone(f"saga {self.saga_id!r}", named(point), exists_from)

@@ -132,7 +132,7 @@ def test_a_missing_key_is_told_apart_from_a_missing_saga(shop: Shop) -> None:
     ("at", "why"),
     [
         ("2020-01-01", "did not exist at 2020-01-01T00:00:00+00:00; it began at 2026-01-01T10:"),
-        ("99", "did not exist at sequence 99"),
+        ("99", "has no sequence 99 yet; its last is "),
         ("0", "did not exist at sequence 0"),
         ("step:pack", "has no step 'pack'; its steps: 'reserve', 'charge', 'ship'"),
         ("step:ship", "'ship'"),

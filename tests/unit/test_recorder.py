@@ -142,7 +142,7 @@ async def test_values_come_back_with_their_types_and_any_key() -> None:
 async def test_what_cannot_be_kept_is_refused_with_its_path_and_nothing_is_written() -> None:
     log = MemoryEventLog()
     async with SagaRecorder(log, "order") as recorder:
-        with pytest.raises(UnstorableValue, match=r"^client\.session: a object cannot be kept"):
+        with pytest.raises(UnstorableValue, match=r"^client\.session: an object cannot be kept"):
             await recorder.started("o1", {"client": {"session": object()}})
         with pytest.raises(UnstorableValue, match=r"^result\[1\]: "):
             await recorder.step_completed("o1", "a", [1, object()])

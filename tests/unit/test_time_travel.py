@@ -367,7 +367,7 @@ async def test_before_it_began_there_is_no_state(when: Any) -> None:
 
 
 async def test_behind_its_last_event_there_is_no_sequence() -> None:
-    with pytest.raises(StateNotFound, match="sequence 99, its last is 15"):
+    with pytest.raises(StateNotFound, match="has no sequence 99 yet; its last is 15"):
         await (await history()).state_at(99)
 
 

@@ -167,9 +167,9 @@ def test_a_missing_await_is_suspected() -> None:
 
 
 def test_a_path_without_a_prefix_begins_with_the_key() -> None:
-    with pytest.raises(UnstorableValue, match=r"^items\[0\]: a object cannot be kept; plain data"):
+    with pytest.raises(UnstorableValue, match=r"^items\[0\]: an object cannot be kept; plain data"):
         to_text({"items": [object()]})
-    with pytest.raises(UnstorableValue, match=r"^the value: a object cannot be kept"):
+    with pytest.raises(UnstorableValue, match=r"^the value: an object cannot be kept"):
         to_text(object())
 
 

@@ -147,7 +147,7 @@ def test_keys_are_texts() -> None:
     ctx = context()
     dict.__setitem__(ctx, "a", 1)
     ctx[1] = "x"  # type: ignore[index]
-    with pytest.raises(UnstorableValue, match="1: a int cannot be kept; the keys of a context"):
+    with pytest.raises(UnstorableValue, match="1: an int cannot be kept; the keys of a context"):
         ctx.delta()
 
 

@@ -177,7 +177,7 @@ async def test_a_dry_run_fails_where_factory_override_or_definition_would() -> N
     assert result.status == "failed" and "charge" in str(result.error_message)
     result = await replay.from_checkpoint("charge", {"a": object()}, dry_run=True)
     assert result.status == "failed"
-    assert str(result.error_message).startswith("a: a object cannot be kept")
+    assert str(result.error_message).startswith("a: an object cannot be kept")
     assert [e["dry_run"] for e in await replay.get_replay_history()] == [True] * 4
 
 
