@@ -85,7 +85,7 @@ def by_hand(**options: Any) -> Saga:
     ("saga", "context", "error"),
     [
         (lambda: Saga("none"), {}, "no steps"),
-        (by_hand, {"a": {"b": object()}}, "a.b: a object cannot be kept"),
+        (by_hand, {"a": {"b": object()}}, "a.b: an object cannot be kept"),
         (lambda: by_hand(context_type=Wanted), {"sku": 1}, "sku: found int, expected str"),
         (lambda: by_hand().add_step("b", print, depends_on=["c"]), {}, "'b' depends on 'c'"),
         (
