@@ -275,14 +275,15 @@ class Admission:
         self._host.spawn(self._begin(waiting, request), f"start {waiting.saga_id}")
 
     async def _begin(self, waiting: Waiting, request: e.StartRequested) -> None:
+        partition = self._host.partitions.get(waiting.partition)
         try:
-            partition = self._host.partitions.get(waiting.partition)
             if partition is not None:
                 await self.answer(partition, request)
         finally:
             self._out(waiting)
-            # Nothing runs here where it had begun long ago, or begins elsewhere.
-            self._host.refuse_start(waiting.saga_id, LostOwnership(waiting.saga_id))
+            if partition is None or waiting.saga_id not in partition.cells:
+                # It had begun long ago, or begins elsewhere, or has ended and everybody knows.
+                self._host.refuse_start(waiting.saga_id, LostOwnership(waiting.saga_id))
             self.look()
 
     def _out(self, waiting: Waiting) -> None:

@@ -79,7 +79,7 @@ class Host:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
         self._expected: WeakValueDictionary[str, asyncio.Future[SagaResult]] = WeakValueDictionary()
-        """Those of sagas that have not begun, as long as anybody has a handle."""
+        """Those of sagas that have not begun, or wait, as long as anybody has a handle."""
         self.admission = Admission(self, config.max_in_flight)
         self._followers: set[asyncio.Event] = set()  # who waits for an end in the log
         self._tails: dict[int, Tail] = {}
@@ -180,7 +180,7 @@ class Host:
     def _runs_here(self, saga_id: str) -> bool:
         partition = self.partition_for(saga_id)
         cell = partition.cells.get(saga_id) if partition is not None else None
-        return cell is not None and cell.ours and not cell.lost and not cell.state.ended
+        return cell is not None and cell.ours and not cell.lost and not cell.ended
 
     def waiting_for_turn(self, saga_name: str) -> int:
         """How many sagas of a class have begun and wait for their turn."""
@@ -340,9 +340,9 @@ class Host:
         future = None
         if saga_id in self.runners:
             future = self._outcome_future(saga_id)
-        elif self.admission.find(saga_id) is not None:
+        else:
             future = self._expected.get(saga_id)
-            if future is None:
+            if future is None and self.admission.find(saga_id) is not None:
                 future = asyncio.get_running_loop().create_future()
                 self._expected[saga_id] = future
         return SagaHandle(saga_id, lambda: self._outcome(saga_id, future))
@@ -571,7 +571,7 @@ class Host:
         if error is None and runner.parked:
             self._park(runner)
             return
-        outcome = self._outcomes.pop(saga_id, None)
+        outcome = self._taken_outcome(saga_id)
         if outcome is None or outcome.done():
             return
         if error is None and cell.state.ended:
@@ -586,7 +586,7 @@ class Host:
 
     def moved(self, saga_id: str) -> None:
         """A saga that was parked here goes on elsewhere: who waits for it follows the log."""
-        outcome = self._outcomes.pop(saga_id, None)
+        outcome = self._taken_outcome(saga_id)
         if outcome is not None and not outcome.done():
             outcome.set_exception(LostOwnership(saga_id))
             outcome.exception()
@@ -602,10 +602,13 @@ class Host:
         state = runner.state
         if runner.wake_at:
             self._alarms.set(runner.wake_at, state.saga_id)
-        if needs_nobody_else(state):
-            outcome = self._outcomes.pop(state.saga_id, None)
-            if outcome is not None and not outcome.done():
+        outcome = self._taken_outcome(state.saga_id)
+        if outcome is not None and not outcome.done():
+            if needs_nobody_else(state):
                 self.spawn(self._tell(outcome, state.copy(), runner.error), "parked")
+            else:
+                self._expected[state.saga_id] = outcome
+        runner.cell.put_aside()
 
     async def _tell(
         self,
@@ -630,6 +633,13 @@ class Host:
         return result_of(state, context, error, undone)
 
     # --- waiting for an end ---
+
+    def _taken_outcome(self, saga_id: str) -> asyncio.Future[SagaResult] | None:
+        """What is to be told of a saga, if anybody has a handle on it."""
+        outcome = self._outcomes.pop(saga_id, None)
+        if outcome is None and self._expected:
+            return self._expected.pop(saga_id, None)
+        return outcome
 
     def _outcome_future(self, saga_id: str) -> asyncio.Future[SagaResult]:
         future = self._outcomes.get(saga_id)

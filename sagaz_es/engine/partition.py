@@ -25,9 +25,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from sagaz_es.codec.compress import pack, unpack
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
-from sagaz_es.core.state import SagaState
+from sagaz_es.core.state import SagaState, dump_state, load_state
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
@@ -48,6 +49,8 @@ QUIET_S = 0.02
 """Without an append of one's own for so long, what others append is looked for by reading."""
 BUSY_S = 1.0
 """And in any case after that: an append may hang, and what others append matters all the more."""
+MAX_ASIDE_BYTES = 8 * 2**20
+"""A larger state is left as it is: packing it would hold everybody else up."""
 MAX_REFUSED = 10_000
 """Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
@@ -121,9 +124,13 @@ class Cell:
 
     `ours`: this engine is its writer and carries `state` ahead of the log. Otherwise `state` is
     folded from the log, and another engine may still be at work on it.
+
+    A saga that waits may be put aside: then its state is kept as packed bytes (some hundred instead
+    of some thousand) until somebody looks at it.
     """
 
     __slots__ = (
+        "_aside",
         "accepted",
         "begin",
         "checkpointed_at",
@@ -132,6 +139,8 @@ class Cell:
         "quiet_since",
         "state",
     )
+
+    state: SagaState
 
     def __init__(
         self, state: SagaState, accepted: Accepted, *, ours: bool, begin: int = -1
@@ -143,6 +152,32 @@ class Cell:
         self.lost = False
         self.quiet_since = 0.0
         self.checkpointed_at = 0  # µs
+        self._aside: tuple[bytes, int] | None = None  # the state, and when the saga started
+
+    def put_aside(self) -> None:
+        """Keep an unfinished saga's state in as few bytes as can be; nobody may hold on to it."""
+        data = dump_state(self.state)
+        if len(data) <= MAX_ASIDE_BYTES:
+            self._aside = pack(data), self.state.started_at
+            del self.state
+
+    def __getattr__(self, name: str) -> SagaState:
+        # Only where the state is not there: it costs those that run nothing.
+        if name != "state" or self._aside is None:
+            raise AttributeError(name)
+        self.state = load_state(unpack(self._aside[0]))
+        self._aside = None
+        return self.state
+
+    @property
+    def ended(self) -> bool:
+        """As the state has it, without taking it up again."""
+        return self._aside is None and self.state.ended
+
+    @property
+    def started_at(self) -> int:
+        """As the state has it, without taking it up again; µs."""
+        return self.state.started_at if self._aside is None else self._aside[1]
 
 
 class _Append:

@@ -132,7 +132,7 @@ class Projector:
         *,
         clock: Clock | None = None,
         batch: int = 1000,
-        cached_heads: int = 20_000,
+        cached_heads: int = 1_000,
         linger_s: float = 0.1,
         default_policy: SnapshotPolicy = DEFAULT_POLICY,
         on_parked: Callable[[ParkedRecord], None] | None = None,

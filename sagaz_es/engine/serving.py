@@ -347,9 +347,9 @@ class Serving:
             for cell in partition.cells.values()
             if cell.ours
             and not cell.lost
-            and not cell.state.ended
+            and not cell.ended
             and 0 <= cell.begin
-            and max(cell.state.started_at, cell.checkpointed_at) < oldest
+            and max(cell.started_at, cell.checkpointed_at) < oldest
         ]
         for cell in due[:MAX_CHECKPOINTS]:
             cell.checkpointed_at = self._host.clock.now()
