@@ -120,6 +120,7 @@ class Projector:
 
     `linger_s`: how long records may gather after a batch that was not full; `wait_for` ends it.
     `on_parked` is told each record that is set aside, `on_failure` each failure of the store.
+    `cached_heads`: unfinished sagas that are kept at hand, in all partitions.
     `seal(key_id, data)` encrypts snapshots whose policy names a key; without it they are not kept.
     `counters`: records, accepted, rejected, snapshots, parked, not_captured, store_failures,
     stepped_back.
@@ -132,7 +133,7 @@ class Projector:
         *,
         clock: Clock | None = None,
         batch: int = 1000,
-        cached_heads: int = 1_000,
+        cached_heads: int = 2_000,
         linger_s: float = 0.1,
         default_policy: SnapshotPolicy = DEFAULT_POLICY,
         on_parked: Callable[[ParkedRecord], None] | None = None,
@@ -396,7 +397,7 @@ class Projector:
             )
             if self._on_parked is not None:
                 self._on_parked(parked)
-        batch.settle(self._cached_heads)
+        batch.settle(self._cached_heads // len(self._lanes))
         lane.moved_to(projection.checkpoint, projection.checkpoint.next_offset)
 
     def _adapt(self, lane: _Lane, records: tuple[Record, ...]) -> None:
