@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.lookup import current_state, is_indexed
 from sagaz_es.engine.partition import Accepted, Cell, Partition
+from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import DefinitionChanged, MigrationFailed, SagaError, UnknownSagaName
 from sagaz_es.ports import Record
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sagaz_es.engine")
 
 MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
+TAKEN_AT_ONCE = 500  # unfinished sagas of a partition that are being claimed
+RELEASED_AT_ONCE = 1000  # sagas that wait, of a partition that is handed over
+RELEASE_SECONDS = 5.0  # for all of them; who is not released in time is waited for no longer
 
 
 class Serving:
@@ -75,7 +80,7 @@ class Serving:
         partition.start()
         for cell in list(partition.cells.values()):
             self._host.admission.expect(cell.state.saga_id)  # before any start that waits
-            self._host.spawn(self._take_up(partition, cell), f"take-over {cell.state.saga_id}")
+        self._host.spawn(self._take_all_over(partition), f"take-over of partition {index}")
         for event, offset in found.branched:
             self.on_branched(partition, event, offset)
         for record in found.requests:
@@ -89,12 +94,22 @@ class Serving:
                 partition.held[waiting.request_id] = waiting.offset
                 self._host.admission.line_up(waiting)
 
-    async def _take_up(self, partition: Partition, cell: Cell) -> None:
-        saga_id = cell.state.saga_id
-        try:
-            await self._take_over(partition, cell)
-        finally:
-            self._host.admission.unexpect(saga_id)
+    async def _take_all_over(self, partition: Partition) -> None:
+        """Some at a time: of very many that wait for something, only those cost a task."""
+        cells = deque(partition.cells.values())
+
+        async def some() -> None:
+            while cells:
+                cell = cells.popleft()
+                saga_id = cell.state.saga_id
+                try:
+                    await self._take_over(partition, cell)
+                except Exception:
+                    logger.exception("saga %s was not taken over", saga_id)
+                finally:
+                    self._host.admission.unexpect(saga_id)
+
+        await asyncio.gather(*(some() for _ in range(min(len(cells), TAKEN_AT_ONCE))))
 
     async def _take_over(self, partition: Partition, cell: Cell) -> None:
         """Claim an unfinished saga and go on with it, if its code is here and fits."""
@@ -124,7 +139,9 @@ class Serving:
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
             return
         cell.ours = True
-        self._host.carry_on(partition, cell, definition, (claimed,))
+        runner = self._host.carry_on(partition, cell, definition, (claimed,))
+        runner.ready = asyncio.get_running_loop().create_future()
+        await asyncio.wait([runner.ready])  # until the claim stands, or is lost
 
     async def _refold(self, partition: Partition, cell: Cell) -> None:
         """What was heard in passing may be a late copy: the whole fold says what the saga is."""
@@ -161,20 +178,20 @@ class Serving:
             await asyncio.gather(*late, return_exceptions=True)
         drained = {saga_id for saga_id, _, _ in runners}
         parked = [
-            self._host.make_runner(partition, cell)
+            cell
             for saga_id, cell in partition.cells.items()
-            if cell.ours and saga_id not in drained and not cell.state.ended
+            if cell.ours and saga_id not in drained and not cell.ended
         ]
-        released = [
-            runner.release()
-            for runner in (*(runner for _, runner, _ in runners), *parked)
-            if not runner.state.ended and not runner.cell.lost
-        ]
-        if released:
-            try:
-                await asyncio.wait_for(asyncio.gather(*released, return_exceptions=True), 5)
-            except TimeoutError:
-                logger.warning("partition %d: releasing took too long", index)
+        try:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await self._release([runner for _, runner, _ in runners])
+                for first in range(0, len(parked), RELEASED_AT_ONCE):
+                    some = parked[first : first + RELEASED_AT_ONCE]
+                    await self._release([self._host.make_runner(partition, cell) for cell in some])
+                    for cell in some:
+                        cell.put_aside()
+        except TimeoutError:
+            logger.warning("partition %d: releasing took too long", index)
         await self._commit_mark(partition)
         await partition.stop()
         self._moved(partition)
@@ -185,6 +202,15 @@ class Serving:
         for saga_id in partition.cells:
             if saga_id not in self._host.tasks:
                 self._host.moved(saga_id)
+
+    async def _release(self, runners: list[SagaRunner]) -> None:
+        """Say in the log that nothing of these sagas runs here."""
+        released = [
+            runner.release()
+            for runner in runners
+            if not runner.state.ended and not runner.cell.lost
+        ]
+        await asyncio.gather(*released, return_exceptions=True)
 
     # --- told by a partition ---
 
@@ -359,6 +385,8 @@ class Serving:
         saga_id = cell.state.saga_id
         runner = self._host.runners.get(saga_id) or self._host.make_runner(partition, cell)
         cell.begin = await runner.checkpoint()
+        if saga_id not in self._host.runners:
+            cell.put_aside()
 
     async def _forget(self, partition: Partition) -> None:
         if is_indexed(self._host.log):
