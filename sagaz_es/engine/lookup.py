@@ -74,23 +74,29 @@ async def waiting_start(log: EventLog, saga_id: str, group: str) -> StartRequest
 
     `group`: whose mark to look from.
     """
-    found, _ = await _start_of(log, saga_id, group)
+    found, _ = await _start_of(log, saga_id, await _mark(log, saga_id, group))
     return found
 
 
 async def refused_start(log: EventLog, saga_id: str, group: str) -> RequestRefused | None:
     """What the start of a saga that has not begun was refused with, if nobody has asked again."""
-    found, refused = await _start_of(log, saga_id, group)
+    found, refused = await _start_of(log, saga_id, await _mark(log, saga_id, group))
+    if found is None and refused is None:  # the mark may have passed both
+        start = (await log.bounds(log.partition_of(saga_id))).start
+        found, refused = await _start_of(log, saga_id, start)
     return refused if found is None else None
 
 
+async def _mark(log: EventLog, saga_id: str, group: str) -> int:
+    return await log.low_water_mark(log.partition_of(saga_id), group=group)
+
+
 async def _start_of(
-    log: EventLog, saga_id: str, group: str
+    log: EventLog, saga_id: str, offset: int
 ) -> tuple[StartRequested | None, RequestRefused | None]:
-    mark = await log.low_water_mark(log.partition_of(saga_id), group=group)
     starts: dict[str, StartRequested] = {}
     refused: RequestRefused | None = None
-    for record in await log.read_saga(saga_id, mark):
+    for record in await log.read_saga(saga_id, offset):
         entry = record.entry
         if isinstance(entry, StartRequested):
             starts[entry.request_id] = entry

@@ -7,6 +7,7 @@ once. It is answered by the fact that it leads to, or by a RequestRefused.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
@@ -27,8 +28,14 @@ from sagaz_es.errors import (
     SagaError,
     SagaIsRecorded,
     SagaNotFound,
+    StorageFailed,
 )
 from sagaz_es.ports import Record
+
+logger = logging.getLogger("sagaz_es.engine")
+
+ANSWER_AGAIN_S = 0.5
+"""How soon a request is tried again that the log or the store stood in the way of."""
 
 
 async def start_elsewhere(
@@ -111,29 +118,44 @@ class Answers:
         self._host.spawn(self._answer(partition, request), f"request {request.request_id}")
 
     async def _answer(self, partition: Partition, request: e.Request) -> None:
-        try:
-            if not await self._host.answers(request):
-                partition.held.pop(request.request_id, None)  # nor does it hold this group's mark
-                return
-            if isinstance(request, e.CancelRequested | decisions.Decision):
-                await _taken_over(partition, request.saga_id)
-            if isinstance(request, decisions.Decision):
-                await self._host.admission.at_once(request.saga_id)
-            await self._do(partition, request)
-        except HandingOver:
-            return  # the next owner answers; until then the request holds the mark
-        except (SagaError, TypeError, ValueError) as error:
-            refused = e.RequestRefused(
-                request.request_id,
-                request.saga_id,
-                self._host.clock.now(),
-                error=type(error).__name__,
-                message=str(error),
-            )
-            await partition.refuse(refused)
-            if isinstance(request, e.StartRequested):
-                self._host.refuse_start(request.saga_id, error)
+        while True:
+            try:
+                if await self._host.answers(request):
+                    await self._begin(partition, request)
+                # Another group's request does not hold this group's mark.
+                break
+            except LostOwnership:
+                error: Exception | None = None  # it is carried on elsewhere
+            except (StorageFailed, OSError) as failure:
+                error = failure  # ours, not the request's: it is answered once that is over
+            except (SagaError, TypeError, ValueError) as refused:
+                await self._refuse(partition, request, refused)
+                break
+            if partition.leaving or partition.closed:
+                return  # the next owner answers; until then the request holds the mark
+            if error is not None:
+                logger.warning("request %s: %s; trying again", request.request_id, error)
+            await asyncio.sleep(ASK_AGAIN_S if error is None else ANSWER_AGAIN_S)
         partition.held.pop(request.request_id, None)
+
+    async def _begin(self, partition: Partition, request: e.Request) -> None:
+        if isinstance(request, e.CancelRequested | decisions.Decision):
+            await _taken_over(partition, request.saga_id)
+        if isinstance(request, decisions.Decision):
+            await self._host.admission.at_once(request.saga_id)
+        await self._do(partition, request)
+
+    async def _refuse(self, partition: Partition, request: e.Request, error: Exception) -> None:
+        refused = e.RequestRefused(
+            request.request_id,
+            request.saga_id,
+            self._host.clock.now(),
+            error=type(error).__name__,
+            message=str(error),
+        )
+        await partition.refuse(refused)
+        if isinstance(request, e.StartRequested):
+            self._host.refuse_start(request.saga_id, error)
 
     async def _do(self, partition: Partition, request: e.Request) -> None:
         host = self._host
