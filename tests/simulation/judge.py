@@ -65,19 +65,19 @@ class Judge:
     # --- the ledger ---
 
     def _ledger(self) -> Iterator[str]:
-        seen: Counter[tuple[str, str, str, int]] = Counter()
+        seen: Counter[tuple[object, ...]] = Counter()
         for run in self.simulation.world.executions:
             what = "undo" if run.what == "undo" else "do"
             place = (what, run.saga_id, run.step, run.attempt)
             words = f"{what} {run.saga_id}/{run.step} attempt {run.attempt} in {run.process}"
-            seen[place] += 1
+            seen[*place, run.writer] += 1
             starts = [p for p in self.log.starts.get(place, ()) if p.event.writer == run.writer]
             if not starts:
                 yield f"effect without its event: {words} has no accepted start"
             elif all(start.offset >= run.seen for start in starts):
                 yield f"act before confirm: {words} began before its start stood in the log"
-            elif seen[place] > len(starts):
-                yield f"effect twice: {words} ran {seen[place]} times"
+            elif seen[*place, run.writer] > len(starts):
+                yield f"effect twice: {words} ran {seen[*place, run.writer]} times"
         returned = {
             (run.saga_id, run.step, run.attempt): run.token
             for run in self.simulation.world.executions

@@ -188,6 +188,8 @@ class Simulation:
                     f"{entry.saga_id} {entry.writer.hex()[:6]} {entry.epoch}/{entry.sequence} "
                     f"{type(entry.fact).__name__} {getattr(entry.fact, 'step', '')}"
                 )
+            elif isinstance(entry, e.Request):
+                words = f"{entry.saga_id} {words} {entry.request_id}"
             self.trace(f"p{record.partition}@{record.offset} {words}")
 
     @property

@@ -44,6 +44,7 @@ class Step:
     interrupted: bool = False  # another writer came while it was started, or being undone
     maybe: bool = False  # an attempt may have had its effect, and none has completed
     owner: str = ""  # whose effect it is, where a branch inherited it
+    forced: bool = False  # its failure was asked for; what starts beside it may start
     let_be: bool = False  # a person said so of its undoing
 
     def __repr__(self) -> str:
@@ -310,7 +311,7 @@ def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> 
     if missing:
         return f"{missing} are not done"
     for name, other in saga.steps.items():
-        if other.status in ("failed", "stale", "undoing", "undo_failed"):
+        if other.status in ("failed", "stale", "undoing", "undo_failed") and not other.forced:
             return f"step {name} is {other.status}"
     return None
 
@@ -331,6 +332,7 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
     step = saga.steps[fact.step]
     before, interrupted = step.status, step.interrupted
     step.status, step.interrupted = ("pending" if fact.retry_at else "failed"), False
+    step.forced = fact.forced
     step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
     if before == "waiting" and fact.error_type == "SignalTimeout":
         return None
