@@ -22,6 +22,7 @@ from sagaz_es.testing.faults import Fault, Faults
 from sagaz_es.testing.processes import DurableLog, Life, Lines, Points, in_words
 from sagaz_es.testing.virtual_time import FOR_EVER_SECONDS
 from sagaz_es.testing.watching import Call, WatchedRegistry, perform, steps_of
+from sagaz_es.testing.worlds import in_text
 
 SAGA_ID = "saga-1"
 
@@ -155,7 +156,7 @@ class Run:
         bodies = [str(body) for body in self.bodies]
         inside = points.died_at if any(body.ended == "died" for body in self.bodies) else ""
         told = [(in_words(entry), getattr(entry, "sequence", 0)) for entry in log.entries()]
-        return repr((bodies, inside, told, self.picture()))
+        return repr((bodies, inside, told, in_text(self.picture())))
 
     def bury(self) -> None:
         """Everything is judged: what died may unwind."""

@@ -139,6 +139,18 @@ def _unordered(value: Any) -> Any:
     return value
 
 
+def in_text(value: Any) -> str:
+    """A picture as text; the same for equal ones, whatever the order of their sets and dicts."""
+    if isinstance(value, dict):
+        items = sorted((repr(key), in_text(item)) for key, item in value.items())
+        return "{" + ", ".join(f"{key}: {item}" for key, item in items) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(in_text, value)) + "]"
+    if isinstance(value, AbstractSet):
+        return "{" + ", ".join(sorted(map(repr, value))) + "}" if value else "set()"
+    return repr(value)
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = in_text(value)
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"

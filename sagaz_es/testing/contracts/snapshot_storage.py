@@ -191,6 +191,13 @@ class SnapshotStorageContract:
         for each in many:
             assert await storage.list_snapshots(each.saga_id) == [each]
 
+    async def test_a_saga_may_have_more_than_a_thousand(self, storage: SnapshotStorage) -> None:
+        rows = [snapshot(n, context={}, completed_steps=()) for n in range(1, 1002)]
+        for first in range(0, len(rows), 100):
+            await asyncio.gather(*map(storage.save_snapshot, rows[first : first + 100]))
+        assert ids(await storage.list_snapshots("order-17", limit=2000)) == ids(rows[::-1])
+        assert ids(await storage.list_snapshots("order-17", limit=5, offset=1000)) == ids(rows[:1])
+
     # --- deleted, expired, forgotten
 
     async def test_a_deleted_one_is_gone_and_no_other(self, storage: SnapshotStorage) -> None:

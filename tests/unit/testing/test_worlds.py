@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.testing import worlds
-from sagaz_es.testing.worlds import alike, differences, picture
+from sagaz_es.testing.worlds import alike, differences, in_text, picture
 
 
 class Colour(Enum):
@@ -146,3 +146,11 @@ plain = st.recursive(
 def test_two_pictures_differ_exactly_when_a_difference_is_told(one: Any, other: Any) -> None:
     assert picture(one) == one
     assert bool(differences(one, other)) == (not alike(one, other))
+
+
+def test_equal_pictures_have_one_text() -> None:
+    some, same = {f"k{n}" for n in range(50)}, {f"k{n}" for n in reversed(range(50))}
+    assert in_text({"a": [some], "b": set(), "c": 1.5}) == in_text(
+        {"c": 1.5, "b": set(), "a": [same]}
+    )
+    assert in_text([{1: {"b", "a"}}, set(), "x"]) == "[{1: {'a', 'b'}}, set(), 'x']"
