@@ -15,6 +15,9 @@ from sagaz_es import Engine, EngineConfig, Saga, action, compensate, connect
 from sagaz_es.connect import open_log
 from sagaz_es.engine.result import SagaHandle
 from tests.helpers import accepted_story, story
+from tests.services.takeover_worker import Order as WorkerOrder
+from tests.services.test_takeover import Ledger, until
+from tests.services.test_worker import Workers
 
 pytestmark = pytest.mark.asyncio
 
@@ -265,3 +268,47 @@ async def test_of_services_on_an_embedded_log_one_projects_each_partition(
         ) != {"completed": 17}:
             await asyncio.sleep(0.05)
     assert "another projector is at work" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "kafka"])
+async def test_what_a_killed_worker_left_is_taken_over_by_its_own_group_alone(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if kind == "sqlite":
+        log = f"sqlite:///{tmp_path}/log.db"
+    else:
+        namespace = request.getfixturevalue("kafka_namespace")
+        log = f"kafka://{request.getfixturevalue('kafka_bootstrap')}/{namespace}?partitions=2"
+    ledger = Ledger(tmp_path / "ledger")
+    mine = f"{log}{'&' if '?' in log else '?'}group=orders"
+    workers = Workers(mine, ledger)
+    async with AsyncExitStack() as stack:
+        services = Services(log, stack)
+        billing = await services.open("billing", Invoice)
+        try:
+            first = workers.start(3600)
+            await first.ready()
+            engine = connect(mine, sagas=[WorkerOrder])
+            await engine.open(join=False)
+            stack.push_async_callback(engine.close)
+            for number in range(4):
+                await engine.start(WorkerOrder, {"order": f"o-{number}"}, saga_id=f"o-{number}")
+            await until(ledger, "charge-begins", 4)
+            first.process.kill()
+            first.process.wait()
+            for number in range(5):
+                await billing.run(Invoice, {}, saga_id=f"i-{number}")
+                await asyncio.sleep(0.2)
+            for number in range(4):
+                assert "SagaClaimed" not in await story(billing.log, f"o-{number}")
+            second = workers.start(0)
+            for number in range(4):
+                handle = await engine.handle(f"o-{number}")
+                assert (await handle.result(60)).success
+        finally:
+            for one in workers.started:
+                one.process.kill()
+                one.process.wait()
+                one.lines.close()
+    assert ledger.count("reserve") == {f"o-{number}": 1 for number in range(4)}
+    assert {row[4] for row in ledger.rows("ship")} == {str(second.process.pid)}
