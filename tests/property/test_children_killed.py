@@ -9,6 +9,7 @@ Law (no orphan): when the parent has ended, so has everything that it started.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from sagaz_es import Saga, action, child, compensate
-from sagaz_es.testing import cancel, replay
+from sagaz_es.testing import cancel, replay, wait
 from sagaz_es.testing.faults import Faults
 from sagaz_es.testing.runs import Action, Outcome, Run
 
@@ -111,6 +112,45 @@ class SlowOrder(Order):
         return {"amount": ctx["total"]}
 
 
+class Hasty(SlowOrder):
+    saga_name = "hasty"
+    deadline_seconds = 60
+
+
+class Wide(Saga):
+    """payment, which waits, beside stock, which fails."""
+
+    saga_name = "wide"
+    failure_strategy = "fail_fast"
+
+    @child("payment", SlowPayment, depends_on=[])
+    async def payment(self, ctx: Any) -> Any:
+        return {"amount": ctx["total"]}
+
+    @action("stock", depends_on=[], max_retries=0)
+    async def stock(self, ctx: Any) -> None:
+        await asyncio.sleep(1)
+        raise ValueError("sold out")
+
+
+class Basket(Saga):
+    """order (a child with a child), beside another payment; then wrap, which fails."""
+
+    saga_name = "basket"
+
+    @child("order", Order, depends_on=[])
+    async def order(self, ctx: Any) -> Any:
+        return {"total": ctx["total"]}
+
+    @child("gift", Payment, depends_on=[])
+    async def gift(self, ctx: Any) -> Any:
+        return {"amount": 5}
+
+    @action("wrap", depends_on=["order", "gift"], max_retries=0)
+    async def wrap(self, ctx: Any) -> None:
+        raise ValueError("no paper")
+
+
 ALL = ["authorize", "capture", "reserve", "ship"]
 
 STORIES: dict[str, tuple[type[Saga], int, Sequence[Action], str, list[str]]] = {
@@ -126,6 +166,9 @@ STORIES: dict[str, tuple[type[Saga], int, Sequence[Action], str, list[str]]] = {
         "completed",
         ALL,
     ),
+    "a deadline": (Hasty, 90, (wait(minutes=2),), "rolled_back", []),
+    "a failed sibling": (Wide, 90, (), "rolled_back", []),
+    "children of children": (Basket, 90, (), "rolled_back", []),
     "a replay of what failed": (Order, -1, (replay("payment", {"total": 70}),), "completed", ALL),
 }
 
@@ -152,7 +195,8 @@ def check(story: str, world: World, outcome: Outcome) -> None:
     assert world.wrong == []
     if status != "executing":
         assert outcome.unfinished == (), outcome.history
-    assert outcome.history.count("ChildStarted") == (2 if story.startswith("a replay") else 1)
+    children = {"children of children": 3}.get(story, 2 if story.startswith("a replay") else 1)
+    assert outcome.history.count("ChildStarted") == children
 
 
 def places(story: str) -> int:

@@ -10,13 +10,15 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sagaz_es import Engine, connect
+from sagaz_es import Engine, EngineConfig, Saga, action, child, connect
 from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
-from tests.services.children_worker import Order
+from tests.services import children_worker
+from tests.services.children_worker import Order, Payment
 
 ROOT = Path(__file__).parents[2]
 ORDERS = 6
@@ -93,19 +95,19 @@ async def test_killed_between_a_parent_and_its_child_both_end_and_nothing_is_dou
                 await asyncio.sleep(0.1)
         ended = {saga_id: await outcome(engine, saga_id) for saga_id in begun}
         children = {saga_id: await _children(engine, saga_id) for saga_id in begun}
-        ends = {child: await outcome(engine, child) for [child] in children.values()}
+        ends = {kid: await outcome(engine, kid) for [kid] in children.values()}
     finally:
         await engine.close()
     happened = keys(tmp_path)
-    for saga_id, [child] in children.items():
+    for saga_id, [kid] in children.items():
         odd = int(saga_id.removeprefix("order-")) % 2
         assert ended[saga_id] == ("rolled_back" if odd else "completed")
-        assert ends[child] == ("rolled_back" if odd else "completed")
-        assert child.startswith(f"{saga_id}/payment")
-        assert (f"{child}/capture/compensation" in happened["refund"]) == bool(odd)
+        assert ends[kid] == ("rolled_back" if odd else "completed")
+        assert kid.startswith(f"{saga_id}/payment")
+        assert (f"{kid}/capture/compensation" in happened["refund"]) == bool(odd)
     # One child each: nothing else was ever authorized.
-    assert happened["authorize"] == {f"{child}/authorize" for child in ends}
-    assert happened["capture"] == {f"{child}/capture" for child in ends}
+    assert happened["authorize"] == {f"{kid}/authorize" for kid in ends}
+    assert happened["capture"] == {f"{kid}/capture" for kid in ends}
     assert len(happened["void"]) == sum(1 for end in ends.values() if end == "rolled_back")
 
 
@@ -121,3 +123,38 @@ async def _children(engine: Engine, saga_id: str) -> list[str]:
         if isinstance(record.entry, e.Event) and isinstance(record.entry.fact, e.ChildStarted)
     ]
     return list(dict.fromkeys(found))
+
+
+class Shop(Saga):
+    """Knows the payment's saga by its name: engines of another group have it."""
+
+    saga_name = "shop"
+
+    @child("payment", "payment", result_keys=["receipt"])
+    async def payment(self, ctx: Any) -> Any:
+        return {"amount": ctx["amount"]}
+
+    @action("ship", max_retries=0)
+    async def ship(self, ctx: Any) -> None:
+        if ctx["receipt"] % 2:
+            raise ValueError("no truck")
+
+
+async def test_a_group_of_its_own_runs_the_children_and_takes_them_back(
+    log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children_worker, "LEDGER", str(tmp_path / "ledger"))
+    shops, payments = EngineConfig(group="shops"), EngineConfig(group="payments")
+    async with (
+        connect(open_log(log_url), sagas=[Payment], config=payments) as bank,
+        connect(open_log(log_url), sagas=[Shop], config=shops) as engine,
+    ):
+        handles = [await engine.start(Shop, {"amount": n}) for n in range(8)]
+        results = [await handle.result(timeout=60) for handle in handles]
+        children = {(await _children(engine, handle.saga_id))[0]: handle for handle in handles}
+        ends = [str(await bank.status(child_id)) for child_id in children]
+        assert not bank.host.runners and not engine.host.runners
+    assert [str(r.status) for r in results] == ["completed", "rolled_back"] * 4
+    assert ends == ["completed", "rolled_back"] * 4
+    assert keys(tmp_path)["capture"] == {f"{child_id}/capture" for child_id in children}
+    assert len(keys(tmp_path)["refund"]) == 4

@@ -6,6 +6,7 @@ The ledger is the world; parent and child both write it, so it shows whose effec
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any, ClassVar
 
 import msgspec
@@ -715,3 +716,58 @@ async def test_a_child_of_another_group_whose_code_has_changed_cannot_be_taken_b
     assert "capture" in ledger.standing
     assert result.compensation_errors[0].step == "payment"
     assert "another definition" in str(result.compensation_errors[0])
+
+
+async def test_parents_and_children_change_hands_together_and_nothing_runs_twice() -> None:
+    ledger, log = Ledger(), MemoryEventLog(4)
+    gate = ledger.gate("capture", late=True)
+    async with shop(ledger, log) as first:
+        ids = [f"order-{n}" for n in range(12)]
+        for saga_id in ids:
+            await first.start(OrderSaga, {"total": 90}, saga_id=saga_id)
+        await until(lambda: len(ledger.of("capture")) == 12)
+        opening = asyncio.create_task(first_moves(ledger, gate))
+        async with shop(ledger, log) as second:
+            await opening
+            served = set(second.host.partitions)
+            assert served and set(first.host.partitions).isdisjoint(served)
+            results = [await (await second.handle(saga_id)).result() for saga_id in ids]
+        assert all(result.success for result in results)
+    for step in ("reserve", "authorize", "capture", "ship"):
+        assert ledger.order.count(step) == 12, step
+    assert len(ledger.standing) == 4 * 12
+
+
+async def first_moves(ledger: Ledger, gate: Gate) -> None:
+    """Running steps may end once the partitions are asked for: they hold the hand-over back."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+    del ledger.gates["capture"]
+    gate.open()
+
+
+async def test_waiting_parents_change_hands_while_their_children_wait_too() -> None:
+    class Slow(PaymentSaga):
+        @action("capture", depends_on=["authorize"], wait_for="captured")
+        async def capture(self, ctx: Any) -> Any:
+            return {**await self.do(ctx), "receipt": ctx.signal}
+
+    class Order(OrderSaga):
+        @child("payment", Slow, depends_on=["reserve"], result_keys=["receipt"])
+        async def payment(self, ctx: Any) -> Any:
+            return {"amount": ctx["total"]}
+
+    ledger, log = Ledger(), MemoryEventLog(4)
+    ids = [f"order-{n}" for n in range(12)]
+    async with shop(ledger, log, Order) as first:
+        for saga_id in ids:
+            await first.start(Order, {"total": 90}, saga_id=saga_id)
+        await until(lambda: not first.host.runners)
+        async with shop(ledger, log, Order) as second:
+            for n, saga_id in enumerate(ids):
+                [child_id] = await children_of(log, saga_id)
+                await (first, second)[n % 2].signal(child_id, "captured", f"R-{n}")
+            for n, saga_id in enumerate(ids):
+                result = await (await second.handle(saga_id)).result()
+                assert result.success and result.context["receipt"] == f"R-{n}"
+    assert Counter(ledger.order) == dict.fromkeys(["reserve", "authorize", "capture", "ship"], 12)
