@@ -313,14 +313,7 @@ def _verdict(
             return Verdict.REDO, "its saga was undone since"
         return Verdict.REDO, _gone_because(node.name, head)
     if child is not None:
-        blocked = _child_stays(child, stale or effect.unknown)
-        if blocked:
-            return Verdict.BLOCKED, blocked
-        if child.status in ("failed", "undone"):
-            why = f"its saga is {child.status}, and what it left is to be undone"
-            return Verdict.UNDO_FIRST, why
-        if effect.unknown:
-            return Verdict.UNDO_FIRST, "it failed, but its saga stands"
+        return _child_verdict(node, effect, child, stale)
     if effect.unknown:
         if node.compensable and node.on_unknown:
             return Verdict.UNDO_FIRST, "nobody knows whether its effect happened"
@@ -339,16 +332,24 @@ def _verdict(
     return Verdict.UNDO_FIRST, f"its effect stands, but {stale}"
 
 
-def _child_stays(child: ChildNow, stale: object) -> str:
-    """Why the saga of a child step can neither be used as it is nor taken back; empty: it can."""
+def _child_verdict(
+    node: StepNode, effect: Effect, child: ChildNow, stale: str
+) -> tuple[Verdict, str]:
+    saga = f"its saga {child.head!r}"
     if child.status not in ("completed", "failed", "partially_committed", "undone"):
-        return f"its saga {child.head!r} is {child.status}"
-    if child.status == "completed" and not stale:
-        return ""
+        return Verdict.BLOCKED, f"{saga} is {child.status}"
+    if child.status != "completed":
+        stale = f"it is {child.status}"
+    elif effect.unknown:
+        stale = stale or "its step failed"
+    if not stale:
+        newest = ", with the result of its replay" if child.result else ""
+        return Verdict.REUSE, f"{saga} stands{newest}, and nothing it read is changed"
     if child.pivots:
-        said = f", {stale}," if isinstance(stale, str) and stale else ""
-        return f"its effect stands{said} and its saga is behind its pivot {child.pivots[-1]!r}"
-    return ""
+        return Verdict.BLOCKED, f"{saga} stands, {stale}, behind its pivot {child.pivots[-1]!r}"
+    if node.pivot:
+        return Verdict.BLOCKED, f"{saga} stands, {stale}, and it is a pivot"
+    return Verdict.UNDO_FIRST, f"{saga} stands, but {stale}: it goes back, and another one starts"
 
 
 def _stale_because(

@@ -232,6 +232,32 @@ async def test_a_child_that_cannot_be_undone_leaves_the_parent_failed_and_is_lis
     assert ledger.standing == []
 
 
+async def test_what_is_mended_in_the_child_counts_in_its_parent() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("ship", Declined("no truck"))
+    ledger.fails("undo capture", Declined("bank closed"))
+    async with shop(ledger, log) as engine:
+        assert (await engine.run(OrderSaga, {"total": 90}, saga_id="o")).status == "failed"
+        kid = await engine.retry_compensation("o/payment", "capture", reason="it opened")
+        assert kid.status == "rolled_back"
+        calls = len(ledger.calls)
+        parent = await engine.retry_compensation("o", "payment", reason="it is mended")
+        assert parent.status == "rolled_back" and len(ledger.calls) == calls
+    assert ledger.standing == []
+
+
+async def test_a_child_that_is_cancelled_by_its_own_id_fails_its_step() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    gate = ledger.gate("capture")
+    async with shop(ledger, log) as engine:
+        handle = await engine.start(OrderSaga, {"total": 90}, saga_id="o")
+        await gate.entered()
+        await engine.cancel("o/payment", reason="fraud")
+        result = await handle.result()
+    assert result.status == "rolled_back" and "is cancelled" in str(result.error)
+    assert ledger.standing == []
+
+
 class CommittedSaga(LedgerSaga):
     saga_name: ClassVar[str | None] = "committed"
 
@@ -475,6 +501,10 @@ async def test_a_replay_reuses_a_child_that_stands() -> None:
         await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
         plan = await engine.plan_replay("order-1", "ship")
         assert verdicts(plan) == {"reserve": "reuse", "payment": "reuse", "ship": "undo_first"}
+        [child_id] = await children_of(log, "order-1")
+        assert plan.steps[1].reason == (
+            f"its saga {child_id!r} stands, and nothing it read is changed"
+        )
         replay = await engine.replay(plan)
         assert replay.success
         assert replay.new_saga_id is not None
@@ -489,6 +519,10 @@ async def test_a_stale_child_is_taken_back_and_a_new_one_started_in_the_branch()
         [first] = await children_of(log, "order-1")
         plan = await engine.plan_replay("order-1", "ship", context_override={"total": 80})
         assert verdicts(plan)["payment"] == "undo_first"
+        assert plan.steps[1].reason == (
+            f"its saga {first!r} stands, but it read 'total', which is changed: it goes back, and "
+            "another one starts"
+        )
         replay = await engine.replay(plan)
         assert replay.success and replay.new_saga_id is not None
         assert (await engine.current(replay.new_saga_id)).context["receipt"] == '"R-80"'
