@@ -128,6 +128,9 @@ if TYPE_CHECKING:
         SagaOrchestrator as SagaOrchestrator,
     )
     from sagaz_es.engine.saga_config import (
+        InMemoryBroker as InMemoryBroker,
+    )
+    from sagaz_es.engine.saga_config import (
         InMemorySagaStorage as InMemorySagaStorage,
     )
     from sagaz_es.engine.saga_config import (
@@ -255,7 +258,9 @@ _OF_SAGAZ = {
         "on_step_success"
     ),
     "sagaz_es.engine.orchestrator": "SagaOrchestrator",
-    "sagaz_es.engine.saga_config": "InMemorySagaStorage SagaConfig configure get_config",
+    "sagaz_es.engine.saga_config": (
+        "InMemoryBroker InMemorySagaStorage SagaConfig configure get_config"
+    ),
     "sagaz_es.engine.saga_replay": "ReplayRequest",
     "sagaz_es.engine.triggers": (
         "RegisteredTrigger TriggerEngine TriggerMetadata TriggerRegistry fire_event trigger"

@@ -12,7 +12,7 @@ _METRICS = "use MetricsSagaListener, TracingSagaListener and LoggingSagaListener
 
 _BY_REASON = {
     _OUTBOX: "OutboxSagaListener OutboxWorker OutboxEvent ConsumerInbox OptimisticPublisher "
-    "KafkaBroker RabbitMQBroker RedisBroker InMemoryBroker create_broker "
+    "KafkaBroker RabbitMQBroker RedisBroker create_broker "
     "publish_on_success publish_on_failure publish_on_compensate",
     _LOG: "SagaStorage RedisSagaStorage PostgreSQLSagaStorage SQLiteSagaStorage StorageManager "
     "create_storage create_storage_manager transfer_data",

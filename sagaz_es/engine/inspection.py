@@ -211,8 +211,10 @@ class Inspection:
         show_compensation: bool = True,
         show_state_markers: bool = True,
     ) -> str:
-        """The flowchart of a recorded run, from its events. `storage`: an engine that is open;
-        anything else means the default log. Raises SagaNotFound."""
+        """The flowchart of a recorded run, from its events. `storage`: an engine that is open, or
+        the `InMemorySagaStorage` of its settings; anything else means the default log.
+
+        Raises SagaNotFound."""
         from sagaz_es.engine import standalone
 
         state = await standalone.state_of(saga_id, storage, self.__dict__.get("_config"))

@@ -61,6 +61,21 @@ class InMemorySagaStorage:
             config, status=None if status is None else str(status), saga_name=saga_name, limit=limit
         )
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _WRITES:
+            raise AttributeError(
+                f"InMemorySagaStorage has no {name}: what a saga is follows from its log; a "
+                "SagaRecorder writes down what other code did"
+            )
+        raise AttributeError(f"'InMemorySagaStorage' object has no attribute {name!r}")
+
+
+_WRITES = ("save_saga_state", "update_step_state", "delete_saga_state", "cleanup_completed_sagas")
+
+
+class InMemoryBroker:
+    """As `SagaConfig(broker=…)`: ignored with a warning, since the log is the broker."""
+
 
 @dataclass(frozen=True)
 class SagaConfig:

@@ -13,7 +13,7 @@ from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
 from sagaz_es.engine.context import SagaContext
 from sagaz_es.engine.inspection import own_id, remember, start_context
-from sagaz_es.engine.saga_config import settings_of
+from sagaz_es.engine.saga_config import InMemorySagaStorage, SagaConfig, settings_of
 from sagaz_es.engine.typed import Contents
 from sagaz_es.errors import DefinitionError, SagaExecutionError
 
@@ -137,5 +137,7 @@ async def state_of(saga_id: Any, engine: Any = None, config: Any = None) -> Saga
     if hasattr(engine, "current"):
         found: SagaState = await engine.current(saga_id)
         return found
+    if isinstance(engine, InMemorySagaStorage):
+        config = SagaConfig(storage=engine)
     async with engine_of(config) as default:
         return await default.current(saga_id)

@@ -15,6 +15,7 @@ from sagaz_es.engine import saga_config
 from sagaz_es.engine.listeners import LoggingSagaListener, MetricsSagaListener
 from sagaz_es.engine.orchestrator import SagaOrchestrator
 from sagaz_es.engine.saga_config import (
+    InMemoryBroker,
     InMemorySagaStorage,
     SagaConfig,
     configure,
@@ -103,6 +104,14 @@ def test_a_setting_that_is_not_usable_is_refused(fields: dict[str, Any], said: s
 def test_brokers_are_ignored_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="subscribe"):
         SagaConfig(broker=object())
+    with pytest.warns(UserWarning, match="broker is ignored"):
+        SagaConfig(broker=InMemoryBroker())
+
+
+def test_a_state_that_is_written_by_hand_is_refused_with_what_to_use() -> None:
+    with pytest.raises(AttributeError, match="SagaRecorder"):
+        InMemorySagaStorage().save_saga_state  # noqa: B018
+    assert not hasattr(InMemorySagaStorage(), "nonsense")
 
 
 # --- where sagas are kept -------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Engine, Saga, action, compensate
+from sagaz_es import Engine, InMemorySagaStorage, Saga, SagaConfig, action, compensate
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.memory import MemoryEventLog
 
@@ -99,6 +99,14 @@ async def test_the_trail_comes_out_of_the_recorded_events() -> None:
     async with Engine(MemoryEventLog(), sagas=[Order]) as engine:
         await engine.run(Order, {"poor": True}, saga_id="order-1")
         assert await Order().to_mermaid_with_execution("order-1", engine, "LR") == TRAIL
+
+
+async def test_a_run_on_a_storage_in_memory_is_drawn_from_there() -> None:
+    storage = InMemorySagaStorage()
+    order = Order(config=SagaConfig(storage, metrics=False, logging=False))
+    with pytest.raises(ValueError):
+        await order.run({"poor": True}, saga_id="order-1")
+    assert await Order().to_mermaid_with_execution("order-1", storage, "LR") == TRAIL
 
 
 async def test_without_markers_and_compensations_the_steps_are_left() -> None:
