@@ -762,7 +762,20 @@ class SnapshotCaptureError(SagaError):
 
 
 class IdempotencyKeyRequiredError(SagaError):
-    """A trigger needs an idempotency key."""
+    """A trigger needs an idempotency key. Programs may raise it for events of theirs."""
+
+    def __init__(
+        self, saga_name: str = "", source: str = "", detected_fields: Iterable[str] = ()
+    ) -> None:
+        fields = tuple(detected_fields)
+        super().__init__(saga_name, source, fields)
+        self.saga_name, self.source, self.detected_fields = saga_name, source, fields
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_name!r}: its trigger of {self.source!r} needs an idempotency_key; "
+            f"the event has {_names(self.detected_fields)}"
+        )
 
 
 class IdempotencyKeyMissingInPayloadError(SagaError):

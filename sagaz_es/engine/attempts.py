@@ -233,6 +233,8 @@ class Attempts:
         )
         _check_size(fact)
         if self._observers is not None:
+            if isinstance(value, Mapping):
+                dict.update(context, value)  # as those see it who come after the step
             self._later(attempt, "on_step_success", "on_success", context, value)
             self._later(attempt, "", "on_exit", context)
         return fact

@@ -7,6 +7,7 @@ Nested mutation is found, too, because the texts before and after are compared.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,7 +15,13 @@ from typing import Any, TypeVar
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core.plan import ALL_KEYS, result_key
 from sagaz_es.engine.typed import context_type
-from sagaz_es.errors import StepNotFound, UnstorableValue
+from sagaz_es.errors import (
+    ConfigurationError,
+    LargePayloadWarning,
+    MemoryFootprintError,
+    StepNotFound,
+    UnstorableValue,
+)
 
 T = TypeVar("T")
 _SCALARS = (str, int, float, bool, type(None))
@@ -25,7 +32,7 @@ class SagaContext(dict[str, Any]):
     """A context as sagaz spells it: a dict with `set`, `has` and `data`. It holds what can be
     recorded; large values go to the blob store by themselves."""
 
-    __slots__ = ("external_refs", "metadata")
+    __slots__ = ("_limits", "external_refs", "metadata")
 
     def __init__(
         self,
@@ -36,8 +43,17 @@ class SagaContext(dict[str, Any]):
         super().__init__(data or {})
         self.metadata = dict(metadata or {})  # the caller's own: it is not recorded
         self.external_refs = dict(external_refs or {})
+        self._limits: tuple[int, int] = (0, 0)  # to warn over, to refuse over
 
     def set(self, key: str, value: Any) -> None:
+        """As `context[key] = value`, within the limits given to `configure`."""
+        warn, most = getattr(self, "_limits", (0, 0))
+        if warn or most:
+            size = len(to_text(value, key).encode())
+            if most and size > most:
+                raise MemoryFootprintError(key, size, most)
+            if warn and size > warn:
+                warnings.warn(f"key {key!r}: {size} bytes", LargePayloadWarning, stacklevel=2)
         self[key] = value
 
     def has(self, key: str) -> bool:
@@ -60,8 +76,25 @@ class SagaContext(dict[str, Any]):
     async def load_external(self, key: str) -> Any:
         return self[key]
 
-    def configure(self, *args: Any, **options: Any) -> None:
-        """Accepted for sagaz. Where large values are kept is the store's matter."""
+    def configure(
+        self,
+        saga_id: Any = None,
+        storage: Any = None,
+        auto_offload: bool = False,
+        offload_threshold: int = 1_000_000,
+        warn_on_large: bool = True,
+        warn_threshold: int = 10_000_000,
+        strict_limit: int | None = None,
+    ) -> None:
+        """Limits for what is `set` from now on, in bytes: over `warn_threshold` it is told of, over
+        `strict_limit` refused (MemoryFootprintError).
+
+        Where large values are kept is the store's matter; `storage` and `offload_threshold` are
+        accepted for sagaz. Raises ConfigurationError for `auto_offload` without a storage.
+        """
+        if auto_offload and storage is None:
+            raise ConfigurationError("auto_offload: it needs a storage; leave both out")
+        self._limits = (warn_threshold if warn_on_large else 0, strict_limit or 0)
 
     def register_stream(self, key: str, generator: object) -> None:
         """Raises UnstorableValue: a stream cannot be recorded."""
@@ -73,6 +106,32 @@ class SagaContext(dict[str, Any]):
         self.register_stream(key, self.get(key))
 
 
+class FinalContext(SagaContext):
+    """The context of a saga that has run. A key that is missing but names a step reads as its
+    result, as it does in the steps."""
+
+    __slots__ = ("_results",)
+
+    def __init__(self, context: Mapping[str, Any], results: Mapping[str, str]) -> None:
+        super().__init__(context)
+        self._results = results
+
+    def __missing__(self, key: str) -> Any:
+        text = self._results.get(key)
+        if text is None:
+            raise KeyError(key)
+        return from_text(text) if text else None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self, key) or key in self._results
+
+
 class StepContext(SagaContext):
     """A dict of the step's own. Changes to it are recorded when the step completes.
 
@@ -80,7 +139,8 @@ class StepContext(SagaContext):
     every attempt), `is_replay`, `resources` (live objects given to `connect`), `result_of(step)`,
     `signal` (payload of the signal that the step waited for), `compensation_results` (in a
     compensation: what those before it returned, by step), `typed(Class)` (the context as one).
-    A key that is missing but names a completed step reads as that step's result.
+    A key that is missing but names a completed step reads as that step's result, and "saga_id" as
+    the saga's.
     """
 
     __slots__ = (
@@ -135,6 +195,8 @@ class StepContext(SagaContext):
         except KeyError:
             if key in self._results:
                 return self.result_of(key)
+            if key == "saga_id":
+                return self.saga_id
             raise
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -142,12 +204,14 @@ class StepContext(SagaContext):
         value = dict.get(self, key, _MISSING)
         if value is not _MISSING:
             return value
-        return self.result_of(key) if key in self._results else default
+        if key in self._results:
+            return self.result_of(key)
+        return self.saga_id if key == "saga_id" else default
 
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str):
             self._reads.add(key)
-        return dict.__contains__(self, key) or key in self._results
+        return dict.__contains__(self, key) or key in self._results or key == "saga_id"
 
     def result_of(self, step: str) -> Any:
         """The recorded result of a completed step. Raises StepNotFound."""

@@ -607,6 +607,8 @@ class Saga(Inspection):
         if isinstance(config, str):  # one of sagaz's two classes has the version here
             config, version = None, config
         self._name = name
+        if name is not None and self.saga_name is None:
+            self.__dict__["saga_name"] = name
         self._config = config
         self._version = version
         self._added: list[StepDefinition] = []

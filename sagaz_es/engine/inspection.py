@@ -5,7 +5,8 @@ The log has the truth, of every run; an object remembers the last one that it wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -48,7 +49,7 @@ class LastRun:
     result: SagaResult
 
 
-_LAST, _ID, _START = "_last_run", "_execute_id", "_execute_context"
+_LAST, _ID, _START, _LIVE = "_last_run", "_execute_id", "_execute_context", "_live_run"
 
 
 class Inspection:
@@ -92,13 +93,15 @@ class Inspection:
     def context(self) -> SagaContext:
         """What `execute` starts with (`saga.context.set(key, value)`); then the final context."""
         last = _last(self)
-        return SagaContext(last.result.context) if last is not None else start_context(self)
+        if last is None:
+            return start_context(self)
+        final = last.result.context
+        return final if isinstance(final, SagaContext) else SagaContext(final)
 
     @shown
     def status(self) -> SagaStatus:
-        """Where the last run stands; pending before one."""
-        last = _last(self)
-        return SagaStatus(last.state.status) if last is not None else SagaStatus.PENDING
+        """Where the last run stands, also while it goes on; pending before one."""
+        return _status(self)
 
     @shown
     def current_state(self) -> str:
@@ -244,16 +247,38 @@ def remember(saga: Inspection, state: SagaState, result: SagaResult) -> None:
     saga.__dict__[_LAST] = LastRun(state, result)
 
 
+@contextmanager
+def showing(saga: Inspection, now: Callable[[], SagaState | None]) -> Iterator[None]:
+    """While a run goes on: what the object tells is the state that this gives (None: none yet)."""
+    saga.__dict__[_LIVE] = now
+    try:
+        yield
+    finally:
+        if saga.__dict__.get(_LIVE) is now:
+            del saga.__dict__[_LIVE]
+
+
+def _live(saga: Inspection) -> SagaState | None:
+    now = saga.__dict__.get(_LIVE)
+    return None if now is None else now()
+
+
 def _last(saga: Inspection) -> LastRun | None:
     return saga.__dict__.get(_LAST)
 
 
 def _status(saga: Inspection) -> SagaStatus:
+    live = _live(saga)
+    if live is not None:
+        return SagaStatus(live.status)
     last = _last(saga)
     return SagaStatus(last.state.status) if last is not None else SagaStatus.PENDING
 
 
 def _steps(saga: Inspection) -> list[SagaStep]:
+    live = _live(saga)
+    if live is not None:
+        return described.in_run(saga.definition(), live, live.saga_id, None)
     last = _last(saga)
     if last is None:
         return described.in_run(saga.definition(), None, own_id(saga), None)

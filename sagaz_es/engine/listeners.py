@@ -34,28 +34,28 @@ class LoggingSagaListener(SagaListener):
             raise ConfigurationError(f"level: a level of logging such as 'INFO', not {level!r}")
         self.level = number
 
-    def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+    async def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
         self.log.log(self.level, "saga %s (%s) starts", saga_name, saga_id)
 
-    def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+    async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> None:
         self.log.log(self.level, "saga %s (%s) is complete", saga_name, saga_id)
 
-    def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> None:
+    async def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> None:
         self.log.error("saga %s (%s) failed: %s", saga_name, saga_id, error)
 
-    def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self.log.log(self.level, "step %s.%s starts", saga_name, step_name)
 
-    def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> None:
+    async def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> None:
         self.log.log(self.level, "step %s.%s is done", saga_name, step_name)
 
-    def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> None:
+    async def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> None:
         self.log.error("step %s.%s failed: %s", saga_name, step_name, error)
 
-    def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self.log.log(self.level, "step %s.%s is being undone", saga_name, step_name)
 
-    def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self.log.log(self.level, "step %s.%s is undone", saga_name, step_name)
 
 
@@ -116,23 +116,23 @@ class MetricsSagaListener(SagaListener):
         self.metrics = metrics if metrics is not None else SagaCounts()
         self._starts = _Starts()
 
-    def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+    async def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
         self._starts.begin(saga_id, "")
         self._say("saga_started", saga_name)
 
-    def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+    async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> None:
         self._ended(saga_name, saga_id, SagaStatus.COMPLETED)
 
-    def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> None:
+    async def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> None:
         self._ended(saga_name, saga_id, SagaStatus.FAILED)
 
-    def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self._starts.begin(_saga_id(ctx), step_name)
 
-    def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> None:
+    async def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> None:
         self._step(saga_name, step_name, ctx)
 
-    def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> None:
+    async def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> None:
         self._step(saga_name, step_name, ctx)
 
     def _step(self, saga_name: str, step_name: str, ctx: Any) -> None:
@@ -161,23 +161,23 @@ class TracingSagaListener(SagaListener):
         self.tracer = tracer if tracer is not None else _opentelemetry()
         self._spans: dict[tuple[str, str, bool], Any] = {}
 
-    def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+    async def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
         if hasattr(self.tracer, "start_saga_trace"):
             self.tracer.start_saga_trace(saga_id, saga_name, 0)
 
-    def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self._begin(saga_name, step_name, ctx, "action")
 
-    def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> None:
+    async def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> None:
         self._end(step_name, ctx, undo=False)
 
-    def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> None:
+    async def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> None:
         self._end(step_name, ctx, undo=False, error=error)
 
-    def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self._begin(saga_name, step_name, ctx, "compensation")
 
-    def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> None:
+    async def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> None:
         self._end(step_name, ctx, undo=True)
 
     def _begin(self, saga_name: str, step_name: str, ctx: Any, kind: str) -> None:

@@ -109,6 +109,9 @@ class SagaReplay:
         (as the step stands now), `created_at`, `sequence`. Raises SagaNotFound."""
         async with self._engine() as engine:
             history = SagaHistory(self.saga_id, engine.log, engine.store, engine.blob_store)
+            kept = await self._kept() if not await self._is_known(engine) else []
+            if kept:
+                return kept
             return [
                 {
                     "step_name": one.step,
@@ -119,6 +122,26 @@ class SagaReplay:
                 }
                 for one in await history.checkpoints()
             ]
+
+    async def _is_known(self, engine: Engine) -> bool:
+        return await current_state(engine.log, engine.store, self.saga_id) is not None
+
+    async def _kept(self) -> list[dict[str, Any]]:
+        """Of a saga that no log has: the snapshots that were saved by hand, oldest first."""
+        if not hasattr(self.snapshot_storage, "list_snapshots"):
+            return []
+        found = await self.snapshot_storage.list_snapshots(self.saga_id)
+        return [
+            {
+                "step_name": one.step_name,
+                "step_index": one.step_index,
+                "status": str(one.status),
+                "created_at": one.created_at.isoformat(),
+                "sequence": one.sequence,
+                "snapshot_id": str(one.snapshot_id),
+            }
+            for one in reversed(found)
+        ]
 
     async def get_replay_history(self, limit: int = 100) -> list[dict[str, Any]]:
         """Replays, dry runs and refused attempts, newest first; with the same keys as

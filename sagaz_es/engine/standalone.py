@@ -4,15 +4,15 @@ after the last of them, so that nothing of it outlives them."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
-from sagaz_es.engine.context import SagaContext
-from sagaz_es.engine.inspection import own_id, remember, start_context
+from sagaz_es.engine.context import FinalContext, SagaContext
+from sagaz_es.engine.inspection import own_id, remember, showing, start_context
 from sagaz_es.engine.saga_config import InMemorySagaStorage, SagaConfig, settings_of
 from sagaz_es.engine.typed import Contents
 from sagaz_es.errors import DefinitionError, SagaExecutionError
@@ -96,7 +96,7 @@ def engine_with(place: Any) -> _Shared:
     the default one."""
     if isinstance(place, str):
         return _at((place, None, None, DEFAULT_LIMITS))
-    if getattr(place, "place", None) is not None:
+    if isinstance(getattr(place, "place", None), tuple):
         return _at((*place.place, place, DEFAULT_LIMITS))
     return engine_of(None, place)
 
@@ -113,6 +113,9 @@ async def execute(saga: Saga) -> SagaResult:
 
 async def run(saga: Saga, context: Contents | None, saga_id: Any) -> dict[str, Any]:
     """See Saga.run."""
+    if saga_id is None and isinstance(context, Mapping):
+        saga_id = context.get("saga_id")  # as sagaz takes it
+        saga_id = str(saga_id) if saga_id else None
     result = await _execute(saga, context, saga_id)
     if result.status is SagaStatus.COMPLETED:
         return SagaContext({**result.context, "saga_id": result.saga_id})
@@ -126,10 +129,21 @@ async def _execute(saga: Saga, context: Contents | None, saga_id: Any) -> SagaRe
         await saga.build()
     settings, snapshots = saga.__dict__.get("_config"), saga.__dict__.get("snapshot_storage")
     async with engine_of(settings, snapshots).running(saga) as engine:
-        result = await engine.run(saga, context, saga_id=saga_id)
-        result.context = SagaContext(result.context)
-        remember(saga, await engine.current(result.saga_id), result)
+        with showing(saga, lambda: _state_here(engine, saga)):
+            result = await engine.run(saga, context, saga_id=saga_id)
+        state = await engine.current(result.saga_id)
+        results = {name: step.result for name, step in state.steps.items() if step.done_at}
+        result.context = FinalContext(result.context, results)
+        remember(saga, state, result)
         return result
+
+
+def _state_here(engine: Engine, saga: Saga) -> SagaState | None:
+    """The newest run of an object in this engine, as it stands."""
+    for runner in reversed(engine.host.runners.values()):
+        if getattr(runner.definition.migrate, "__self__", None) is saga:
+            return runner.state
+    return None
 
 
 async def state_of(saga_id: Any, engine: Any = None, config: Any = None) -> SagaState:

@@ -294,3 +294,38 @@ def test_hooks_that_log(caplog: pytest.LogCaptureFixture) -> None:
         hooks["on_success"]({}, "a", 1)
         hooks["on_failure"]({}, "a", ValueError("no"))
     assert caplog.messages == ["step a starts", "step a is done", "step a failed: no"]
+
+
+async def test_a_listener_can_await_the_methods_it_overrides(caplog: Any) -> None:
+    told: list[str] = []
+
+    class Own(SagaListener):
+        async def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+            await super().on_saga_start(saga_name, saga_id, ctx)
+            told.append(saga_name)
+
+    class Louder(LoggingSagaListener):
+        async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> None:
+            await super().on_saga_complete(saga_name, saga_id, ctx)
+            told.append("complete")
+
+    class Heard(Saga):
+        saga_name = "heard"
+        listeners: ClassVar[Any] = [Own(), Louder()]
+
+        @action("a")
+        async def a(self, ctx: Any) -> None: ...
+
+    await Heard().run()
+    assert told == ["heard", "complete"]
+
+
+async def test_a_hook_of_success_sees_what_the_step_has_set() -> None:
+    seen: list[Any] = []
+
+    def look(ctx: Any, step: str, result: Any) -> None:
+        seen.append((ctx.get("order_id"), result))
+
+    saga = Saga("hooked").add_step("a", lambda ctx: {"order_id": 7}, on_success=look)
+    await saga.run()
+    assert seen == [(7, {"order_id": 7})]

@@ -14,6 +14,8 @@ from sagaz_es.core.state import SagaStepStatus
 from sagaz_es.engine.context import SagaContext, StepContext
 from sagaz_es.errors import (
     ConfigurationError,
+    LargePayloadWarning,
+    MemoryFootprintError,
     SagaCompensationError,
     SagaStepError,
     SagaTimeoutError,
@@ -301,3 +303,80 @@ async def test_a_context_is_a_mapping_with_sagaz_spellings(context: SagaContext)
 def test_a_stream_is_refused_with_what_to_do() -> None:
     with pytest.raises(UnstorableValue, match="keep its address"):
         SagaContext().register_stream("rows", iter(()))
+
+
+# --- what files written for sagaz rely on ---------------------------------------------------------
+
+
+async def test_results_are_read_by_their_steps_name_in_the_final_context_too() -> None:
+    saga = Saga("by hand")
+    saga.add_step("price", lambda ctx: {"amount": 100})
+    saga.add_step("double", lambda ctx: {"amount": ctx.get("price")["amount"] * 2})
+    saga.add_step("word", lambda ctx: "done")
+    result = await saga.execute()
+    assert saga.context.get("price") == {"amount": 100}
+    assert saga.context["double"] == {"amount": 200}
+    assert result.context["word"] == "done" and "word" in result.context
+    assert dict(result.context) == {"amount": 200}
+    assert saga.context.get("nothing", 7) == 7
+
+
+async def test_an_id_in_the_context_is_the_sagas_and_every_step_reads_it() -> None:
+    seen: list[Any] = []
+    saga = Saga("by hand").add_step("a", lambda ctx: seen.append((ctx["saga_id"], ctx.saga_id)))
+    final = await saga.run({"saga_id": "order-7"})
+    other = await Saga("by hand").add_step("a", lambda ctx: seen.append(ctx.get("saga_id"))).run()
+    assert seen == [("order-7", "order-7"), other["saga_id"]]
+    assert final["saga_id"] == saga.saga_id == "order-7"
+    assert other["saga_id"] != "order-7"
+
+
+async def test_a_saga_tells_where_it_stands_while_it_runs() -> None:
+    seen: list[Any] = []
+
+    class Watched(Saga):
+        @action("first")
+        async def first(self, ctx: Any) -> None:
+            seen.append((self.status, [step.name for step in self.completed_steps]))
+
+        @compensate("first")
+        async def undo(self, ctx: Any) -> None:
+            seen.append((self.status, [step.name for step in self.completed_steps]))
+
+        @action("second", max_retries=0)
+        async def second(self, ctx: Any) -> None:
+            raise ValueError("no")
+
+    saga = Watched()
+    await saga.execute()
+    assert seen == [
+        (SagaStatus.EXECUTING, []),
+        (SagaStatus.COMPENSATING, ["first"]),
+    ]
+    assert saga.status is SagaStatus.ROLLED_BACK
+
+
+def test_a_name_that_is_given_is_the_sagas_name_unless_the_class_has_one() -> None:
+    class Unnamed(Saga):
+        @action("a")
+        async def a(self, ctx: Any) -> None: ...
+
+    class Named(Unnamed):
+        saga_name = "named"
+
+    assert Unnamed("given").saga_name == "given"
+    assert Unnamed().saga_name is None
+    assert Named("given").saga_name == "named"
+
+
+def test_a_context_keeps_the_limits_it_is_configured_with() -> None:
+    context = SagaContext()
+    with pytest.raises(ConfigurationError, match="auto_offload"):
+        context.configure("s", auto_offload=True)
+    context.configure("s", warn_threshold=10, strict_limit=100)
+    context.set("small", "x")
+    with pytest.warns(LargePayloadWarning, match="'large': 22 bytes"):
+        context.set("large", "x" * 20)
+    with pytest.raises(MemoryFootprintError, match=r"'larger' takes 202 bytes.*100"):
+        context.set("larger", "x" * 200)
+    assert "larger" not in context
