@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from sagaz_es.codec.compress import pack, unpack
 from sagaz_es.core import events as e
@@ -72,6 +73,9 @@ _AWAITED = ENDINGS | {e.SagaStarted}
 _TAKES_UP = (e.SagaClaimed, e.ReplayBranched)
 
 
+_NOBODY: dict[str, int] = {}  # shared by all sagas that have an engine; never changed in place
+
+
 class Accepted(Struct):
     """What the acceptance rule must know of a saga: folded from records whose place is known."""
 
@@ -80,14 +84,19 @@ class Accepted(Struct):
     sequence: int = 0
     ended: bool = False
     recorded: bool = False
-    recorders: dict[str, int] = {}
+    recorders: dict[str, int] = field(default_factory=lambda: _NOBODY)
     end_offset: int = 0  # of the record that ended it; 0: it must not be forgotten
 
     @classmethod
     def of(cls, state: SagaState) -> Accepted:
         """The rule's part of a folded state."""
         return cls(
-            state.writer, state.epoch, state.sequence, state.ended, state.recorded, state.recorders
+            state.writer,
+            state.epoch,
+            state.sequence,
+            state.ended,
+            state.recorded,
+            state.recorders or _NOBODY,
         )
 
     def take(self, event: e.Event, offset: int) -> None:
@@ -152,22 +161,28 @@ class Cell:
         self.lost = False
         self.quiet_since = 0.0
         self.checkpointed_at = 0  # µs
-        self._aside: tuple[bytes, int] | None = None  # the state, and when the saga started
+        self._aside: tuple[bytes, int, str] | None = None  # state, start, graph
 
     def put_aside(self) -> None:
         """Keep an unfinished saga's state in as few bytes as can be; nobody may hold on to it."""
-        data = dump_state(self.state)
+        state = self.state
+        # The graph is the same text for all sagas of a class.
+        graph, state.graph = sys.intern(state.graph), ""
+        data = dump_state(state)
+        state.graph = graph
         if len(data) <= MAX_ASIDE_BYTES:
-            self._aside = pack(data), self.state.started_at
+            self._aside = pack(data), state.started_at, graph
             del self.state
 
     def __getattr__(self, name: str) -> SagaState:
         # Only where the state is not there: it costs those that run nothing.
         if name != "state" or self._aside is None:
             raise AttributeError(name)
-        self.state = load_state(unpack(self._aside[0]))
-        self._aside = None
-        return self.state
+        packed, _, graph = self._aside
+        state = load_state(unpack(packed))
+        state.graph = graph
+        self.state, self._aside = state, None
+        return state
 
     @property
     def ended(self) -> bool:
