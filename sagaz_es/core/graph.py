@@ -100,6 +100,11 @@ class Graph:
             for name in self.by_name
         }
 
+    @cached_property
+    def child_steps(self) -> tuple[str, ...]:
+        """Steps that are sagas of their own."""
+        return tuple(step.name for step in self.steps if step.child)
+
     def undo_order(self, names: Iterable[str]) -> list[str]:
         """Dependents before what they depend on; else the reverse of the order of running."""
         wanted = set(names)

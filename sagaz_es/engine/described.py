@@ -58,10 +58,11 @@ class SagaStep:
     retry_count: int = 0  # attempts after the first
     pivot: bool = False
     tainted: bool = False  # a completed pivot depends on it: it is not undone any more
+    child: str = ""  # name of the saga that it starts, and that is taken back to undo it
 
     def can_compensate(self) -> bool:
         """Whether a failure may still undo it."""
-        return self.compensation is not None and not self.tainted
+        return (self.compensation is not None or bool(self.child)) and not self.tainted
 
 
 def declared(definition: Definition) -> list[SagaStepDefinition]:
@@ -130,6 +131,7 @@ def in_run(
                 max(0, now.attempt - 1),
                 step.pivot,
                 name in tainted,
+                step.child,
             )
         )
     return steps

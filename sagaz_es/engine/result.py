@@ -38,6 +38,7 @@ class SagaResult:
     saga_id: str = ""
     steps: dict[str, str] = field(default_factory=dict)
     unknown_step_names: list[str] = field(default_factory=list)  # nobody knows whether they stand
+    children: dict[str, str] = field(default_factory=dict)  # step -> the saga that it started
     compensation_results: dict[str, Any] = field(
         default_factory=dict
     )  # by step; what they returned
@@ -108,6 +109,7 @@ def result_of(
         saga_id=state.saga_id,
         steps=steps,
         unknown_step_names=maybe,
+        children={n: state.step(n).child for n in graph.child_steps if state.step(n).child},
         compensation_results={step: from_text(text) for step, text in (undone or {}).items()},
     )
 

@@ -103,6 +103,7 @@ async def test_a_child_step_runs_a_saga_and_merges_the_named_keys_of_its_context
         assert result.context["receipt"] == "R-90"
         assert "amount" not in result.context
         [child_id] = await children_of(log, "order-1")
+        assert result.children == {"payment": child_id}
         assert child_id.startswith("order-1/payment")
         assert await engine.status(child_id) is SagaStatus.COMPLETED
         assert log.partition_of(child_id) == log.partition_of("order-1")

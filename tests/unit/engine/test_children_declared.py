@@ -100,7 +100,9 @@ async def test_a_saga_that_is_run_by_itself_runs_its_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAGAZ_ES_LOG", f"sqlite:///{tmp_path}/log.db")
-    assert (await Tree().run({"size": 4}))["size"] == 5
+    tree = Tree()
+    assert (await tree.run({"size": 4}))["size"] == 5
+    assert [(step.name, step.can_compensate()) for step in tree.steps] == [("leaf", True)]
 
 
 async def test_large_values_of_a_child_come_back_whole() -> None:
