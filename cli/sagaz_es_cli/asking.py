@@ -86,7 +86,10 @@ async def need_engines_or_code(settings: Settings, command: str) -> int:
     """How many engines serve the log. Raises UsageError if none does and no code was named."""
     count = await members(settings)
     if not count:
-        settings.need_code(f"no engine serves the log; {command}")
+        named = group_of(settings.log)
+        where = f"group {named!r} of the log" if named else "the log"
+        hint = "" if named else " (if those of a named group do, add ?group=NAME to its URL)"
+        settings.need_code(f"no engine serves {where}{hint}; {command}")
     return count
 
 

@@ -128,7 +128,9 @@ async def _serve(worker: Engine, stop: asyncio.Event, drain_seconds: float) -> N
         if opening.done():
             opening.result()
             served = ", ".join(map(str, sorted(worker.host.partitions))) or "none yet"
-            logger.info("serving %s; partitions: %s", worker.log.name, served)
+            group = worker.host.config.group
+            name = f"{worker.log.name}, group {group}" if group else worker.log.name
+            logger.info("serving %s; partitions: %s", name, served)
             await stopping
     finally:
         for task in (opening, stopping):
