@@ -408,7 +408,8 @@ class Serving:
     def _stays_unfinished(self, state: SagaState, error: SagaError) -> None:
         if state.saga_id not in self._told:  # once a saga, not once a round
             self._told.add(state.saga_id)
-            logger.error("saga %s stays unfinished: %s", state.saga_id, error)
+            about = {"saga_id": state.saga_id}
+            logger.error("saga %s stays unfinished: %s", state.saga_id, error, extra=about)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:
