@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from sagaz_es.codec.values import to_text
 from sagaz_es.core.history import Moment
+from sagaz_es.engine import standalone
 from sagaz_es.engine.historical import HistoricalState, Source, StateChange, When, as_point
 from sagaz_es.engine.time_travel import History, SagaHistory
 from sagaz_es.errors import ConfigurationError, SagaNotFound, StateNotFound
@@ -51,23 +52,26 @@ class _Either(Generic[R]):
         rest = list(given)
         if snapshot_storage is None:
             place = next((n for n, one in enumerate(rest) if _is_storage(one)), None)
-            if place is None:
-                raise ConfigurationError("snapshot_storage: an engine, a log, or a storage")
-            snapshot_storage = rest.pop(place)
+            if place is not None:
+                snapshot_storage = rest.pop(place)
         return self._method(owner(saga_id, snapshot_storage), *rest, **named)
 
 
 class SagaTimeTravel:
-    """The past of one saga; see the module for what `snapshot_storage` may be."""
+    """The past of one saga; see the module for what `snapshot_storage` may be. Without one it is
+    the default log (SAGAZ_ES_LOG, else `sagaz-es.db`)."""
 
-    def __init__(self, saga_id: Any, snapshot_storage: Any) -> None:
-        if not _is_storage(snapshot_storage):
+    def __init__(self, saga_id: Any, snapshot_storage: Any = None) -> None:
+        if snapshot_storage is not None and not _is_storage(snapshot_storage):
             raise ConfigurationError("snapshot_storage: an engine, a log, or a storage")
         self.saga_id = str(saga_id)
         self.snapshot_storage = snapshot_storage
 
     async def _get_state_at(self, timestamp: When) -> HistoricalState | None:
         """The saga as it was at a time (without a zone: UTC), or None: there was nothing then."""
+        if self.snapshot_storage is None:
+            async with standalone.engine_of() as engine:
+                return await SagaTimeTravel(self.saga_id, engine)._get_state_at(timestamp)
         history = await self._history()
         try:
             if history is not None:
@@ -83,6 +87,10 @@ class SagaTimeTravel:
         self, after: When | None = None, before: When | None = None, limit: int = _PAGE
     ) -> list[StateChange]:
         """What changed, oldest first: the first `limit` of the range, both bounds inclusive."""
+        if self.snapshot_storage is None:
+            async with standalone.engine_of() as engine:
+                here = SagaTimeTravel(self.saga_id, engine)
+                return await here._list_state_changes(after, before, limit)
         history = await self._history()
         try:
             if history is not None:

@@ -908,4 +908,4 @@ def test_what_knows_no_saga_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="snapshot_storage"):
         SagaTimeTravel(SAGA, object())
     with pytest.raises(ConfigurationError, match="snapshot_storage"):
-        SagaTimeTravel.get_state_at(SAGA, TEN)
+        SagaTimeTravel.get_state_at(SAGA, TEN, snapshot_storage=object())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import pytest
 from sagaz_es import (
     Engine,
     InMemorySnapshotStorage,
+    PostgreSQLSnapshotStorage,
     ReplayConfig,
     Saga,
     SagaConfig,
@@ -24,6 +26,7 @@ from sagaz_es import (
 from sagaz_es.engine.saga_config import InMemorySagaStorage
 from sagaz_es.engine.saga_replay import ReplayRequest
 from sagaz_es.errors import PlanBlocked, ReplayError, SnapshotNotFoundError
+from sagaz_es.storage.sqlite import SQLiteSnapshotStorage
 from tests.helpers import Declined, Ledger, OrderSaga
 
 
@@ -73,8 +76,22 @@ async def failed(storage: Any, ledger: list[str], **options: Any) -> str:
     return str(saga.saga_id)
 
 
-async def test_a_saga_and_its_replay_share_the_snapshot_storage_they_are_given() -> None:
-    storage, ledger = InMemorySnapshotStorage(), list[str]()
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    if request.param == "memory":
+        made: Any = InMemorySnapshotStorage()
+    elif request.param == "sqlite":
+        made = SQLiteSnapshotStorage(str(tmp_path / "snapshots.db"))
+    else:
+        made = PostgreSQLSnapshotStorage(request.getfixturevalue("postgresql_url"))
+    async with made:
+        yield made
+
+
+async def test_a_saga_and_its_replay_share_the_snapshot_storage_they_are_given(
+    storage: Any,
+) -> None:
+    ledger: list[str] = []
     saga_id = await failed(storage, ledger)
     names = [snapshot.step_name for snapshot in await storage.list_snapshots(UUID(saga_id))]
     assert {"reserve", "charge"} <= set(names)
@@ -111,6 +128,16 @@ async def test_without_a_storage_the_saga_is_found_on_the_default_log() -> None:
     assert result.status == "success"
     (entry,) = await replay.get_replay_history()
     assert (entry["replay_id"], entry["status"]) == (result.replay_id, "success")
+
+
+async def test_the_past_is_told_without_a_storage_from_the_default_log() -> None:
+    saga_id = await failed(None, [])
+    state = await SagaTimeTravel.get_state_at(saga_id=saga_id, timestamp="2100-01-01T00:00:00Z")
+    assert state is not None and state.status == "rolled_back"
+    changes = await SagaTimeTravel(saga_id).list_state_changes(limit=2)
+    assert [change.sequence for change in changes] == [1, 2]
+    assert await SagaTimeTravel(saga_id).get_context_at("2100-01-01", "gateway") == "primary"
+    assert await SagaTimeTravel.get_state_at("nobody", "2100-01-01") is None
 
 
 async def test_settings_and_a_snapshot_storage_go_together() -> None:
