@@ -157,16 +157,16 @@ def blamed(run: Run, plain: Run, *, hangs: bool) -> tuple[Kind, Body | None]:
     groups: dict[tuple[str, str], list[Body]] = {}
     for body in run.bodies:
         groups.setdefault((body.call.key, body.call.name), []).append(body)
-    last_words = run.deaths[-1] if run.deaths else ""
+    # What runs side by side changes the world meanwhile, and so may a task of a step's own.
+    changed = [body for body in run.bodies if body.own]
+    changed += [body for body in run.bodies if not body.own and body.before != body.after]
     twice = [
-        later
+        (earlier.own and later.own, later)
         for group in groups.values()
         for earlier, later in pairwise(group)
-        if earlier.before != earlier.after and later.before != later.after
+        if {id(earlier), id(later)} <= {id(body) for body in changed}
     ]
-    halves = [b for b in run.bodies if b.ended == "died" and b.before != b.after]
-    # What runs side by side changes the world, too: who died in the act comes first.
-    twice.sort(key=lambda body: f"in {body.call.name}," not in last_words)
+    twice.sort(key=lambda found: not found[0])
     raised = {body.call.name for body in plain.bodies if body.ended == "raised"}
     failed = [b for b in run.bodies if b.ended == "raised" and b.call.name not in raised]
     if failed:
@@ -174,12 +174,13 @@ def blamed(run: Run, plain: Run, *, hangs: bool) -> tuple[Kind, Body | None]:
         again = groups[first.call.key, first.call.name][0].life < first.life
         return "raised" if again else "lost", first
     if twice:
-        return "done again", twice[0]
-    if halves:
-        return "half done", halves[0]
+        return "done again", twice[0][1]
+    for body in changed:
+        if body.ended == "died":
+            return "half done", body
     undone = {body.call.name for body in plain.bodies if body.call.undo}
-    for body in run.bodies:
-        if body.call.undo and body.call.name not in undone and body.before != body.after:
+    for body in changed:
+        if body.call.undo and body.call.name not in undone:
             return "undone", body
     assert run.outcome is not None
     for body in run.bodies:

@@ -202,6 +202,7 @@ class _Test:
             self.when,
             picture=lambda: self._look(world),
             lines=self.lines,
+            blames=True,
             tried_once=frozenset(fault.step for fault in faults),
         )
         self.runs += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,12 +66,15 @@ class Action:
 
 @dataclass(slots=True)
 class Body:
-    """One call of a step's code. `before`, `after`: the world, as far as it can be seen."""
+    """One call of a step's code. `before`, `after`: the world, as far as it can be seen. `own`: it
+    was changed while this code ran, and not only meanwhile, by another step beside it."""
 
     call: Call
     life: int
     before: Any
     after: Any = None
+    own: bool = False
+    since: Any = None  # while its code runs: the world when it went on
     ended: Literal["died", "raised", "returned"] = "died"
 
     def __str__(self) -> str:
@@ -113,6 +116,7 @@ class Run:
     actions: Sequence[Action] = ()
     picture: Callable[[], Any] = lambda: None
     lines: bool = False
+    blames: bool = False  # whose code changes the world is looked at
     tried_once: frozenset[str] = frozenset()  # steps that are not tried again
     left_behind: list[Any] = field(default_factory=list)  # by each process that died
     bodies: list[Body] = field(default_factory=list)
@@ -144,6 +148,8 @@ class Run:
                 for body in self.bodies:
                     if body.life == number and body.ended == "died":
                         body.after = self.picture()
+                        if body.since is not None:
+                            body.own |= body.since != body.after
                 self.left_behind.append(self._left(log, points))
             raise RuntimeError(
                 f"{MAX_LIVES} processes have died over one saga, the last one {self.deaths[-1]}"
@@ -286,7 +292,7 @@ class Run:
         try:
             if fault is not None and not fault.after:
                 await self._fail(fault, life)
-            value = await self._perform(function, args)
+            value = await self._perform(function, args, body)
             if fault is not None:
                 await self._fail(fault, life)
         except BaseException as error:
@@ -299,13 +305,22 @@ class Run:
         life.points.reach(f"in {call.name}, after its effect, before that is recorded")
         return value
 
-    async def _perform(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if self._followed is None:
-            return await perform(function, args)
+    async def _perform(
+        self, function: Callable[..., Any], args: tuple[Any, ...], body: Body
+    ) -> Any:
         if not inspect.iscoroutinefunction(function):
-            return await perform(self._followed.in_thread(function), args)
+            followed = self._followed.in_thread(function) if self._followed else function
+            try:
+                return await perform(followed, args)
+            finally:  # nothing else has run meanwhile
+                body.own = self.blames and body.before != self.picture()
+        working = function(*args)
+        if self.blames:
+            working = _Working(working, body, self.picture, self.lives[-1].points)
+        if self._followed is None:
+            return await working
         with self._followed:
-            return await perform(function, args)
+            return await working
 
     async def _fail(self, fault: Fault, life: Life) -> None:
         if fault.kind == "error":
@@ -314,6 +329,38 @@ class Run:
             name = f"undo {fault.step}" if fault.undo else fault.step
             life.points.die(f"in {name}, {'after' if fault.after else 'before'} its effect")
         await asyncio.get_running_loop().create_future()  # until its time is over
+
+
+@dataclass(slots=True)
+class _Working:
+    """A step's coroutine, from one of its waits to the next: what it changes is its own doing."""
+
+    coroutine: Coroutine[Any, Any, Any]
+    body: Body
+    picture: Callable[[], Any]
+    points: Points
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        first, given = True, None
+        thrown: BaseException | None = None
+        while True:
+            self.body.since = self.body.before if first else self.picture()
+            first = False
+            try:
+                if thrown is None:
+                    waits_for = self.coroutine.send(given)
+                else:
+                    waits_for = self.coroutine.throw(thrown)
+            except StopIteration as ended:
+                return ended.value
+            finally:
+                if not self.points.judged.is_set():
+                    self.body.own |= self.body.since != self.picture()
+                    self.body.since = None
+            try:
+                given, thrown = (yield waits_for), None
+            except BaseException as error:
+                given, thrown = None, error
 
 
 def _newest_of(log: DurableLog, saga_id: str) -> str:

@@ -408,6 +408,36 @@ def test_a_step_that_finds_out_for_itself_may_end_otherwise() -> None:
     assert (report.ok, report.waiting) == (True, 0)
 
 
+def test_steps_may_wait_in_every_way_that_asyncio_has() -> None:
+    async def late(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    class Waits(Saga):
+        @action("wait", timeout_seconds=100)
+        async def wait(self, ctx: Any) -> dict[str, Any]:
+            try:
+                async with asyncio.timeout(5):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                pass
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(late(9), 1)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(late(seconds)) for seconds in (2, 1)]
+            told = await asyncio.gather(late(3), asyncio.to_thread(sum, [1, 2]))
+            ctx.resources["shop"].sent.add("waited")
+            return {"told": [*told, *(task.result() for task in tasks)]}
+
+        @action("hang", timeout_seconds=1, max_retries=1)
+        async def hang(self, ctx: Any) -> None:
+            if ctx.attempt == 1:
+                await asyncio.Event().wait()
+            assert ctx["told"] == [3, 3, 2, 1]
+
+    assert crashed(Waits, pairs=False).ok
+
+
 # --- from outside ---
 
 
