@@ -12,8 +12,9 @@ All calls block: from a coroutine, `await asyncio.to_thread(kafka.restart)`.
 """
 
 from tests.servers.choice import describe
+from tests.servers.cluster import KafkaCluster
 from tests.servers.kafka import KafkaServer
 from tests.servers.postgresql import PostgreSQLServer
 from tests.servers.proxy import Proxy, Way
 
-__all__ = ["KafkaServer", "PostgreSQLServer", "Proxy", "Way", "describe"]
+__all__ = ["KafkaCluster", "KafkaServer", "PostgreSQLServer", "Proxy", "Way", "describe"]

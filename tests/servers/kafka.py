@@ -43,6 +43,11 @@ class KafkaServer(Server):
         """Where a proxy has to listen: clients that begin there are told to go on there."""
         return f"127.0.0.1:{self.proxy_port}"
 
+    @property
+    def controller(self) -> str:
+        """Where it takes part in the election of a controller."""
+        return f"127.0.0.1:{self._controller_port}"
+
     def delete_topics(self, prefix: str) -> None:
         """Delete every topic whose name begins so."""
         in_own_loop(lambda: self._delete_topics(prefix))
@@ -83,7 +88,7 @@ class KafkaServer(Server):
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "controller.quorum.voters": f"1@{self.controller}",
             "controller.listener.names": "CONTROLLER",
             "listeners": f"PLAINTEXT://{bind}:{self.port},PROXY://{bind}:{self.behind_proxy}"
             f",CONTROLLER://127.0.0.1:{self._controller_port}",

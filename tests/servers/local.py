@@ -150,7 +150,17 @@ def kafka(properties: Mapping[str, str], answers: Callable[[], bool]) -> Process
     prepared = prepare_kafka(properties, answers)
     directory = _new_directory("kafka")
     shutil.copytree(prepared / "formatted", directory / "data")
+    _be_node(directory / "data" / "meta.properties", properties["node.id"])
     return _broker(directory, properties, f"-XX:SharedArchiveFile={prepared / 'classes.jsa'}")
+
+
+def _be_node(meta: Path, node: str) -> None:
+    """What was formatted for node 1 is another node's."""
+    if node == "1":
+        return
+    lines = [line for line in meta.read_text().splitlines() if not line.startswith("directory.id")]
+    lines = [f"node.id={node}" if line.startswith("node.id") else line for line in lines]
+    meta.write_text("\n".join(lines))  # the broker gives its directory a new id
 
 
 def prepare_kafka(properties: Mapping[str, str], answers: Callable[[], bool]) -> Path:
