@@ -13,6 +13,8 @@ from sagaz_es.core.fold import fold
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.ports import Record
+from tests.helpers import Gate, Ledger, OrderSaga, engine_on
 
 
 class Approval(Saga):
@@ -178,3 +180,37 @@ async def test_a_refused_request_that_comes_again_is_refused_again_in_the_same_w
     async with Engine(log, sagas=[Approval()]):  # it knows from the log
         await log.append(log.partition_of("a-1"), [report])
         assert await refusals(3) == first * 3
+
+
+class LateAnswers(MemoryEventLog):
+    """`late`, once set, holds an answer about a saga back until it is opened."""
+
+    late: Gate | None = None
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> tuple[Record, ...]:
+        found = await super().read_saga(saga_id, from_offset)
+        gate, self.late = self.late, None
+        if gate is not None:
+            await gate.pass_through()
+        return found
+
+
+async def test_an_end_that_comes_while_the_state_is_looked_up_is_heard() -> None:
+    log, ledger = LateAnswers(1), Ledger()
+    shipping, answer = ledger.gate("ship"), Gate()
+    asker = engine_on(log, ledger=ledger)
+    async with engine_on(log, ledger=ledger) as engine, asyncio.timeout(20):
+        await asker.open(join=False)
+        running = await engine.start(OrderSaga, saga_id="s")
+        await shipping.entered()
+        handle = await asker.handle("s")
+        log.late = answer
+        waiting = asyncio.create_task(handle.result())
+        await answer.entered()
+        shipping.open()
+        await running.result()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        answer.open()
+        assert (await waiting).status is SagaStatus.COMPLETED
+        await asker.close()
