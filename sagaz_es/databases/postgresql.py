@@ -91,12 +91,16 @@ class PostgreSQLDatabase:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection[Record]]:
-        """A connection in a transaction, which is committed unless the block raises."""
+        """A connection in a transaction, which is committed unless the block raises.
+
+        Whoever freezes inside keeps its locks no longer than the deadline: then the server takes
+        it back, and the connection with it.
+        """
         async with self.connection() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
+            # In one round trip, and no setting of the connection: not every pooler takes those.
+            await connection.execute(f"BEGIN; SET LOCAL {_IDLE} = {int(self._deadline_s * 1000)}")
             yield connection  # if the block raises, the connection ends, and with it this
-            await transaction.commit()
+            await connection.execute("COMMIT")
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection[Record]]:
@@ -210,6 +214,8 @@ class PostgreSQLDatabase:
     def _unreachable(self, detail: str) -> Unreachable:
         return Unreachable("PostgreSQL", self.address, detail)
 
+
+_IDLE = "idle_in_transaction_session_timeout"
 
 VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (
     component text PRIMARY KEY, version integer NOT NULL
