@@ -10,6 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from msgspec import Struct
+
+
+class Caller(Struct, frozen=True, gc=False):
+    """What started a child: a step of a saga, and the replay that this saga is part of."""
+
+    saga_id: str = ""  # empty: nobody's child
+    step: str = ""
+    replay_id: str = ""
+
+
+NOBODY = Caller()
+
 MAX_BYTES = 512
 """A longer id has a SHA-256 for its part before the `~`: children have children."""
 

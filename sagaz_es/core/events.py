@@ -51,6 +51,7 @@ class SagaStarted(Fact, frozen=True, gc=False):
     # Of a child alone.
     caller_saga_id: str = ""  # the saga whose step started it; "parent" is a branch's word here
     caller_step: str = ""
+    caller_replay_id: str = ""  # the replay that the caller, and so the child, is part of
 
 
 class SagaClaimed(Fact, frozen=True, gc=False):
@@ -350,6 +351,7 @@ class StartRequested(Request, frozen=True, gc=False):
     context: str = "{}"  # JSON object
     caller_saga_id: str = ""  # of a child: the saga whose step starts it
     caller_step: str = ""
+    caller_replay_id: str = ""
 
 
 class CancelRequested(Request, frozen=True, gc=False):

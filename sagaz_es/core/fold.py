@@ -186,6 +186,7 @@ def _saga_started(state: SagaState, fact: e.SagaStarted) -> None:
     state.context = dict(state.start)
     if fact.caller_saga_id:
         state.caller_saga_id, state.caller_step = fact.caller_saga_id, fact.caller_step
+        state.caller_replay_id = fact.caller_replay_id
     if not fact.replay_id:
         return
     state.replay_id, state.parent_saga_id = fact.replay_id, fact.parent_saga_id

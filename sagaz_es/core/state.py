@@ -142,6 +142,7 @@ class SagaState(Struct, omit_defaults=True):
 
     caller_saga_id: str = ""  # of a child: the saga whose step started it
     caller_step: str = ""
+    caller_replay_id: str = ""  # the replay that it is part of because its caller is
 
     @property
     def ended(self) -> bool:

@@ -323,7 +323,7 @@ class Attempts:
             step=name,
             attempt=attempt.attempt,
             idempotency_key=_key(state, step, attempt),
-            is_replay=bool(state.replay_id),
+            is_replay=bool(state.replay_id or state.caller_replay_id),
             resources=self._resources,
             results=results,
             signal=signal,

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sagaz_es.core import events as e
-from sagaz_es.core.children import next_child_id
+from sagaz_es.core.children import Caller, next_child_id
 from sagaz_es.core.decide import completed_pivots, has_gone_back, take_back
 from sagaz_es.core.effects import Effect
 from sagaz_es.core.plan import ChildNow
@@ -162,6 +162,7 @@ class Children:
                 context=now.child_start,
                 caller_saga_id=parent.saga_id,
                 caller_step=step,
+                caller_replay_id=replay_of(parent),
             )
             await self._request(home, request)
             return None
@@ -170,7 +171,7 @@ class Children:
             return e.RequestRefused("", now.child, error=kind, message=str(error))
         # No await between this look and the new cell: of two who begin it at once one does.
         if now.child not in home.cells and now.child not in home.seen:
-            caller = (parent.saga_id, step)
+            caller = Caller(parent.saga_id, step, replay_of(parent))
             text = now.child_start
             who = parent.actor
             await host.begin(
@@ -240,6 +241,11 @@ class Children:
             return False
         runner.ask_again(step)
         return True
+
+
+def replay_of(state: SagaState) -> str:
+    """The replay that a saga is part of, as its branch or as a child in it; empty: none."""
+    return state.replay_id or state.caller_replay_id
 
 
 def behind_pivot(state: SagaState) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from sagaz_es import errors
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
+from sagaz_es.core.children import NOBODY, Caller
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.admission import Admission, in_saga
 from sagaz_es.engine.alarms import Alarms
@@ -273,7 +274,7 @@ class Host:
         *,
         actor: str = "",
         cause: str = "",
-        caller: tuple[str, str] = ("", ""),
+        caller: Caller = NOBODY,
     ) -> SagaHandle:
         if await self.exists(partition, saga_id):
             await self.begun(saga_id)
@@ -356,10 +357,10 @@ class Host:
         *,
         actor: str = "",
         cause: str = "",
-        caller: tuple[str, str] = ("", ""),
+        caller: Caller = NOBODY,
         cancel: e.CancelRequested | None = None,
     ) -> SagaHandle:
-        """Begin a saga that does not exist. `caller`: of a child, its parent and the step. With
+        """Begin a saga that does not exist. `caller`: of a child. With
         `cancel` it begins and ends, and nothing of it runs."""
         fact = e.SagaStarted(
             definition.graph.fingerprint,
@@ -369,10 +370,16 @@ class Host:
             self.clock.now() + definition.deadline_us if definition.deadline_us else 0,
             actor=actor,
             cause=cause,
-            caller_saga_id=caller[0],
-            caller_step=caller[1],
+            caller_saga_id=caller.saga_id,
+            caller_step=caller.step,
+            caller_replay_id=caller.replay_id,
         )
-        state = SagaState(saga_id=saga_id, saga_name=definition.name, caller_saga_id=caller[0])
+        state = SagaState(
+            saga_id=saga_id,
+            saga_name=definition.name,
+            caller_saga_id=caller.saga_id,
+            caller_replay_id=caller.replay_id,
+        )
         return await self._launch(partition, definition, state, fact, cancel=cancel)
 
     async def _launch(

@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from sagaz_es.core import events as e
+from sagaz_es.core.children import Caller
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
 from sagaz_es.engine import children, compensations, decisions, replayer
@@ -169,7 +170,9 @@ class Answers:
                 request.context,
                 actor=request.actor,
                 cause=request.request_id,
-                caller=(request.caller_saga_id, request.caller_step),
+                caller=Caller(
+                    request.caller_saga_id, request.caller_step, request.caller_replay_id
+                ),
             )
         elif isinstance(request, e.CancelRequested):
             if await host.admission.at_once(request.saga_id, request):

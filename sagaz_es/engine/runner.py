@@ -352,7 +352,7 @@ class SagaRunner:
             state.sequence + 1,
             now or self._attempts.now(),
             fact,
-            state.replay_id,
+            state.replay_id or state.caller_replay_id,
         )
         advance(state, event)
         self._out.append(event)

@@ -531,6 +531,9 @@ async def test_a_stale_child_is_taken_back_and_a_new_one_started_in_the_branch()
         assert second.startswith(f"{replay.new_saga_id}/payment")
         assert await engine.status(first) is SagaStatus.ROLLED_BACK
         assert await engine.status(second) is SagaStatus.COMPLETED
+        # A consumer that leaves replays out leaves out the children that they start.
+        replayed = {r.entry.replay_id for r in await log.read_saga(second)}  # type: ignore[union-attr]
+        assert replayed == {replay.replay_id}
         # What the branch did is taken back, and with it the child that it started.
         undone = await engine.undo_replay(replay.new_saga_id)
         assert undone.success
