@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -72,6 +73,34 @@ def test_the_wheel_brings_its_programs_and_its_pytest_plugin(dist: Path) -> None
         "=",
         "sagaz_es_cli.pytest_plugin",
     ]
+
+
+def test_an_installed_wheel_gives_pytest_its_fixtures_and_is_itself_left_alone(
+    dist: Path, tmp_path: Path
+) -> None:
+    (path,) = dist.glob("*.whl")
+    installed = tmp_path / "site-packages"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(installed)
+    (tmp_path / "test_user.py").write_text(
+        """
+def test_fixtures(saga_engine, saga_clock, crash_everywhere):
+    import sagaz_es
+    from sagaz_es.testing.contracts import blob_store
+    assert "site-packages" in sagaz_es.__file__
+    assert type(sagaz_es.__loader__).__name__ == "SourceFileLoader"
+    assert type(blob_store.__loader__).__name__ == "AssertionRewritingHook"
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "test_user.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
 
 
 def test_the_sdist_carries_what_a_packager_needs(dist: Path) -> None:
