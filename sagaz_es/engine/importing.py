@@ -209,17 +209,40 @@ def _inferred(cell: str) -> str:
 
 
 class _Case:
-    """What is recorded of a saga that the file has rows of."""
+    """What is recorded of a saga that the file has rows of.
 
-    __slots__ = ("begun_at", "count", "last_at", "name", "others", "owned")
+    `same_at` and `same`: what others had recorded last before this import's first row, by time and
+    content. What stands there is never a row of this import, however often it comes again.
+    """
+
+    __slots__ = ("count", "last_at", "name", "others", "owned", "same", "same_at")
 
     def __init__(self, name: str, owned: bool) -> None:
         self.name = name
         self.owned = owned  # an engine runs it: the fold would reject every row
         self.count = 0  # events of this import
-        self.begun_at: int | None = None  # the first of those
         self.last_at = 0  # the last event, whoever wrote it
         self.others = False  # somebody else has recorded something of it
+        self.same_at = _NEVER
+        self.same: set[Content] = set()
+
+    def take_others(self, event: e.Event) -> None:
+        """An event of somebody else, in the order of the log."""
+        at = event.occurred_at
+        if not self.count and (not self.others or at >= self.same_at):
+            if not self.others or at > self.same_at:
+                self.same_at, self.same = at, set()
+            self.same.add(content_of(event.fact))
+        self.others = True
+
+
+_NEVER = -(2**63)  # before all times, which may be before 1970
+Content: TypeAlias = tuple[str, str]
+
+
+def content_of(fact: e.Fact) -> Content:
+    """What a row says beside its saga and its time."""
+    return getattr(fact, "step", ""), getattr(fact, "keys_set", "")
 
 
 class _Standing:
@@ -278,18 +301,21 @@ class _Standing:
         case = _Case(head.saga_name, not head.recorded)
         self.cases[self._numbers[head.saga_id]] = case
         writer = self._writer.hex()
-        case.count = head.recorders.get(writer, 0)
         case.last_at = head.updated_at
-        case.others = bool(head.recorders.keys() - {writer})
+        # Only beside others' events it matters what they are.
+        if head.recorders.keys() - {writer}:
+            await self._take_archive(store, head.saga_id, case)
+        case.count = head.recorders.get(writer, 0)
+
+    async def _take_archive(self, store: ProjectionStore, saga_id: str, case: _Case) -> None:
         after = 0
-        # Only between others' events it matters where this import's begin.
-        while case.count and case.others and case.begun_at is None:
-            page = await store.archived(head.saga_id, after=after)
-            if not page:
-                break
+        while page := await store.archived(saga_id, after=after):
             after = page[-1].sequence
-            mine = (one.event.occurred_at for one in page if one.event.writer == self._writer)
-            case.begun_at = next(mine, None)
+            for one in page:
+                if one.event.writer != self._writer:
+                    case.take_others(one.event)
+                else:
+                    case.count = 1  # from here on it is only told that there are others
 
     def _see(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -313,11 +339,9 @@ class _Standing:
             elif case.owned:
                 continue
             if event.writer != self._writer:
-                case.others = True
+                case.take_others(event)
             elif event.sequence == case.count + 1:
                 case.count += 1
-                if case.begun_at is None and case.count == 1:
-                    case.begun_at = event.occurred_at
             else:
                 continue
             case.last_at = max(case.last_at, event.occurred_at)
@@ -355,7 +379,7 @@ async def _write(
         place = reached.get(number)
         if place is None:
             place = reached[number] = _Reached()
-        why = place.stopped or _refusal(case, rows.saga_name, file.times[row], place)
+        why = place.stopped or _refusal(case, rows, row, file.times[row], place)
         if why:
             file.errors.add(file.lines[row], why)
             skipped += 1
@@ -378,18 +402,19 @@ async def _write(
     return ImportResult(len(grown), events, bad + skipped, tuple(errors), ended)
 
 
-def _refusal(case: _Case | None, saga_name: str, at: int, place: _Reached) -> str:
+def _refusal(case: _Case | None, rows: _Rows, row: int, at: int, place: _Reached) -> str:
     """Why a row cannot stand; empty: it can, or does."""
     if case is None:
         return ""
     if case.owned:
         place.stopped = "its saga is run by an engine, which alone adds to it"
-    elif case.name != saga_name:
+    elif case.name != rows.saga_name:
         place.stopped = f"its saga is there with another name, {case.name!r}"
-    elif place.count < case.count:
-        # Rows before the first one that stands were refused when that was written.
-        return _OLDER if case.begun_at is not None and at < case.begun_at else ""
-    elif case.others and at < case.last_at:
+    elif case.others and at < case.same_at:
+        return _OLDER
+    elif case.others and at == case.same_at and content_of(rows.event(row, 0).fact) in case.same:
+        return "it is recorded: its saga has this step with these values at this time"
+    elif place.count >= case.count and case.others and at < case.last_at:
         if case.count:  # nothing may come between an import's rows, or their numbers would move
             place.stopped = _OLDER
         return _OLDER

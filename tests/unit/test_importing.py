@@ -537,10 +537,54 @@ async def test_rows_older_than_what_is_recorded_are_told_and_the_rest_is_added_o
         assert {error.reason.split(",")[0] for error in result.errors} == {
             "it is older than what is recorded of its saga"
         }
+        assert result.skipped == 4 - added
     told = await SagaHistory("o1", log, store).changes()
     assert [change.step for change in told] == ["m", "c", "d"]
     days = [datetime(2026, 1, day, tzinfo=UTC) for day in (5, 5, 6)]
     assert [change.timestamp for change in told] == days
+
+
+@pytest.mark.parametrize("with_store", [False, True])
+async def test_of_a_file_that_has_grown_only_the_new_rows_are_added(
+    tmp_path: Path, with_store: bool
+) -> None:
+    log, store = MemoryEventLog(), MemoryProjectionStore() if with_store else None
+    old = "id,step,time,n\no1,a,2026-01-01,1\no1,b,2026-01-02,2\no1,c,2026-01-02,3\n"
+    new = "o1,d,2026-01-02,4\no1,b,2026-01-02,9\no1,c,2026-01-02,3\no1,e,2026-01-03,5\n"
+    await imported(log, written(tmp_path, old))
+    grown = written(tmp_path, old + new)
+    for added in (3, 0, 0):
+        if store is not None:
+            await Projector(log, store).run_until()
+        result = await imported(log, grown, store=store)
+        told = [(error.line, error.reason.split(":")[0][:24]) for error in result.errors]
+        older, there = "it is older than what is", "it is recorded"
+        assert told == [(2, older), (3, there), (4, there), (7, there)]
+        assert (result.events, result.skipped) == (added, 7 - added)
+    changes = await SagaHistory("o1", log, store).changes()
+    assert [(one.step, one.changes["set"]["n"]) for one in changes] == [
+        ("a", "1"),
+        ("b", "2"),
+        ("c", "3"),
+        ("d", "4"),
+        ("b", "9"),
+        ("e", "5"),
+    ]
+
+
+async def test_an_old_past_that_was_killed_and_that_others_wrote_into_goes_on(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, "id,step,time\no1,a,1960-01-01\no1,b,1960-01-02\no1,c,1960-01-04\n")
+    whole, log = MemoryEventLog(), MemoryEventLog()
+    await imported(whole, path)
+    first, *_ = await all_events(whole)
+    other = e.Event("o1", "fine", b"R" * 16, -1, 1, time_of("1960-01-01"), e.StepCompleted("x"))
+    await log.append(log.partition_of("o1"), [first, other])
+    assert await imported(log, path) == ImportResult(1, 2, 1)
+    assert await imported(log, path) == ImportResult(0, 0, 3)
+    steps = [change.step for change in await SagaHistory("o1", log).changes()]
+    assert steps == ["a", "x", "b", "c"]
 
 
 async def test_an_import_that_others_wrote_into_meanwhile_adds_no_row_twice(
