@@ -510,7 +510,7 @@ def _compensation(
     kind: CompensationType | str = CompensationType.MECHANICAL,
 ) -> Compensation:
     taken = _positional(function)[method:]
-    passes_undone = len(taken) > 1 and taken[-1] in _UNDONE
+    passes_undone = takes_undone(function)
     return Compensation(
         function,
         passes_result=len(taken) - passes_undone >= 2,
@@ -523,6 +523,12 @@ def _compensation(
 
 
 _UNDONE = ("compensation_results", "comp_results")
+
+
+def takes_undone(function: Callable[..., Any]) -> bool:
+    """Whether a compensation's last parameter is for what those before it returned."""
+    taken = _positional(function)
+    return len(taken) > 1 and taken[-1] in _UNDONE
 
 
 def _positional(function: Callable[..., Any]) -> list[str]:
