@@ -6,8 +6,11 @@ is a failure of the test, never a skip.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -71,6 +74,20 @@ def postgresql_url(
     yield postgresql_server.create_database(database)
     postgresql_server.ensure_running()
     postgresql_server.drop_database(database)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def _name_of(request: pytest.FixtureRequest) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -164,20 +163,6 @@ async def test_one_append_too_large_for_the_disk_does_not_fail_the_others(tmp_pa
         assert [type(outcome) for outcome in outcomes] == [int, LogFull, int]
         assert await entries_of(log, 0) == steps("a", 2)
         assert await entries_of(log, 1) == steps("b", 1)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a file system")
-    yield directory
-    subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 async def test_a_real_full_disk(small_disk: Path) -> None:
