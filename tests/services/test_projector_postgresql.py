@@ -103,20 +103,23 @@ async def test_a_connection_cut_by_the_server_is_replaced(
     assert len(await store.summaries()) == 1
 
 
-async def test_nothing_is_lost_while_the_server_is_down(
+async def test_nothing_is_lost_while_the_server_dies_and_comes_back_again_and_again(
     store: PostgreSQLProjectionStore, postgresql_server: PostgreSQLServer
 ) -> None:
     log = MemoryEventLog(4)
     sagas = {f"order-{n}": history(f"order-{n}", order_facts(policy=BEFORE)) for n in range(200)}
-    projector = Projector(log, store, batch=50)
+    projector, kills = Projector(log, store, batch=50), 3
     running = asyncio.create_task(projector.run())
     try:
         for number, (saga_id, events) in enumerate(sagas.items()):
             await log.append(log.partition_of(saga_id), events)
-            if number == 100:
+            if number % 50 == 25 and kills:
+                kills -= 1
                 postgresql_server.kill()
+                await asyncio.sleep(1)
+                if kills:
+                    postgresql_server.restart()
             await asyncio.sleep(0.001)
-        await asyncio.sleep(1)
         postgresql_server.restart()
         await projector.run_until(timeout_s=60)
     finally:
