@@ -572,7 +572,9 @@ class Host:
             runner.ready.exception()
         if error is None and cell.state.ended:
             partition.finish(cell)
-        runner.abandon(error if isinstance(error, Exception) else EngineClosed(saga_id))
+        # It has ended, or goes on elsewhere: who wanted to cancel it asks again.
+        over = EngineClosed(saga_id) if self.closing else LostOwnership(saga_id)
+        runner.abandon(error if isinstance(error, Exception) else over)
         if self._turns and not (error is None and runner.parked):
             self._turn_ends(runner)
         if error is None and runner.parked:
@@ -590,6 +592,11 @@ class Host:
         # Drained, its partition was handed over; the saga goes on elsewhere.
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
+
+    def not_here(self, saga_id: str) -> None:
+        """Who waits for a start that stood in line follows the log, if another engine was first."""
+        if saga_id not in self.runners and not self._runs_here(saga_id):
+            self.refuse_start(saga_id, LostOwnership(saga_id))
 
     def moved(self, saga_id: str) -> None:
         """A saga that was parked here goes on elsewhere: who waits for it follows the log."""
@@ -673,10 +680,12 @@ class Host:
         partition = self.log.partition_of(saga_id)
         heard = asyncio.Event()
 
-        def hear(record: Record) -> None:
-            entry = record.entry
-            if isinstance(entry, e.RequestRefused) or (
-                isinstance(entry, e.Event) and type(entry.fact) in TOLD
+        def hear(record: Record | None) -> None:
+            entry = record.entry if record is not None else None
+            if (
+                record is None
+                or isinstance(entry, e.RequestRefused)
+                or (isinstance(entry, e.Event) and type(entry.fact) in TOLD)
             ):
                 heard.set()
 
@@ -731,8 +740,8 @@ class Host:
         partition = self.log.partition_of(request.saga_id)
         found: asyncio.Future[e.Fact] = asyncio.get_running_loop().create_future()
 
-        def hear(record: Record) -> None:
-            entry = record.entry
+        def hear(record: Record | None) -> None:
+            entry = record.entry if record is not None else None
             if found.done():
                 return
             if isinstance(entry, e.RequestRefused) and entry.request_id == request.request_id:

@@ -33,6 +33,7 @@ from sagaz_es.core.state import SagaState, dump_state, load_state
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
+    HistoryGone,
     LogBusy,
     LogFull,
     LogTruncated,
@@ -369,7 +370,7 @@ class Partition:
                 async with self._lock:
                     await self._read_to(end)
                 return
-            except LogTruncated:
+            except (LogTruncated, HistoryGone):
                 raise
             except (SagaError, OSError) as error:
                 logger.warning("partition %d: %s; trying again", self.index, error)
@@ -554,7 +555,7 @@ class Partition:
         while True:
             try:
                 await loop()
-            except LogTruncated as error:
+            except (LogTruncated, HistoryGone) as error:  # more is gone than was waited for
                 logger.critical("%s", error)
                 self._owner.on_broken(self, error)
                 return

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from sagaz_es.errors import SagaError
+from sagaz_es.errors import HistoryGone, SagaError
 from sagaz_es.ports import EventLog, Record
 
 logger = logging.getLogger("sagaz_es.engine")
-Listener = Callable[[Record], None]
+Listener = Callable[[Record | None], None]
+"""Told each record; None: some were missed, because they are not kept any more."""
 
 
 class Tail:
@@ -50,11 +51,24 @@ class Tail:
             except (SagaError, OSError) as error:
                 logger.warning("following partition %d: %s", self._partition, error)
                 await asyncio.sleep(0.5)
+                if isinstance(error, HistoryGone):
+                    offset = await self._first(offset)
                 continue
             offset = chunk.next_offset
             for record in chunk.records:
                 for listener in list(self._listeners.get(record.key, ())):
                     listener(record)
+
+    async def _first(self, offset: int) -> int:
+        """The first offset that is still kept; everybody is told that some are not."""
+        try:
+            offset = max(offset, (await self._log.bounds(self._partition)).start)
+        except (SagaError, OSError):
+            return offset
+        for listeners in list(self._listeners.values()):
+            for listener in list(listeners):
+                listener(None)
+        return offset
 
     def close(self) -> None:
         """End the reader."""
