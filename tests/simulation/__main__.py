@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from tests.simulation.runs import Outcome, run_many, run_seed
+from tests.simulation.mutants import hunt, plant  # it imports nothing of ours
+
+if TYPE_CHECKING:
+    from tests.simulation.runs import Outcome
 
 
 def main() -> int:
-    """Exit: 0 nothing found, 1 a law is broken."""
+    """Exit: 0 nothing found (for mutants: all found), 1 otherwise."""
     parser = argparse.ArgumentParser("python -m tests.simulation")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="many schedules, on every core")
@@ -21,24 +25,69 @@ def main() -> int:
     seed.add_argument("seed", type=int)
     seeds = commands.add_parser("seeds", help="these schedules: digest and violations")
     seeds.add_argument("seeds", type=int, nargs="+")
+    mutants = commands.add_parser("mutants", help="plant every bug, and find it")
+    mutants.add_argument("--seeds", type=int, default=3000)
+    mutants.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    mutants.add_argument("--only", default="")
+    mutant = commands.add_parser("mutant", help="plant one bug, and find it")
+    mutant.add_argument("name")
+    mutant.add_argument("--seeds", type=int, default=3000)
     options = parser.parse_args()
-    if options.command == "run":
-        total, broken = run_many(options.first, options.seeds, options.jobs)
-        for outcome in broken:
-            tell(outcome)
-        print(total, flush=True)
-        return bool(broken)
-    if options.command == "seed":
-        outcome = run_seed(options.seed)
-        print("\n".join(outcome.lines))
+    command = {"run": many, "seed": one, "seeds": some, "mutants": bugs, "mutant": bug}
+    return int(command[options.command](options))
+
+
+def many(options: argparse.Namespace) -> bool:
+    from tests.simulation.runs import run_many
+
+    total, broken = run_many(options.first, options.seeds, options.jobs)
+    for outcome in broken:
         tell(outcome)
-        print(outcome.digest, outcome.counts)
-        return bool(outcome.violations)
+    print(total, flush=True)
+    return bool(broken)
+
+
+def one(options: argparse.Namespace) -> bool:
+    from tests.simulation.runs import run_seed
+
+    outcome = run_seed(options.seed)
+    print("\n".join(outcome.lines))
+    tell(outcome)
+    print(outcome.digest, outcome.counts)
+    return bool(outcome.violations)
+
+
+def some(options: argparse.Namespace) -> bool:
+    from tests.simulation.runs import run_seed
+
     outcomes = [run_seed(number) for number in options.seeds]
     for outcome in outcomes:
         print(outcome.seed, outcome.digest)
         tell(outcome)
     return any(outcome.violations for outcome in outcomes)
+
+
+def bug(options: argparse.Namespace) -> bool:
+    plant(options.name)
+    from tests.simulation.runs import run_seed
+
+    for number in range(1, options.seeds + 1):
+        outcome = run_seed(number)
+        if outcome.violations:
+            print(f"found after {number}: {outcome.violations[0]}")
+            return False
+    print(f"missed in {options.seeds} schedules")
+    return False
+
+
+def bugs(options: argparse.Namespace) -> bool:
+    found = hunt(options.seeds, options.jobs, options.only)
+    for mutant, schedules, what in found:
+        told = f"found after {schedules}: {what}" if schedules else f"MISSED: {what}"
+        print(f"{mutant.name}: {told}"[:200])
+    count = sum(1 for _, schedules, _ in found if schedules)
+    print(f"planted bugs found: {count} of {len(found)}")
+    return count < len(found)
 
 
 def tell(outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ from sagaz_es.core.state import SagaState
 from tests.simulation.machine import Simulation
 from tests.simulation.model import ENDINGS, Saga, read_log
 from tests.simulation.store_judge import judge_stores
+from tests.simulation.world import Execution
 
 
 class Judge:
@@ -36,6 +37,7 @@ class Judge:
             self._beliefs,
             self._lost_writes,
             self._ledger,
+            self._released,
             self._standing,
             self._folds,
             self._engines,
@@ -51,7 +53,10 @@ class Judge:
         yield from self.log.wrong
         yield from (f"wrong in the world: {wrong}" for wrong in self.simulation.world.wrong)
         yield from (f"stuck after healing: {words}" for words in self.simulation.stuck)
-        yield from (f"alarm without cause: {words}" for words in self.simulation.alarms)
+        gone = self.simulation.counts["retentions"]  # who was paused finds that it is too late
+        for words in self.simulation.alarms:
+            if not (gone and "is gone" in words):
+                yield f"alarm without cause: {words}"
 
     def _beliefs(self) -> Iterator[str]:
         yield from (f"engine's fold is not the log's: {what}" for what in self.simulation.beliefs)
@@ -78,6 +83,8 @@ class Judge:
                 yield f"act before confirm: {words} began before its start stood in the log"
             elif seen[*place, run.writer] > len(starts):
                 yield f"effect twice: {words} ran {seen[*place, run.writer]} times"
+            if what == "undo" and run.given is None and self._completed(run):
+                yield f"compensation without the result: {words}"
         returned = {
             (run.saga_id, run.step, run.attempt): run.token
             for run in self.simulation.world.executions
@@ -94,6 +101,25 @@ class Judge:
                         f"event without its effect: {saga.saga_id}/{fact.step} completed with "
                         f"{told}, the world has {returned.get(place_of)}"
                     )
+
+    def _released(self) -> Iterator[str]:
+        """Who has let a saga go has nothing of it running any more."""
+        for run in self.simulation.world.executions:
+            saga = self.log.sagas.get(run.saga_id)
+            for placed in saga.accepted if saga is not None and run.token else ():
+                event = placed.event
+                let_go = isinstance(event.fact, e.SagaReleased) and event.writer == run.writer
+                if let_go and run.seen <= placed.offset < run.effect_seen:
+                    yield f"at work after its release: {run.what} {run.saga_id}/{run.step}"
+
+    def _completed(self, run: Execution) -> bool:
+        """Whether the step whose compensation this is had completed, here or where its effect comes
+        from."""
+        owner = self.log.sagas.get(run.key.rpartition("/")[0])
+        return owner is not None and any(
+            isinstance(p.event.fact, e.StepCompleted) and p.event.fact.step == run.step
+            for p in owner.accepted
+        )
 
     # --- what stands at the end ---
 

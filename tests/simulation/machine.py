@@ -303,6 +303,32 @@ class Simulation:
         process.cut = cut
         process.told()
 
+    def do_split(self, number: int, index: int, seconds: float) -> None:
+        """The group is wrong: an engine serves what another one has, too."""
+        group, process = self.broker.group(""), self.nodes[number].process
+        for member in list(group.members.values()):
+            if member.process is process:
+                self.counts["splits"] += 1
+                member.believe(index)
+                self.loop.in_world(seconds, group.rebalance)
+
+    def do_impostor(self) -> None:
+        """What a writer that lost the race for a start or a claim still had on its way: the right
+        epoch and the right numbers, and not the saga's writer."""
+        running = [s for s in read_log(self.broker).sagas.values() if not s.ended]
+        if not running:
+            return
+        saga = self.random.choice(running)
+        started = [name for name, step in saga.steps.items() if step.status == "started"]
+        fact = e.StepCompleted(started[0]) if started else e.SagaCancelled("an impostor")
+        writer = self.random.randbytes(16)
+        number = saga.sequence + 1
+        event = e.Event(saga.saga_id, saga.name, writer, saga.epoch, number, self.loop.now(), fact)
+        self.counts["impostors"] += 1
+        index = partition_of(saga.saga_id, len(self.broker.partitions))
+        self.broker.append(index, [event])
+        self.broker.partitions[index].wake()
+
     def do_jump(self, number: int, us: int) -> None:
         clock = self.nodes[number].clock
         if clock is not None:
@@ -355,7 +381,9 @@ class Simulation:
         group = self.broker.group("")
         for index in range(len(self.broker.partitions)):
             checkpoint = self.database.kept._checkpoints.get(index)
-            mark = min(group.marks[index][0], checkpoint.next_offset if checkpoint else 0)
+            aside = [offset for place, offset in self.database.kept._parked if place == index]
+            kept = checkpoint.next_offset if checkpoint else 0
+            mark = min(group.marks[index][0], kept, *aside)
             if mark > self.broker.partitions[index].start:
                 self.counts["retentions"] += 1
                 self.broker.forget_before(index, mark)
@@ -433,7 +461,7 @@ class Simulation:
         members = [root]
         while (saga := sagas.get(members[-1])) is not None and saga.branch:
             members.append(saga.branch)
-        return members[-1] if self.random.random() < 0.7 else self.random.choice(members)
+        return members[-1] if self.random.random() < 0.4 else self.random.choice(members)
 
     async def client_retry_compensation(
         self, engine: Engine, saga_id: str, step: str, request: str

@@ -17,7 +17,7 @@ CHUNK = 50
 MAX_BROKEN = 20
 
 FAULTS = ("kills", "pauses", "cuts", "clock jumps", "log restarts", "leader changes",
-          "store outages", "hand-overs", "poison records")  # fmt: skip
+          "splits", "impostors", "store outages", "hand-overs", "poison records")  # fmt: skip
 
 
 @dataclass

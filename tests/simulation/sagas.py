@@ -80,7 +80,7 @@ class Trip(Saga):
     async def refund(self, result: Any, ctx: Any) -> Any:
         return await undo(result, ctx)
 
-    @action("confirm", max_retries=0, timeout_seconds=4)
+    @action("confirm", max_retries=0, timeout_seconds=1.5)
     async def confirm(self, ctx: Any) -> Any:
         return await do(ctx)
 
@@ -95,7 +95,7 @@ class Trip(Saga):
 
 def _made(name: str, **options: Any) -> tuple[Saga, Any]:
     saga = Saga(name, **options)
-    return saga, functools.partial(saga.add_step, timeout_seconds=4)
+    return saga, functools.partial(saga.add_step, timeout_seconds=1.5)
 
 
 def _sagas() -> tuple[Saga | type[Saga], ...]:

@@ -20,14 +20,15 @@ POLICIES = (
 
 
 def plan_of(seed: int) -> Plan:
-    """The plan of a seed; the same for ever."""
+    """The plan of a seed; the same for ever, as long as this file is."""
     random = Random(f"{seed} plan")
     engines = random.choice((1, 2, 2, 2, 3))
     partitions = random.choice((1, 1, 2, 3))
     storm = random.choice((0.0, 0.5, 1.0, 1.0, 2.0))  # how bad the weather is
-    heals_at = random.uniform(3.0, 9.0)
+    replays = random.random() < 0.2  # one family, and many who replay it
+    heals_at = random.uniform(8.0, 14.0) if replays else random.uniform(3.0, 9.0)
     doings = [
-        *_sagas(random, engines, heals_at),
+        *(_family if replays else _sagas)(random, engines, heals_at),
         *_trouble(random, engines, partitions, heals_at, storm),
     ]
     doings.sort(key=lambda doing: doing.at)
@@ -44,10 +45,10 @@ def plan_of(seed: int) -> Plan:
             short=random.choice((0.0, 0.3)),
         ),
         Habits(
-            fails=random.choice((0.0, 0.1, 0.3)),
-            hangs=random.choice((0.0, 0.0, 0.05)),
-            undo_fails=random.choice((0.0, 0.1, 0.5)),
-            slow_s=random.choice((0.0, 0.02, 0.2)),
+            fails=random.choice((0.0, 0.1) if replays else (0.0, 0.1, 0.3, 0.5)),
+            hangs=random.choice((0.0,) if replays else (0.0, 0.0, 0.05, 0.3)),
+            undo_fails=random.choice((0.0, 0.0, 0.3) if replays else (0.0, 0.1, 0.5)),
+            slow_s=random.choice((0.0, 0.02) if replays else (0.0, 0.02, 0.2, 1.0)),
         ),
         random.choice(POLICIES),
         random.random() < 0.3,
@@ -66,19 +67,48 @@ def _sagas(random: Random, engines: int, until: float) -> list[Doing]:
         for _ in range(random.choice((1, 1, 1, 2, 3)) if saga_id else 1):  # raced
             doings.append(_ask(random, at, engines, "run", name, saga_id, random.randrange(3)))
             at += random.choice((0.0, 0.01, 0.5))
-        for _ in range(random.choice((0, 1, 1, 2)) if saga_id else 0):
-            doings.append(_wish(random, engines, given, name, at, until))
-        if saga_id and random.random() < 0.4:
-            doings += _replays(random, engines, given, name, until)
+        if saga_id is None:
+            continue
+        if random.random() < 0.3:  # and once more, when it may have ended long ago
+            late = random.uniform(at, until)
+            doings.append(_ask(random, late, engines, "run", name, saga_id, 0))
+        for _ in range(random.choice((0, 1, 1, 2))):
+            doings += _wish(random, engines, given, name, at, until)
+        if random.random() < 0.3:
+            doings += _replays(random, engines, given, name, until, random.choice((1, 2, 3)))
     return doings
 
 
+def _family(random: Random, engines: int, until: float) -> list[Doing]:
+    name = random.choice(("order", "diamond", "wide", "trip", "strict", "loose"))
+    saga_id = f"{name}-0"
+    begun = _ask(random, random.uniform(0.2, 1.0), engines, "run", name, saga_id, 0)
+    many = random.choice((6, 10, 16))
+    return [begun, *_replays(random, engines, saga_id, name, until, many)]
+
+
+def _wish(
+    random: Random, engines: int, saga_id: str, name: str, at: float, until: float
+) -> Iterator[Doing]:
+    at = random.uniform(at, min(until, at + random.choice((0.3, 2.0, 10.0))))
+    request = f"wish-{random.randrange(1 << 30)}"
+    what = random.choice(("cancel", "cancel", "signal", "signal", "pause", "resume"))
+    more: tuple[str, ...] = (saga_id, request)
+    if what == "signal" or name == "asked":
+        what, more = "signal", (saga_id, random.choice(("yes", "yes", "sure")), request)
+    elif what == "cancel":
+        more = (saga_id,)
+    for _ in range(random.choice((1, 1, 2, 3))):  # told again
+        yield _ask(random, at, engines, what, *more)
+        at += random.choice((0.0, 0.005, 0.03, 0.2))
+
+
 def _replays(
-    random: Random, engines: int, saga_id: str, name: str, until: float
+    random: Random, engines: int, saga_id: str, name: str, until: float, many: int
 ) -> Iterator[Doing]:
     steps = tuple(REGISTRY.by_name(name).steps)
-    for _ in range(random.choice((1, 2, 3, 4))):
-        at = random.uniform(until * 0.3, until)
+    for _ in range(many):
+        at = random.uniform(until * 0.2, until)
         mark = f"mark-{random.randrange(1 << 30)}"
         what = random.choice(("replay", "replay", "replay", "undo", "retry", "skip"))
         if what == "undo":
@@ -89,24 +119,12 @@ def _replays(
             yield _ask(random, at, engines, call, saga_id, random.choice(steps), mark)
             continue
         override = random.choice((None, None, 1, 2))
-        allow = random.random() < 0.5
+        allow = random.random() < 0.7
         for _ in range(random.choice((1, 1, 2))):  # raced
             more = (random.choice(steps), override, allow, mark)
             yield _ask(random, at, engines, "replay", saga_id, *more)
             mark = f"mark-{random.randrange(1 << 30)}"
             at += random.choice((0.0, 0.02))
-
-
-def _wish(random: Random, engines: int, saga_id: str, name: str, at: float, until: float) -> Doing:
-    at = random.uniform(at, until)
-    request = f"wish-{random.randrange(1 << 30)}"
-    what = random.choice(("cancel", "signal", "signal", "pause", "resume"))
-    if what == "signal" or name == "asked":
-        signal = random.choice(("yes", "yes", "sure"))
-        return _ask(random, at, engines, "signal", saga_id, signal, request)
-    if what == "cancel":
-        return _ask(random, at, engines, what, saga_id)
-    return _ask(random, at, engines, what, saga_id, request)
 
 
 def _ask(random: Random, at: float, engines: int, call: str, *args: object) -> Doing:
@@ -122,7 +140,8 @@ def _trouble(
         number = random.randrange(engines)
         kind = random.choice(
             ("kill", "kill", "kill_at", "kill_at", "pause", "pause", "cut", "close", "close",
-             "jump", "restart_log", "lead_elsewhere", "restart_store", "poison")
+             "split", "split", "impostor", "jump", "restart_log", "lead_elsewhere",
+             "restart_store", "poison")
         )  # fmt: skip
         if kind in ("kill", "close"):
             doings.append(Doing(at, kind, (number,)))
@@ -130,6 +149,11 @@ def _trouble(
             doings.append(Doing(at, kind, (number, random.randint(1, 200))))
         elif kind in ("pause", "cut"):
             doings.append(Doing(at, kind, (number, random.choice((0.5, 3.5, 6.0)))))
+        elif kind == "impostor":
+            doings.append(Doing(at, kind))
+        elif kind == "split":
+            more = (random.randrange(partitions), random.uniform(0.5, 4))
+            doings.append(Doing(at, kind, (number, *more)))
         elif kind == "jump":
             doings.append(Doing(at, kind, (number, random.randint(-20, 20) * 1_000_000)))
         elif kind in ("restart_log", "restart_store"):

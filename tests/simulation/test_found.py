@@ -1,4 +1,4 @@
-"""What the simulation found, each by the shortest way there; the seeds are in `test_seeds.py`."""
+"""What the simulation found, by the shortest way there; more of it is among `mutants.py`."""
 
 from __future__ import annotations
 

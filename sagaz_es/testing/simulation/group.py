@@ -124,6 +124,11 @@ class SimulatedMembership:
             self._share = share
             self._changed.set()
 
+    def believe(self, partition: int) -> None:
+        """Serve a partition, whoever has it, until the group speaks again: it is no fence."""
+        self._share |= {partition}
+        self._changed.set()
+
     async def follow(self) -> None:
         """Of its process: tell the engine its share; hand over what it lost."""
         while True:

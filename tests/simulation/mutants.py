@@ -1,0 +1,265 @@
+"""Planted bugs: our own code with one thing wrong. The simulation has to find each.
+
+A mutant is a module whose text is changed as it is imported; nothing on disk changes. This module
+imports nothing of ours, so that the change is in place before anything is.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `module` the text `old` becomes `new`."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "the fold does not look at the writer",
+        "sagaz_es.core.fold",
+        "if event.writer == state.writer and event.epoch == state.epoch and state.sequence:",
+        "if event.epoch == state.epoch and state.sequence:",
+    ),
+    Mutant(
+        "an event that comes again is accepted again",
+        "sagaz_es.core.fold",
+        "if sequence == expected:",
+        "if sequence <= expected:",
+    ),
+    Mutant(
+        "an unknown step is forgotten when its next attempt fails",
+        "sagaz_es.core.fold",
+        'unknown=fact.unknown or (step.unknown and step.status == "executing"),',
+        "unknown=fact.unknown,",
+    ),
+    Mutant(
+        "a step runs before its start is confirmed",
+        "sagaz_es.engine.runner",
+        "                await self._send()\n                if self._attempts.observed:",
+        "                self._send()\n                if self._attempts.observed:",
+    ),
+    Mutant(
+        "a gap before an append is not read",
+        "sagaz_es.engine.partition",
+        "if base == self.position:",
+        "if base >= self.position:",
+    ),
+    Mutant(
+        "an append of a saga that was lost meanwhile is confirmed",
+        "sagaz_es.engine.partition",
+        "            if cell is not None and cell.lost:\n"
+        "                _fail(item, LostOwnership(cell.state.saga_id))\n"
+        "                base += len(item.entries)\n"
+        "                continue\n",
+        "",
+    ),
+    Mutant(
+        "after an unknown outcome the events get new numbers",
+        "sagaz_es.engine.partition",
+        '                logger.warning("%s; appending the identical events again", error)\n',
+        "                entries = [\n"
+        "                    type(x)(x.saga_id, x.saga_name, x.writer, x.epoch,\n"
+        "                    x.sequence + len(entries), x.occurred_at, x.fact, x.replay_id)\n"
+        "                    if isinstance(x, e.Event) else x for x in entries]\n",
+    ),
+    Mutant(
+        "an append is given up after an unknown outcome",
+        "sagaz_es.engine.partition",
+        '                logger.warning("%s; appending the identical events again", error)\n',
+        "                self._confirm(batch, self.position)\n                return\n",
+    ),
+    Mutant(
+        "the mark passes sagas that are not finished",
+        "sagaz_es.engine.partition",
+        "return min([self.position, *begins, *self.held.values()])",
+        "return min([self.position, *self.held.values()])",
+    ),
+    Mutant(
+        "the mark passes requests that are not answered",
+        "sagaz_es.engine.partition",
+        "return min([self.position, *begins, *self.held.values()])",
+        "return min([self.position, *begins])",
+    ),
+    Mutant(
+        "an id that ended long ago starts again",
+        "sagaz_es.engine.host",
+        "        if is_indexed(self.log):\n"
+        "            return await current_state(self.log, None, saga_id) is not None\n"
+        "        store = self.store\n",
+        "        return False\n        store = self.store\n",
+    ),
+    Mutant(
+        "a request counts as often as it is told",
+        "sagaz_es.engine.runner",
+        "if request_id not in self.state.answered:",
+        "if True:",
+    ),
+    Mutant(
+        "a claim does not raise the epoch",
+        "sagaz_es.engine.runner",
+        "epoch = state.epoch + 1 if type(fact) is e.SagaClaimed else state.epoch",
+        "epoch = state.epoch",
+    ),
+    Mutant(
+        "a compensation whose start is on its way is withdrawn by a cancel",
+        "sagaz_es.engine.runner",
+        "if attempt.ask or attempt.undo:",
+        "if attempt.ask:",
+    ),
+    Mutant(
+        "what is lost goes on running",
+        "sagaz_es.engine.serving",
+        "            for task in late:\n                task.cancel()\n",
+        "            late = set()\n",
+    ),
+    Mutant(
+        "a branch that was decided is not begun by the next owner",
+        "sagaz_es.engine.serving",
+        "        for event, offset in found.branched:\n",
+        "        for event, offset in ():\n",
+    ),
+    Mutant(
+        "steps are undone forwards",
+        "sagaz_es.core.decide",
+        "if name in graph.dependents and not graph.dependents[name].isdisjoint(waiting):",
+        "if name in graph.dependents and not graph.ancestors[name].isdisjoint(waiting):",
+    ),
+    Mutant(
+        "a step that may run at most once runs again",
+        "sagaz_es.core.decide",
+        "            if node.at_most_once:\n                facts.append(",
+        "            if False:\n                facts.append(",
+    ),
+    Mutant(
+        "a saga goes back behind its pivot",
+        "sagaz_es.core.decide",
+        'if node is not None and node.pivot and step.status == "completed":',
+        "if False:",
+    ),
+    Mutant(
+        "what was interrupted is not undone",
+        "sagaz_es.core.decide",
+        "unknown=not _is_child(graph, name),",
+        "unknown=False,",
+    ),
+    Mutant(
+        "an undone step counts as standing",
+        "sagaz_es.core.effects",
+        'if step.status in ("completed", "stale", "compensating", "compensation_failed"):',
+        'if step.status in ("completed", "stale", "compensating", "compensation_failed", '
+        '"compensated"):',
+    ),
+    Mutant(
+        "a plan takes the effects from the saga that was named",
+        "sagaz_es.core.plan",
+        "standing(head)",
+        "standing(named)",
+    ),
+    Mutant(
+        "a compensation is not given its step's result",
+        "sagaz_es.engine.definition",
+        "given = (context.result_of(step), context)",
+        "given = (None, context)",
+    ),
+    Mutant(
+        "the checkpoint is committed before the data",
+        "sagaz_es.engine.projector",
+        "                await self._store.commit(projection, expected=lane.stored)\n"
+        "                return\n",
+        "                await self._store.commit(\n"
+        "                    Projection(projection.checkpoint), expected=lane.stored)\n"
+        "                await self._store.commit(\n"
+        "                    projection, expected=projection.checkpoint.next_offset)\n"
+        "                return\n",
+    ),
+    Mutant(
+        "two projectors of one partition both commit",
+        "sagaz_es.storage.memory",
+        "if found != expected:",
+        "if False:",
+    ),
+    Mutant(
+        "a snapshot of a later state answers for an earlier one",
+        "sagaz_es.storage.memory",
+        "snapshot.sequence <= sequence)",
+        "snapshot.sequence <= sequence + 1)",
+    ),
+    Mutant(
+        "the state at a time is that before its first event",
+        "sagaz_es.core.history",
+        "return effective_time(state, event) > point.at",
+        "return effective_time(state, event) >= point.at",
+    ),
+)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self._mutant.module:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None and spec.origin is not None, name
+        spec.loader = _Loader(self._mutant, name, spec.origin)
+        return spec
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, mutant: Mutant, name: str, path: str) -> None:
+        super().__init__(name, path)
+        self._mutant = mutant
+
+    def get_code(self, fullname: str) -> object:  # type: ignore[override]
+        source = self.get_data(self.path).decode()
+        if source.count(self._mutant.old) != 1:
+            raise AssertionError(
+                f"{self._mutant.name!r}: {self.path} has its place {source.count(self._mutant.old)}"
+                " times, not once: the code has changed, change the mutant"
+            )
+        return compile(source.replace(self._mutant.old, self._mutant.new), self.path, "exec")
+
+
+def plant(name: str) -> None:
+    """From now on the module is imported with the bug in it."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    assert mutant.module not in sys.modules, "planted too late"
+    sys.meta_path.insert(0, _Finder(mutant))
+
+
+def hunt(seeds: int, jobs: int, only: str = "") -> list[tuple[Mutant, int, str]]:
+    """For each mutant how many schedules it took, and what was found; 0: it was missed."""
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
+    with ThreadPoolExecutor(jobs) as pool:
+        found = pool.map(lambda mutant: _hunt(mutant, seeds), chosen)
+    return [(mutant, *result) for mutant, result in zip(chosen, found, strict=True)]
+
+
+def _hunt(mutant: Mutant, seeds: int) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.simulation", "mutant", mutant.name, "--seeds", str(seeds)],
+        capture_output=True,
+        text=True,
+    )
+    told = re.search(r"^found after (\d+): (.*)$", ended.stdout, re.MULTILINE)
+    if told:
+        return int(told[1]), told[2]
+    return 0, (ended.stderr or ended.stdout).strip().rpartition("\n")[2]
