@@ -89,6 +89,7 @@ class Host:
         self._alarms = Alarms(clock, self.awake)
         self._turns: dict[str, Turns] = {}
         self.children = Children(self)
+        self._stuck: set[str] = set()  # sagas that only a person can carry on
 
     # --- life ---
 
@@ -516,6 +517,8 @@ class Host:
         runner = self.make_runner(partition, cell, definition)
         runner.starting = True
         saga_id = cell.state.saga_id
+        if self._stuck:
+            self._stuck.discard(saga_id)
         self.runners[saga_id] = runner
         self.tasks[saga_id] = asyncio.create_task(
             self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
@@ -616,13 +619,24 @@ class Host:
         state = runner.state
         if runner.wake_at:
             self._alarms.set(runner.wake_at, state.saga_id)
+        needs = needs_nobody_else(state) or self._has_stuck_child(state)
         outcome = self._taken_outcome(state.saga_id)
         if outcome is not None and not outcome.done():
-            if needs_nobody_else(state):
+            if needs:
                 self.spawn(self._tell(outcome, state.copy(), runner.error), "parked")
             else:
                 self._expected[state.saga_id] = outcome
+        if needs:
+            self._stuck.add(state.saga_id)
+            if state.caller_saga_id:
+                self.awake(state.caller_saga_id)  # who waits for its parent is told, too
         runner.cell.put_aside()
+
+    def _has_stuck_child(self, state: SagaState) -> bool:
+        """Whether it waits for a child that only a person can carry on."""
+        return bool(self._stuck) and any(
+            step.child_start and step.child in self._stuck for step in state.steps.values()
+        )
 
     async def _tell(
         self,

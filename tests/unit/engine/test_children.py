@@ -259,6 +259,32 @@ async def test_a_child_that_is_cancelled_by_its_own_id_fails_its_step() -> None:
     assert ledger.standing == []
 
 
+async def test_who_waits_for_a_parent_is_told_when_only_a_person_can_carry_its_child_on() -> None:
+    class Wire(LedgerSaga):
+        saga_name: ClassVar[str | None] = "wire"
+
+        @action("send", at_most_once=True)
+        async def send(self, ctx: Any) -> Any:
+            await self.do(ctx)
+            raise asyncio.CancelledError  # nobody knows whether it arrived
+
+    class Bill(LedgerSaga):
+        @child("wire", Wire)
+        async def wire(self, ctx: Any) -> Any: ...
+
+    class Month(LedgerSaga):
+        @child("bill", Bill)
+        async def bill(self, ctx: Any) -> Any: ...
+
+    ledger, log = Ledger(), MemoryEventLog(1)
+    async with shop(ledger, log, Month) as engine:
+        result = await engine.run(Month, saga_id="m")
+        assert (result.status, result.needs_intervention) == ("executing", True)
+        handle = await engine.handle("m")
+        await engine.resolve_outcome("m/bill/wire", "send", happened=True, actor="ann")
+        assert (await handle.result()).success
+
+
 class CommittedSaga(LedgerSaga):
     saga_name: ClassVar[str | None] = "committed"
 
