@@ -343,7 +343,8 @@ class Engine:
     ) -> ReplayPlan:
         """What a replay would do, step by step; nothing happens.
 
-        Raises SnapshotNotFoundError (unknown saga or step), UnstorableValue (an override).
+        Raises SnapshotNotFoundError (unknown saga or step), UnstorableValue and ContextMismatch (an
+        override).
         """
         self._check_open()
         return await replayer.plan(

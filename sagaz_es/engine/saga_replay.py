@@ -96,7 +96,7 @@ class SagaReplay:
             reason=reason,
             dry_run=dry_run,
         )
-        async with self._engine() as engine:
+        async with self._engine(asking=dry_run) as engine:
             try:
                 return await attempt.run(engine, saga_factory or self.saga_factory)
             except ReplayError:
@@ -107,7 +107,7 @@ class SagaReplay:
     async def list_available_checkpoints(self) -> list[dict[str, Any]]:
         """Every step that the saga has reached, once, in order: `step_name`, `step_index`, `status`
         (as the step stands now), `created_at`, `sequence`. Raises SagaNotFound."""
-        async with self._engine() as engine:
+        async with self._engine(asking=True) as engine:
             history = SagaHistory(self.saga_id, engine.log, engine.store, engine.blob_store)
             kept = await self._kept() if not await self._is_known(engine) else []
             if kept:
@@ -146,17 +146,18 @@ class SagaReplay:
     async def get_replay_history(self, limit: int = 100) -> list[dict[str, Any]]:
         """Replays, dry runs and refused attempts, newest first; with the same keys as
         `SnapshotStorage.list_replays`."""
-        async with self._engine() as engine:
+        async with self._engine(asking=True) as engine:
             entries = await replays_of(engine.log, engine.store, self.saga_id, limit)
             return [shown_replay(entry) for entry in entries]
 
     @asynccontextmanager
-    async def _engine(self) -> AsyncIterator[Engine]:
+    async def _engine(self, *, asking: bool) -> AsyncIterator[Engine]:
         place = self.snapshot_storage
         if isinstance(place, Engine):
             yield place
             return
-        async with standalone.engine_with(place) as engine:
+        shared = standalone.engine_with(place)
+        async with shared.asked() if asking else shared as engine:
             yield engine
 
 

@@ -70,7 +70,7 @@ class SagaTimeTravel:
     async def _get_state_at(self, timestamp: When) -> HistoricalState | None:
         """The saga as it was at a time (without a zone: UTC), or None: there was nothing then."""
         if self.snapshot_storage is None:
-            async with standalone.engine_of() as engine:
+            async with standalone.engine_of().asked() as engine:
                 return await SagaTimeTravel(self.saga_id, engine)._get_state_at(timestamp)
         history = await self._history()
         try:
@@ -88,7 +88,7 @@ class SagaTimeTravel:
     ) -> list[StateChange]:
         """What changed, oldest first: the first `limit` of the range, both bounds inclusive."""
         if self.snapshot_storage is None:
-            async with standalone.engine_of() as engine:
+            async with standalone.engine_of().asked() as engine:
                 here = SagaTimeTravel(self.saga_id, engine)
                 return await here._list_state_changes(after, before, limit)
         history = await self._history()

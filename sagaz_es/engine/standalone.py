@@ -4,8 +4,8 @@ after the last of them, so that nothing of it outlives them."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -47,13 +47,33 @@ class _Shared:
             self._sagas.append(saga)
         return self
 
+    @asynccontextmanager
+    async def asked(self) -> AsyncIterator[Engine]:
+        """An engine for questions alone: it takes no partition from those who serve the log."""
+        if self._engine is not None:
+            async with self as shared:
+                yield shared
+            return
+        async with self._made() as engine:
+            await engine.open(join=False)
+            yield engine
+
+    @asynccontextmanager
+    async def _made(self) -> AsyncIterator[Engine]:
+        engine = self._make()
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    def _make(self) -> Engine:
+        (opener,) = _openers
+        return opener(self._log, store=self._store, snapshots=self._snapshots, limits=self._limits)
+
     async def __aenter__(self) -> Engine:
         async with self._lock:
             if self._engine is None:
-                (opener,) = _openers
-                engine = opener(
-                    self._log, store=self._store, snapshots=self._snapshots, limits=self._limits
-                )
+                engine = self._make()
                 for saga in self._sagas:
                     with suppress(DefinitionError):  # `start` tells whose name it is not
                         engine.registry.add(saga)
@@ -153,5 +173,5 @@ async def state_of(saga_id: Any, engine: Any = None, config: Any = None) -> Saga
         return found
     if isinstance(engine, InMemorySagaStorage):
         config = SagaConfig(storage=engine)
-    async with engine_of(config) as default:
+    async with engine_of(config).asked() as default:
         return await default.current(saga_id)

@@ -408,10 +408,7 @@ class PostgreSQLSnapshotStorage(StoreSnapshotStorage[PostgreSQLProjectionStore])
             pool_max_size=pool_max_size,
         )
         super().__init__(store, blobs=blobs, opener=opener)
-        self._engine_store: PostgreSQLProjectionStore | None = None
 
     def engine_store(self) -> PostgreSQLProjectionStore:
         """The same tables over connections of its own: an engine closes them when it ends."""
-        if self._engine_store is None:
-            self._engine_store = PostgreSQLProjectionStore(self.store.url, schema=self.store.schema)
-        return self._engine_store
+        return PostgreSQLProjectionStore(self.store.url, schema=self.store.schema)

@@ -77,7 +77,8 @@ class StoreSnapshotStorage(Generic[S]):
         return self.store
 
     def engine_store(self) -> ProjectionStore:
-        """The store that an engine is given, so that what its projector captures is found here."""
+        """The store that an engine is given, so that what its projector captures is found here; one
+        of its own, where it closes it when it ends."""
         return self.store
 
     # --- snapshots

@@ -370,10 +370,7 @@ class SQLiteSnapshotStorage(StoreSnapshotStorage[SQLiteProjectionStore]):
         opener: Opener | None = None,
     ) -> None:
         super().__init__(store or SQLiteProjectionStore(path), blobs=blobs, opener=opener)
-        self._engine_store: SQLiteProjectionStore | None = None
 
     def engine_store(self) -> SQLiteProjectionStore:
         """The same file over a connection of its own: an engine closes it when it ends."""
-        if self._engine_store is None:
-            self._engine_store = SQLiteProjectionStore(self.store.path)
-        return self._engine_store
+        return SQLiteProjectionStore(self.store.path)

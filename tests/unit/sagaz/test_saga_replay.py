@@ -140,6 +140,20 @@ async def test_the_past_is_told_without_a_storage_from_the_default_log() -> None
     assert await SagaTimeTravel.get_state_at("nobody", "2100-01-01") is None
 
 
+async def test_questions_take_no_partition_from_those_who_serve_the_log() -> None:
+    ledger: list[str] = []
+    saga_id = await failed(None, ledger)
+    async with connect() as serving:  # the same log
+        before = set(serving.host.partitions)
+        replay = SagaReplay(saga_id, saga_factory=lambda name: HandBuilt(ledger))
+        assert len(await replay.list_available_checkpoints()) == 2
+        assert (await replay.from_checkpoint("charge", {"gateway": "b"}, dry_run=True)).success
+        assert len(await replay.get_replay_history()) == 1
+        assert await SagaTimeTravel(saga_id).get_context_at("2100-01-01", "order_id") == 7
+        assert set(serving.host.partitions) == before
+        assert await serving.log.members() == 1
+
+
 async def test_settings_and_a_snapshot_storage_go_together() -> None:
     storage, ledger = InMemorySnapshotStorage(), list[str]()
     config = SagaConfig(storage=InMemorySagaStorage(), replay_config=SNAPSHOTS)
