@@ -45,6 +45,7 @@ class Outcome(Struct, frozen=True):
     engine_back_s: dict[str, float]
     server_back_s: dict[str, float]
     memory_mb: dict[str, dict[str, float]]
+    faults_by_kind: dict[str, int]
 
 
 def table(happened: Sequence[Happened]) -> str:

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -156,6 +157,7 @@ class Run:
             engine_back_s=back(self.happened, servers=False),
             server_back_s=back(self.happened, servers=True),
             memory_mb={each.name: found for each in processes if (found := memory_of(each))},
+            faults_by_kind=dict(sorted(Counter(each.kind for each in self.happened).items())),
         )
 
 
@@ -180,10 +182,12 @@ def small_disk(directory: Path) -> Iterator[Path | None]:
 @contextlib.contextmanager
 def be_quiet() -> Iterator[None]:
     """What the product says about servers that we kill is not news."""
-    logger = logging.getLogger("sagaz_es")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    levels = {logging.getLogger(name): 0 for name in ("sagaz_es", "aiokafka")}
+    for logger in levels:
+        levels[logger] = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
