@@ -135,12 +135,12 @@ class Children:
         cell = home.cells.get(saga_id)
         if cell is not None:
             await self._host.begun(saga_id)
-            return cell.state
+            return cell.look()
         if not await self._host.exists(home, saga_id):
             return None
         cell = home.cells.get(saga_id)
         return (
-            cell.state if cell else await current_state(self._host.log, self._host.store, saga_id)
+            cell.look() if cell else await current_state(self._host.log, self._host.store, saga_id)
         )
 
     async def _begin(

@@ -185,6 +185,14 @@ class Cell:
         self.state, self._aside = state, None
         return state
 
+    def look(self) -> SagaState:
+        """The state, which stays aside if it was: for one look, not to go on from."""
+        aside = self._aside is not None
+        state = self.state
+        if aside:
+            self.put_aside()
+        return state
+
     @property
     def ended(self) -> bool:
         """As the state has it, without taking it up again."""

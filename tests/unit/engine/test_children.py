@@ -835,3 +835,38 @@ async def test_waiting_parents_change_hands_while_their_children_wait_too() -> N
                 result = await (await second.handle(saga_id)).result()
                 assert result.success and result.context["receipt"] == f"R-{n}"
     assert Counter(ledger.order) == dict.fromkeys(["reserve", "authorize", "capture", "ship"], 12)
+
+
+async def test_families_that_wait_are_put_aside_also_after_a_take_over() -> None:
+    class Slow(PaymentSaga):
+        @action("capture", depends_on=["authorize"], wait_for="captured")
+        async def capture(self, ctx: Any) -> Any:
+            return {**await self.do(ctx), "receipt": ctx.signal}
+
+    class Order(OrderSaga):
+        @child("payment", Slow, depends_on=["reserve"], result_keys=["receipt"])
+        async def payment(self, ctx: Any) -> Any:
+            return {"amount": ctx["total"]}
+
+    log = MemoryEventLog(2)
+    async with shop(Ledger(), log, Order) as first:
+        for n in range(10):
+            await first.start(Order, {"total": n}, saga_id=f"order-{n}")
+        await until(lambda: not first.host.runners)
+    async with shop(Ledger(), log, Order) as second:
+        await until(lambda: second.host.runners)
+        await until(lambda: not second.host.runners)
+        cells = [cell for home in second.host.partitions.values() for cell in home.cells.values()]
+        assert len(cells) == 20 and all("state" not in dir_of(cell) for cell in cells)
+
+
+def dir_of(cell: Any) -> list[str]:
+    """The slots of a cell that hold something."""
+    found = []
+    for name in type(cell).__slots__:
+        try:
+            object.__getattribute__(cell, name)
+        except AttributeError:
+            continue
+        found.append(name)
+    return found
