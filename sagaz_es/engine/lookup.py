@@ -30,6 +30,10 @@ STORE_DOWN = (StorageFailed, OSError)
 REST_S = 2.0
 """How long a store that did not answer is left alone: each call may wait out a deadline."""
 
+FEW = 50
+"""So many sagas are looked up one by one where the log has an index; more are asked of the store at
+once, and the tail behind its checkpoint is read."""
+
 TELL_S = 30.0
 _failed_at: WeakKeyDictionary[ProjectionStore, float] = WeakKeyDictionary()
 _told_at: WeakKeyDictionary[ProjectionStore, float] = WeakKeyDictionary()
@@ -112,7 +116,11 @@ async def current_states(
     aside: frozenset[str] | None = frozenset()
     if store is not None:
         aside = await asked(log, store, partition, lambda: store.parked_sagas(partition))
-    if is_indexed(log) or (aside is not None and not aside.isdisjoint(saga_ids)):
+    answer = None
+    one_by_one = aside is not None and not aside.isdisjoint(saga_ids)
+    if store is not None and not one_by_one and (not is_indexed(log) or len(saga_ids) > FEW):
+        answer = await asked(log, store, partition, lambda: _base(log, store, partition, saga_ids))
+    if one_by_one or (is_indexed(log) and (answer is None or not answer[1])):
         found: dict[str, SagaState] = {}
         for saga_id in saga_ids:
             try:
@@ -123,9 +131,6 @@ async def current_states(
                 if state is not None:
                     found[saga_id] = state
         return found
-    answer = None
-    if store is not None:
-        answer = await asked(log, store, partition, lambda: _base(log, store, partition, saga_ids))
     states, offset = answer or ({}, await _beginning(log, partition))
     wanted, damaged = frozenset(saga_ids), dict[str, int]()
     end = (await log.bounds(partition)).end

@@ -113,7 +113,7 @@ async def requests(log: EventLog) -> list[e.StartRequested]:
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> EventLog:
     if request.param == "memory":
         return MemoryEventLog(4)
-    return open_log(f"sqlite:///{tmp_path}/log.db?partitions=4")
+    return open_log(f"sqlite:///{tmp_path}/log.db")
 
 
 async def test_never_more_sagas_run_than_may_and_each_runs_once(
@@ -425,7 +425,7 @@ async def test_a_start_that_is_refused_when_its_turn_comes_fails_its_handle(worl
 async def test_a_waiting_start_does_not_keep_what_it_was_started_with(
     tmp_path: Path, world: World
 ) -> None:
-    url = f"sqlite:///{tmp_path}/log.db?partitions=2"
+    url = f"sqlite:///{tmp_path}/log.db"
     context, count = {"order": "a", "much": "x" * 8000}, 600
     async with connect(
         url, sagas=[Order], resources={"world": world}, config=bound(1, projector=False)

@@ -103,9 +103,7 @@ async def test_a_waiting_saga_takes_less_than_two_kilobytes(
     monkeypatch.setattr(recent, "MAX_BYTES", 100_000)  # soon full: it must not count
     context = {"order": "o-17", "lines": [{"sku": f"sku-{n}", "count": n} for n in range(60)]}
     config = EngineConfig(projector=False)
-    async with connect(
-        f"sqlite:///{tmp_path}/log.db?partitions=2", sagas=[Approval], config=config
-    ) as engine:
+    async with connect(f"sqlite:///{tmp_path}/log.db", sagas=[Approval], config=config) as engine:
 
         async def start(count: int) -> None:
             for _ in range(0, count, 50):

@@ -1,0 +1,54 @@
+"""The whole fold of many sagas: from the store and the tail, or one by one, it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagaz_es import Engine, Saga, action
+from sagaz_es.connect import open_log, open_store
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine import lookup
+from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.lookup import current_state, current_states
+from sagaz_es.engine.projector import Projector
+
+
+class Approval(Saga):
+    saga_name = "approval"
+
+    @action("act", wait_for="approved")
+    async def act(self, ctx: Any) -> dict[str, Any]:
+        return {"by": ctx.signal}
+
+
+@pytest.mark.parametrize("projected", ["nothing", "a part", "all"])
+async def test_what_is_asked_for_together_is_what_each_is_alone(
+    tmp_path: Path, projected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "FEW", 5)
+    log = open_log(f"sqlite:///{tmp_path}/log.db")
+    store = open_store(None, log)
+    assert store is not None
+    config = EngineConfig(projector=False, drain_seconds=1)
+    async with Engine(log, store, sagas=[Approval], config=config) as engine:
+        ids = [(await engine.start(Approval, {"n": n})).saga_id for n in range(20)]
+        if projected == "a part":
+            await Projector(log, store).catch_up()
+        for saga_id in ids[::2]:
+            await engine.signal(saga_id, "approved", "olga")
+            await (await engine.handle(saga_id)).result(30)
+        if projected == "all":
+            await Projector(log, store).catch_up()
+        alone: dict[str, SagaState] = {}
+        for saga_id in ids:
+            state = await current_state(log, store, saga_id)
+            assert state is not None
+            alone[saga_id] = state
+        for partition in range(log.partitions):
+            here = {key: alone[key] for key in ids if log.partition_of(key) == partition}
+            asked = [*here, *(f"nobody-{n}" for n in range(6))]
+            assert await current_states(log, store, partition, asked) == here
+            assert await current_states(log, None, partition, asked) == here
