@@ -31,6 +31,7 @@ from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.serving import Serving
+from sagaz_es.engine.sharing import shared
 from sagaz_es.engine.tail import Tail
 from sagaz_es.engine.turns import Turns
 from sagaz_es.engine.typed import check_texts
@@ -412,7 +413,7 @@ class Host:
         """Until the saga stands in the log, whoever has put it there."""
         assert runner.ready is not None
         try:
-            await asyncio.shield(runner.ready)
+            await shared(runner.ready)
         except LostOwnership:
             if not runner.cell.lost:
                 raise
@@ -681,7 +682,7 @@ class Host:
         """The saga's result, whoever brings it to its end."""
         if future is not None:
             try:
-                return await asyncio.shield(future)
+                return await shared(future)
             except LostOwnership:
                 pass  # handed over, or taken over: the log will tell
         return await self.follow(saga_id)

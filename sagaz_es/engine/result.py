@@ -131,5 +131,7 @@ class SagaHandle:
     async def result(self, timeout: float | None = None) -> SagaResult:  # noqa: ASYNC109 - the public name
         """Wait for the end. Raises TimeoutError after `timeout` seconds (the saga goes on),
         EngineClosed if this engine stops first."""
+        if timeout is None:
+            return await self._outcome()
         async with asyncio.timeout(timeout):
             return await self._outcome()
