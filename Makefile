@@ -38,8 +38,8 @@ static: $(VENV)/dev.stamp
 	@$(LINT_IMPORTS)
 
 .PHONY: bench
-bench: services ## measure, on real servers
-	@$(PY) -m benchmarks
+bench: services ## measure, on real servers; ONLY="sagas memory" some of it, QUICK=1 a tenth of it
+	@$(PY) -m benchmarks $(ONLY) $(if $(QUICK),--quick)
 
 .PHONY: sim
 sim: $(VENV)/dev.stamp ## SEEDS=n simulated schedules with faults; SEED=n one of them, with its trace
