@@ -74,6 +74,8 @@ def result_of(
     """The result of a saga that has ended. `undone`: what compensations returned, as JSON."""
     graph = state.step_graph
     certain, maybe = standing_steps(state)
+    # A step that only computes leaves nothing in doubt. (Recorded sagas have no graph.)
+    maybe = [name for name in maybe if name not in graph.by_name or graph.by_name[name].effects]
     pivots = completed_pivots(state, graph)
     if state.status == "completed":
         error = None

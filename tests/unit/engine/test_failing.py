@@ -425,6 +425,11 @@ def test_a_step_that_a_person_says_did_not_happen_is_not_undone() -> None:
     ).then(status="rolled_back", compensated=["hold"], unknown=[])
 
 
+def test_a_step_that_only_computes_leaves_nothing_in_doubt() -> None:
+    saga = Saga("sums").add_step("sum", lambda ctx: None, effects=False, max_retries=0)
+    given(saga).dies("sum").fails("sum").then(status="rolled_back", failed="sum", unknown=[])
+
+
 def test_a_replay_does_not_take_an_effect_that_may_stand_for_none() -> None:
     failing = given(payment(on_unknown=False)).times_out("pay", attempts=1).fails("pay", attempts=2)
     failing.when(replay("pay")).then(status="rolled_back", refused=PlanBlocked)
