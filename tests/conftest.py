@@ -6,6 +6,7 @@ is a failure of the test, never a skip.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -21,6 +22,13 @@ from tests.servers import KafkaServer, PostgreSQLServer, describe
 pytest.register_assert_rewrite("sagaz_es.testing.contracts")
 
 SERVERS = {"kafka_server", "postgresql_server"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    # What asyncio still has to tell of lost tasks it tells when they are collected: now. In the
+    # middle of a late import a traceback is an error of CPython 3.11, and the end of the run.
+    gc.collect()
 
 
 def pytest_report_header() -> str:
