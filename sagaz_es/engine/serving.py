@@ -78,9 +78,11 @@ class Serving:
             partition.cells[saga_id] = cell
         self._host.partitions[index] = partition
         partition.start()
-        for cell in list(partition.cells.values()):
+        # Not what is heard from here on: a late copy of a start looks like a new saga.
+        cells = deque(partition.cells.values())
+        for cell in cells:
             self._host.admission.expect(cell.state.saga_id)  # before any start that waits
-        self._host.spawn(self._take_all_over(partition), f"take-over of partition {index}")
+        self._host.spawn(self._take_all_over(partition, cells), f"take-over of partition {index}")
         for event, offset in found.branched:
             self.on_branched(partition, event, offset)
         for record in found.requests:
@@ -94,9 +96,8 @@ class Serving:
                 partition.held[waiting.request_id] = waiting.offset
                 self._host.admission.line_up(waiting)
 
-    async def _take_all_over(self, partition: Partition) -> None:
+    async def _take_all_over(self, partition: Partition, cells: deque[Cell]) -> None:
         """Some at a time: of very many that wait for something, only those cost a task."""
-        cells = deque(partition.cells.values())
 
         async def some() -> None:
             while cells:

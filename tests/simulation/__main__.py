@@ -32,8 +32,19 @@ def main() -> int:
     mutant = commands.add_parser("mutant", help="plant one bug, and find it")
     mutant.add_argument("name")
     mutant.add_argument("--seeds", type=int, default=3000)
+    points = commands.add_parser("points", help="every place where a process may die; crash there")
+    points.add_argument("--seeds", type=int, default=300)
+    points.add_argument("--pairs", type=int, default=300)
+    points.add_argument("--list", action="store_true", help="only name them")
     options = parser.parse_args()
-    command = {"run": many, "seed": one, "seeds": some, "mutants": bugs, "mutant": bug}
+    command = {
+        "run": many,
+        "seed": one,
+        "seeds": some,
+        "mutants": bugs,
+        "mutant": bug,
+        "points": crashes,
+    }
     return int(command[options.command](options))
 
 
@@ -65,6 +76,29 @@ def some(options: argparse.Namespace) -> bool:
         print(outcome.seed, outcome.digest)
         tell(outcome)
     return any(outcome.violations for outcome in outcomes)
+
+
+def crashes(options: argparse.Namespace) -> bool:
+    from tests.simulation.crashes import places, sweep
+
+    if options.list:
+        print(*places(), sep="\n")
+        return False
+    found = sweep(options.seeds, options.pairs)
+    reached = {point.rpartition(", ")[0] for point in found.died_at}
+    missing = [place for place in places() if place not in reached]
+    for point in found.died_at:
+        print(f"{len(found.reached[point])} crashes  {point}")
+    for place in missing:
+        print(f"never came to  {place}")
+    for outcome in found.broken:
+        print(f"seed {outcome.seed}: {outcome.violations[0]}"[:300])
+    print(
+        f"{len(places())} places call a port, {len(places()) - len(missing)} were died at; "
+        f"{len(found.died_at)} points with the steps' own, {found.crashes} crashes, {found.pairs} "
+        f"pairs; {len(found.broken)} violations"
+    )
+    return bool(found.broken)
 
 
 def bug(options: argparse.Namespace) -> bool:
