@@ -45,6 +45,10 @@ bench: services ## measure, on real servers; ONLY="sagas memory" some of it, QUI
 sim: $(VENV)/dev.stamp ## SEEDS=n simulated schedules with faults; SEED=n one of them, with its trace
 	@$(PY) -m tests.simulation $(if $(SEED),seed $(SEED),run --seeds $(or $(SEEDS),2000))
 
+.PHONY: mutants
+mutants: $(VENV)/dev.stamp ## plant every known bug, and find it by simulation
+	@$(PY) -m tests.simulation mutants --seeds $(or $(SEEDS),3000)
+
 .PHONY: chaos
 chaos: services ## MINUTES=n of killing real servers and processes under load; SEED=s, SAVE=directory
 	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE))

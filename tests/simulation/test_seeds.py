@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 
-SCHEDULES = 1000
+import pytest
+
+SCHEDULES = int(os.environ.get("SAGAZ_ES_SCHEDULES", "1000"))
 
 
 def simulate(*words: str, **environment: str) -> str:
@@ -24,10 +26,17 @@ def simulate(*words: str, **environment: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.timeout(900)
 def test_no_law_is_broken() -> None:
     told = simulate("run", "--seeds", str(SCHEDULES))
     assert told.splitlines()[-1].startswith(f"{SCHEDULES} schedules"), told
     assert told.splitlines()[-1].endswith(" 0 violations"), told
+
+
+@pytest.mark.timeout(900)
+def test_crashes_at_every_place_that_is_come_to_leave_no_law_broken() -> None:
+    told = simulate("points", "--seeds", "40", "--pairs", "40").splitlines()[-1]
+    assert told.endswith("; 0 violations"), told
 
 
 def test_the_same_seed_twice_gives_the_same_trace_in_every_process() -> None:
@@ -41,3 +50,21 @@ def test_the_same_seed_twice_gives_the_same_trace_in_one_process() -> None:
         simulate("seeds", *["5", *map(str, range(10))]),
     )
     assert once.splitlines() == again.splitlines()[1:]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "bug",
+    [
+        "an event that comes again is accepted again",
+        "a step runs before its start is confirmed",
+        "the mark passes sagas that are not finished",
+        "steps are undone forwards",
+        "the checkpoint is committed before the data",
+        "the state at a time is that before its first event",
+    ],
+)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    """The short form of `python -m tests.simulation mutants`."""
+    told = simulate("mutants", "--only", bug, "--seeds", "300")
+    assert told.splitlines()[-1] == "planted bugs found: 1 of 1"
