@@ -62,7 +62,7 @@ def main() -> None:
         wanted.save.mkdir(parents=True, exist_ok=True)
         text = msgspec.json.format(msgspec.json.encode(outcome))
         (wanted.save / "chaos.json").write_bytes(text + b"\n")
-        about = f"# Chaos\n\n{machine()}\n\n{rows}\n\n{last_line(outcome)}\n"
+        about = f"# Chaos\n\n{machine()}\n\n{rows}\n\n{last_line(outcome)}\n\nMemory: chaos.svg\n"
         (wanted.save / "chaos.md").write_text(about)
         (wanted.save / "chaos.svg").write_text(picture)
     print(last_line(outcome))
