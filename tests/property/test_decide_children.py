@@ -13,6 +13,7 @@ from sagaz_es.core.decide import (
     Rules,
     decide,
     go_back,
+    locked_by_pivots,
     take_back,
 )
 from sagaz_es.core.fold import fold_all
@@ -132,8 +133,10 @@ def stale_first(state: SagaState, name: str) -> bool:
 @given(STATES)
 def test_whoever_goes_back_takes_running_children_along(state: SagaState) -> None:
     undone = names(go_back(state, GRAPH).steps)
+    # A pivot that completes before what it depends on is in no log of an engine's.
+    locked = locked_by_pivots(state, GRAPH)
     for name, step in state.steps.items():
-        if step.status == "waiting" and step.child_start:
+        if step.status == "waiting" and step.child_start and name not in locked:
             assert name in undone
     assert undone == GRAPH.undo_order(undone)
 
