@@ -409,6 +409,8 @@ class Simulation:
             self.counts["refused"] += 1
             if isinstance(error, EngineClosed | LostOwnership) and not node.engine.host.closing:
                 self.stuck.append(f"its engine is open, and {words} raised {error!r}")
+        except Exception as error:
+            self.stuck.append(f"{words} raised {error!r}")
         else:
             self.trace(f"{words}: done")
 

@@ -167,8 +167,8 @@ MUTANTS = (
     Mutant(
         "a plan takes the effects from the saga that was named",
         "sagaz_es.core.plan",
-        "standing(head)",
-        "standing(named)",
+        "effects, renewed = _effects_now(head,",
+        "effects, renewed = _effects_now(named,",
     ),
     Mutant(
         "a compensation is not given its step's result",
