@@ -13,6 +13,7 @@ pins.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -347,7 +348,17 @@ async def _decide(
     """Get the replay decided by the writer of the head, and the branch begun."""
     partition = host.partition_for(plan.head_saga_id)
     if partition is not None and host.serves(plan.saga_name):
-        return await _branch(host, partition, plan, replay_id, actor, reason, "")
+        # Whoever asked may go away in the middle: what is decided then still begins.
+        deciding = asyncio.ensure_future(
+            _branch(host, partition, plan, replay_id, actor, reason, "")
+        )
+        try:
+            return await asyncio.shield(deciding)
+        except HandingOver as error:
+            raise ReplayError(
+                f"its partition was handed over while the replay of {plan.saga_id!r} was being "
+                "decided; see whether it has a branch, and plan it again if not"
+            ) from error
     request = e.ReplayRequested(
         str(uuid.uuid4()),
         plan.head_saga_id,

@@ -289,6 +289,7 @@ def _ends(saga: Saga) -> Iterator[str]:
             yield "forward_recovery"
         elif isinstance(fact, e.StepOutcomeUnknown):
             yield "executing"
+            yield "compensating"  # a saga may go back with a step whose outcome nobody knows
 
 
 _STEPS = {
