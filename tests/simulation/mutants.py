@@ -60,15 +60,6 @@ MUTANTS = (
         "if base >= self.position:",
     ),
     Mutant(
-        "an append of a saga that was lost meanwhile is confirmed",
-        "sagaz_es.engine.partition",
-        "            if cell is not None and cell.lost:\n"
-        "                _fail(item, LostOwnership(cell.state.saga_id))\n"
-        "                base += len(item.entries)\n"
-        "                continue\n",
-        "",
-    ),
-    Mutant(
         "after an unknown outcome the events get new numbers",
         "sagaz_es.engine.partition",
         '                logger.warning("%s; appending the identical events again", error)\n',
@@ -114,12 +105,6 @@ MUTANTS = (
         "sagaz_es.engine.runner",
         "epoch = state.epoch + 1 if type(fact) is e.SagaClaimed else state.epoch",
         "epoch = state.epoch",
-    ),
-    Mutant(
-        "a compensation whose start is on its way is withdrawn by a cancel",
-        "sagaz_es.engine.runner",
-        "if attempt.ask or attempt.undo:",
-        "if attempt.ask:",
     ),
     Mutant(
         "what is lost goes on running",
