@@ -17,7 +17,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.lookup import STORE_DOWN, current_state
+from sagaz_es.engine.lookup import STORE_DOWN, current_state, find_branch
 from sagaz_es.engine.projection import verify_store
 from sagaz_es.engine.projector import Projector
 from sagaz_es.engine.replayer import ReplayNotFound
@@ -86,10 +86,8 @@ class Reading:
 
     async def branch(self, replay_id: str) -> SagaState:
         """The branch of a replay, by the replay's id or by its own. Raises ReplayNotFound."""
-        entry = await (await self.up_to_date_store()).replay(replay_id)
-        saga_id = entry.new_saga_id if entry is not None else replay_id
-        state = await current_state(self.log, self.store, saga_id)
-        if state is None or not state.replay_id:
+        state = await find_branch(self.log, await self.up_to_date_store(), replay_id)
+        if state is None:
             raise ReplayNotFound(replay_id)
         return state
 

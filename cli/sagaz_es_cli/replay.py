@@ -280,7 +280,7 @@ def undo(
             branch = await opened.branch(replay_id)
 
         async def undo_in(engine: Engine) -> ReplayResult:
-            # By the branch's id, which is in the log: only a store knows the replay's.
+            # By the branch's id, which is found at once: this process may have no store.
             return await engine.undo_replay(branch.saga_id, actor=actor or user(), reason=reason)
 
         return await by_whoever_serves(

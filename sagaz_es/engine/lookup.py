@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from sagaz_es.core.events import Event, RequestRefused, StartRequested
+from sagaz_es.core.events import Event, ReplayBranched, RequestRefused, StartRequested
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.errors import SagaSetAside, StorageFailed
@@ -209,3 +209,49 @@ async def head_of_family(
     while head is not None and head.branch:
         head = await current_state(log, store, head.branch)
     return head
+
+
+async def find_branch(
+    log: EventLog, store: ProjectionStore | None, replay_id: str
+) -> SagaState | None:
+    """The branch of a replay, by the replay's id or by its own; None: no branch has begun.
+
+    A store follows the log: an id that was just given out is looked for behind its checkpoints.
+    """
+    entry = None
+    if store is not None:
+        place = log.partition_of(replay_id)
+        entry = await asked(log, store, place, lambda: store.replay(replay_id))
+    saga_id = entry.new_saga_id if entry is not None else None
+    branch = await current_state(log, store, saga_id or replay_id)
+    if branch is not None and branch.replay_id:
+        return branch
+    for partition in range(log.partitions):
+        for saga_id in await _branches_behind(log, store, partition, replay_id):
+            branch = await current_state(log, store, saga_id)
+            if branch is not None and branch.replay_id == replay_id:
+                return branch
+    return None
+
+
+async def _branches_behind(
+    log: EventLog, store: ProjectionStore | None, partition: int, replay_id: str
+) -> set[str]:
+    """Ids that the part of a partition that a store does not have yet gives the replay's branch."""
+    answer = None
+    if store is not None:
+        answer = await asked(log, store, partition, lambda: _base(log, store, partition, ()))
+    bounds, found = await log.bounds(partition), set[str]()
+    offset = max(answer[1] if answer is not None else 0, bounds.start)
+    while offset < bounds.end:
+        chunk = await log.read(partition, offset, limit=5000, wait_s=0.1)
+        for record in chunk.records:
+            entry = record.entry
+            if not isinstance(entry, Event):
+                continue
+            if isinstance(entry.fact, ReplayBranched) and entry.fact.replay_id == replay_id:
+                found.add(entry.fact.branch_saga_id)
+            elif entry.replay_id == replay_id:
+                found.add(entry.saga_id)
+        offset = chunk.next_offset
+    return found

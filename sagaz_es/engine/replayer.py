@@ -37,7 +37,7 @@ from sagaz_es.engine.children import children_now
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.inputs import context_texts
-from sagaz_es.engine.lookup import current_state, head_of_family
+from sagaz_es.engine.lookup import current_state, find_branch, head_of_family
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
@@ -521,13 +521,8 @@ async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> Replay
 
 
 async def _find_branch(host: Host, replay_id: str) -> SagaState:
-    saga_id = replay_id
-    if host.store is not None:
-        entry = await host.store.replay(replay_id)
-        if entry is not None and entry.new_saga_id:
-            saga_id = entry.new_saga_id
-    state = await current_state(host.log, host.store, saga_id)
-    if state is None or not state.replay_id:
+    state = await find_branch(host.log, host.store, replay_id)
+    if state is None:
         raise ReplayNotFound(replay_id)
     return state
 

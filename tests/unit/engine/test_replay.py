@@ -11,6 +11,7 @@ from sagaz_es import Engine, Saga, SagaStatus, Verdict, action, compensate
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.engine.projector import Projector
+from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.errors import (
     AppendRefused,
     PlanBlocked,
@@ -448,3 +449,28 @@ async def test_the_point_is_the_first_step_that_runs_again_whatever_was_captured
         result = await engine.replay(await engine.plan_replay("o-1", "charge"))
         assert result.success
     assert ledger.order == ["undo ship", "undo charge", "charge", "ship"]
+
+
+@pytest.mark.parametrize("store", [None, MemoryProjectionStore()], ids=["no store", "a store"])
+async def test_a_replay_is_undone_by_the_id_that_was_just_given_out(
+    store: MemoryProjectionStore | None,
+) -> None:
+    """No store has to have seen it: nothing is projected here."""
+    log, ledger = MemoryEventLog(4), Ledger()
+    resources = {"ledger": ledger}
+    async with Engine(log, store, sagas=[OrderSaga], resources=resources) as engine:
+        for saga_id in ("x", "y"):
+            await engine.run(OrderSaga, saga_id=saga_id)
+        replays = [
+            await engine.replay(await engine.plan_replay(saga_id, "charge"))
+            for saga_id in ("x", "y")
+        ]
+        for replay in replays:
+            undone = await engine.undo_replay(replay.replay_id)
+            assert (undone.success, undone.new_saga_id) == (True, replay.new_saga_id)
+            assert await engine.status(replay.new_saga_id) is SagaStatus.ROLLED_BACK
+    async with Engine(log, store, sagas=[OrderSaga], resources=resources) as other:
+        again = await other.undo_replay(replays[0].replay_id)
+        assert again.new_saga_id == replays[0].new_saga_id
+        with pytest.raises(ReplayNotFound, match="there is no replay 'nobody'"):
+            await other.undo_replay("nobody")
