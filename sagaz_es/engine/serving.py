@@ -260,33 +260,31 @@ class Serving:
 
     async def _adopt(self, partition: Partition, saga_id: str) -> SagaState | None:
         """Watch a saga of our partition that another engine runs, to take it over if that dies;
-        the saga as it is."""
-        begin = partition.held[f"lost {saga_id}"]
-        try:
-            while not partition.closed:
-                try:
-                    state = await current_state(self._host.log, self._host.store, saga_id)
-                except (SagaError, OSError) as error:
-                    logger.warning("saga %s: %s; looking again", saga_id, error)
-                    await asyncio.sleep(0.5)
-                    continue
-                known = partition.seen.get(saga_id)
-                if state is None or saga_id in partition.cells:
-                    return state
+        the saga as it is. Who hands the partition over before that leaves it to the next owner:
+        until the saga is known here, or has ended, it holds the mark."""
+        while not partition.closed:
+            try:
+                state = await current_state(self._host.log, self._host.store, saga_id)
+            except (SagaError, OSError) as error:
+                logger.warning("saga %s: %s; looking again", saga_id, error)
+                await asyncio.sleep(0.5)
+                continue
+            known = partition.seen.get(saga_id)
+            if state is not None and saga_id not in partition.cells:
                 if known is not None and state.sequence < known.sequence:
                     continue  # more of it was heard meanwhile
                 if state.ended or state.recorded or not self.serves(state.saga_name):
                     accepted = partition.seen[saga_id] = Accepted.of(state)
                     accepted.end_offset = partition.position
-                    return state
-                cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
-                cell.quiet_since = asyncio.get_running_loop().time()
-                partition.cells[saga_id] = cell
-                partition.seen.pop(saga_id, None)
-                return state
-            return None
-        finally:
-            partition.held.pop(f"lost {saga_id}", None)
+                else:
+                    begin = partition.held[f"lost {saga_id}"]
+                    cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
+                    cell.quiet_since = asyncio.get_running_loop().time()
+                    partition.cells[saga_id] = cell
+                    partition.seen.pop(saga_id, None)
+            del partition.held[f"lost {saga_id}"]
+            return state
+        return None
 
     def on_foreign(self, partition: Partition, cell: Cell) -> None:
         """Somebody else started a saga in our partition: housekeeping takes it over if it is

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from sagaz_es import Engine, Saga, SagaStatus, action
 from sagaz_es.core import events as e
@@ -211,3 +212,51 @@ async def test_a_replay_that_is_decided_begins_though_the_log_fails_behind_it() 
         result = await engine.replay(await engine.plan_replay("s", "ship"))
         assert result.success
     assert ledger.standing == ["reserve", "charge", "ship"]
+
+
+# --- a saga that is lost while its partition is handed over ---------------------------------------
+
+
+class _Unread(FaultyLog):
+    """A log that cannot be asked for the saga "s" while `down`."""
+
+    down = False
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> Any:
+        if self.down and saga_id == "s":
+            raise Unreachable("the log", self.name)
+        return await super().read_saga(saga_id, from_offset)
+
+
+async def test_a_saga_that_nobody_could_look_at_before_a_hand_over_is_the_next_owners() -> None:
+    log, ledger = _Unread(), Ledger()
+    gate, release = ledger.gate("reserve"), Gate()
+    config = structs.replace(QUIET, drain_seconds=0.01)
+    one = engine_on(log, Patient(), OrderSaga(), ledger=ledger, config=config)
+    await one.open()
+    await one.start(Patient, saga_id="s")
+    last = (await log.read_saga("s"))[-1].entry
+    assert isinstance(last, e.Event)
+    # Another engine claims it, and dies; this one cannot see what became of it.
+    log.down = True
+    claim = e.Event("s", "patient", b"other", 1, last.sequence + 1, 1, e.SagaClaimed("take-over"))
+    await log.append(0, [claim])
+    await until(lambda: _named("sagaz-es adopt s"))
+    (adopting,) = _named("sagaz-es adopt s")
+    await one.start(OrderSaga, saga_id="busy")
+    await gate.entered()
+    log.outcomes.append(release)  # what is at work is cut off, and its release takes a while
+    closing = asyncio.create_task(one.close())
+    await release.entered()
+    await asyncio.wait([adopting], timeout=10)
+    release.open()
+    await closing
+    log.down = False
+    async with engine_on(log, Patient(), ledger=Ledger()) as other:
+        assert (await story(log, "s"))[-1] == "SagaClaimed"
+        await asyncio.wait_for(other.signal("s", "go"), 10)
+        assert (await asyncio.wait_for((await other.handle("s")).result(), 10)).success
+
+
+def _named(name: str) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == name]
