@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from msgspec import Struct, structs
@@ -265,6 +266,37 @@ class _RecoveryMark:
     recovery: Recovery
 
 
+_Mark = StepDefinition | _CompensationMark | _RecoveryMark
+
+
+def _refuse_bare(decorator: str, name: Any, more: str = "") -> None:
+    if callable(name):
+        called = getattr(name, "__name__", "charge")
+        raise DefinitionError(
+            f"@{decorator} takes the name of a step: write "
+            f'@{decorator}("charge"{more}) above {called}'
+        )
+
+
+def _marked(function: F, mark: _Mark) -> F:
+    known = getattr(function, _MARK, None)
+    if known is not None:
+        raise DefinitionError(
+            f"{getattr(function, '__name__', function)} is {_spelled(mark)} and {_spelled(known)}: "
+            "a method is one of them; write two methods"
+        )
+    setattr(function, _MARK, mark)
+    return function
+
+
+def _spelled(mark: _Mark) -> str:
+    """The decorator that made it."""
+    if isinstance(mark, StepDefinition):
+        return f"@{'child' if mark.child else 'action'}({mark.name!r})"
+    kind = "compensate" if isinstance(mark, _CompensationMark) else "forward_recovery"
+    return f"@{kind}({mark.step!r})"
+
+
 def _seconds(name: str, what: str, value: float, *, zero: bool = False) -> float:
     if value < 0 or (value == 0 and not zero):
         raise ConfigurationError(f"step {name!r}: {what} must be above 0, not {value!r}")
@@ -391,17 +423,17 @@ def action(
     `event_type` are accepted for sagaz and unused.
     """
     options = dict(locals())
+    _refuse_bare("action", name)
 
     def mark(function: F) -> F:
-        setattr(function, _MARK, _step(name, function, options))
-        return function
+        return _marked(function, _step(name, function, options))
 
     return mark
 
 
 def child(
     name: str,
-    saga: type[Saga] | Saga | str,
+    saga: type[Saga] | Saga | str = "",
     depends_on: Iterable[str] | None = None,
     *,
     result_keys: Iterable[str] | None = None,
@@ -432,10 +464,10 @@ def child(
     """
     options: dict[str, Any] = {**locals(), "child": saga}
     options.update(at_most_once=False, effects=True, idempotency_key=None)
+    _refuse_bare("child", name, ", PaymentSaga")
 
     def mark(function: F) -> F:
-        setattr(function, _MARK, _step(name, function, options))
-        return function
+        return _marked(function, _step(name, function, options))
 
     return mark
 
@@ -460,6 +492,7 @@ def compensate(
     `compensation_type=MANUAL`: it is not called by itself; the saga ends `failed` with a stuck
     compensation, and a person retries it (then it is called) or skips it, see `Engine`.
     """
+    _refuse_bare("compensate", for_step)
 
     def mark(function: F) -> F:
         undo = _compensation(
@@ -473,8 +506,7 @@ def compensate(
             cap=max_retry_delay_seconds,
             kind=compensation_type,
         )
-        setattr(function, _MARK, _CompensationMark(for_step, undo, on_compensate))
-        return function
+        return _marked(function, _CompensationMark(for_step, undo, on_compensate))
 
     return mark
 
@@ -487,12 +519,12 @@ def forward_recovery(
     Its decision is recorded. If it raises, hangs, or has decided `max_retries` times already, the
     saga waits for a person (`Engine.decide_recovery`).
     """
+    _refuse_bare("forward_recovery", for_step)
 
     def mark(function: F) -> F:
         seconds = _seconds(for_step, "timeout_seconds of its recovery", timeout_seconds)
         recovery = Recovery(function, max_retries, seconds)
-        setattr(function, _MARK, _RecoveryMark(for_step, recovery))
-        return function
+        return _marked(function, _RecoveryMark(for_step, recovery))
 
     return mark
 
@@ -881,26 +913,38 @@ def _first(*values: float | None) -> float:
 def _bind(step: StepDefinition, saga: Saga) -> StepDefinition:
     undo = step.compensation
     if undo is not None:
-        undo = replace(undo, function=undo.function.__get__(saga))
+        undo = replace(undo, function=_method(undo.function, saga))
     recovery = step.recovery
     if recovery is not None:
-        recovery = replace(recovery, function=recovery.function.__get__(saga))
-    return replace(step, function=step.function.__get__(saga), compensation=undo, recovery=recovery)
+        recovery = replace(recovery, function=_method(recovery.function, saga))
+    bound = _method(step.function, saga)
+    return replace(step, function=bound, compensation=undo, recovery=recovery)
+
+
+def _method(function: Any, saga: Saga) -> Callable[..., Any]:
+    """Bound to the object, also where a wrapper is an object that can be called."""
+    if hasattr(function, "__get__"):
+        bound: Callable[..., Any] = function.__get__(saga)
+        return bound
+    return partial(function, saga)
 
 
 def _collect(cls: type) -> tuple[StepDefinition, ...]:
-    """Marked methods in written order, base classes first; an override replaces its base's step."""
+    """Marked methods in written order, base classes first; an override replaces its base's step,
+    and None drops it."""
     methods: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for attribute, value in vars(base).items():
             if hasattr(value, _MARK):
                 methods[attribute] = value
-            else:
-                methods.pop(attribute, None)
+            elif attribute in methods:
+                inherited = methods.pop(attribute)
+                if value is not None:  # else a step would be gone, or not undone, without a word
+                    raise DefinitionError(_undecorated(cls, base, attribute, inherited))
     steps: dict[str, StepDefinition] = {}
     marks: list[_CompensationMark | _RecoveryMark] = []
     for value in methods.values():
-        mark = getattr(value, _MARK)
+        mark = _running(value)
         if not isinstance(mark, StepDefinition):
             marks.append(mark)
         elif mark.name in steps:
@@ -928,6 +972,31 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
         if twice:
             raise DefinitionError(f"{cls.__name__}: step {mark.step!r} has two {what}s")
     return tuple(steps.values())
+
+
+def _running(value: Any) -> _Mark:
+    """The mark of a class attribute. A decorator above ours copies the mark to its wrapper
+    (functools.wraps), and the wrapper is what has to run."""
+    mark: _Mark = getattr(value, _MARK)
+    if isinstance(mark, StepDefinition):
+        return mark if mark.function is value else replace(mark, function=value)
+    if isinstance(mark, _CompensationMark):
+        return replace(mark, compensation=replace(mark.compensation, function=value))
+    return replace(mark, recovery=replace(mark.recovery, function=value))
+
+
+def _undecorated(cls: type, base: type, attribute: str, inherited: Any) -> str:
+    mark: _Mark = getattr(inherited, _MARK)
+    if isinstance(mark, StepDefinition):
+        what = f"step {mark.name!r}"
+    else:
+        kind = "compensation" if isinstance(mark, _CompensationMark) else "recovery handler"
+        what = f"{kind} of step {mark.step!r}"
+    whose = "" if base is cls else f"{base.__name__}."
+    return (
+        f"{cls.__name__}: {whose}{attribute} overrides the {what} without its decorator: "
+        f"repeat {_spelled(mark)[:-1]}, …) above it, or write {attribute} = None to drop it"
+    )
 
 
 def _own_undoing(where: str, step: StepDefinition) -> str:
