@@ -180,9 +180,9 @@ class Attempts:
                 raise  # this process stops: the saga stays unfinished, and is taken over
             # Otherwise something inside the step was cancelled, not the step.
             return self._failed(attempt, step, context, error, True)
-        except (KeyboardInterrupt, SystemExit):
-            raise  # whoever raises these wants the process to end, not the step to fail
         except BaseException as error:
+            # SystemExit and KeyboardInterrupt, too: outside of here they would end the process,
+            # and every other one that takes the saga over.
             self._was_stopped(attempt.step)
             # What has returned has had its effect, even if what it left cannot be recorded.
             return self._failed(attempt, step, context, error, returned)
@@ -256,7 +256,7 @@ class Attempts:
         unknown: bool,
     ) -> e.Fact:
         if not attempt.undo:
-            self._errors[attempt.step] = error
+            self._keep(attempt.step, error)
         plan = step.compensation if attempt.undo else step
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
@@ -273,7 +273,7 @@ class Attempts:
                 error,
                 UnstorableValue | MemoryFootprintError | ContextMismatch | DefinitionError,
             )
-            may_retry &= isinstance(error, step.retry_on) and not isinstance(error, step.no_retry)
+            may_retry &= _is_one(error, step.retry_on) and not _is_one(error, step.no_retry)
             may_retry &= not (hopeless or step.at_most_once)
         fact = failed_attempt(
             self._state,
@@ -291,6 +291,13 @@ class Attempts:
             self._later(attempt, "on_step_failure", "on_failure", context, error)
             self._later(attempt, "", "on_exit", context)
         return fact
+
+    def _keep(self, step: str, error: BaseException) -> None:
+        """For whoever waits for the saga and may raise it; what ends a process is told in words."""
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            self._errors.pop(step, None)
+        else:
+            self._errors[step] = error
 
     async def _context(self, step: StepDefinition, attempt: Attempt) -> StepContext:
         state = self._state
@@ -470,7 +477,7 @@ class Attempts:
                 self._check_left(attempt.step, context, changed)
         except asyncio.CancelledError:
             raise
-        except Exception as error:
+        except BaseException as error:
             reason = f"its handler failed with {type(error).__name__}: {_message(error)}"
             return e.RecoveryDecided(attempt.step, manual, reason=reason)
         if changed and self._blobs is not None:
@@ -500,8 +507,8 @@ class Attempts:
             return await self._completed(attempt, context, None if answer is True else answer)
         except asyncio.CancelledError:
             raise
-        except Exception as error:
-            self._errors[attempt.step] = error
+        except BaseException as error:
+            self._keep(attempt.step, error)
             return None  # it could not find out: a person has to
 
     # --- telling ---
@@ -601,10 +608,17 @@ def _in_thread(function: Any, args: tuple[Any, ...]) -> Any:
         raise RuntimeError("the step raised StopIteration") from error
 
 
+def _is_one(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Whether it is of the kinds. `sys.exit()` in a step counts as an Exception."""
+    if isinstance(error, SystemExit | KeyboardInterrupt) and Exception in kinds:
+        return True
+    return isinstance(error, kinds)
+
+
 def _message(error: BaseException) -> str:
     try:
         text = str(error) or type(error).__name__
-    except Exception:
+    except BaseException:
         text = type(error).__name__
     return text.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR_CHARS]
 

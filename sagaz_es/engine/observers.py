@@ -63,5 +63,5 @@ async def _tell(function: Any, *args: Any) -> None:
         answer = function(*args)
         if inspect.isawaitable(answer):
             await answer
-    except Exception:
+    except (Exception, SystemExit, KeyboardInterrupt):  # sys.exit() ends nothing here
         logger.exception("a hook or listener failed; the saga goes on")

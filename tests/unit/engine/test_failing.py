@@ -356,21 +356,83 @@ async def test_an_effect_of_a_step_that_says_it_failed_is_not_undone() -> None:
     assert ledger.standing == ["charge"], "an error says that nothing happened; a time-out does not"
 
 
-async def test_a_keyboard_interrupt_leaves_the_saga_to_the_next_engine() -> None:
+ENDINGS = [SystemExit(3), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("threads", [False, True], ids=["coroutine", "thread"])
+async def test_a_step_that_would_end_the_process_only_fails(
+    ending: BaseException, threads: bool
+) -> None:
+    calls: list[str] = []
+    log = MemoryEventLog(1)
+
+    def act(ctx: Any) -> None:
+        calls.append(ctx.step)
+        if ctx.step == "charge":
+            raise ending
+
+    def undo(ctx: Any) -> None:
+        calls.append(f"undo {ctx.step}")
+        if ctx.attempt == 1:
+            raise ending
+
+    async def act_here(ctx: Any) -> None:
+        act(ctx)
+
+    async def undo_here(ctx: Any) -> None:
+        undo(ctx)
+
+    saga = Saga("exits")
+    for step in ("reserve", "charge"):
+        do, back = (act, undo) if threads else (act_here, undo_here)
+        saga.add_step(step, do, back, max_retries=1)
+    async with engine_on(log, saga, clock=SetClock(jumps=True)) as engine:
+        result = await engine.run(saga, saga_id="s")
+        alive = await engine.run(one_step(Ledger().do), saga_id="t")
+    assert calls == ["reserve", "charge", "charge", "undo reserve", "undo reserve"]
+    assert result.status is SagaStatus.ROLLED_BACK
+    name = type(ending).__name__
+    assert [(f.error_type, bool(f.retry_at)) for f in await failed(log)] == [
+        (name, True),
+        (name, False),
+    ]
+    assert isinstance(result.error, SagaStepError), "raising it would end whoever waits"
+    assert name in str(result.error)
+    assert alive.success
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda error: type(error).__name__)
+async def test_a_hook_that_would_end_the_process_ends_nothing(ending: BaseException) -> None:
+    def hook(ctx: Any, step: str) -> None:
+        raise ending
+
+    ledger = Ledger()
+    async with engine_on(None, one_step(ledger.do, on_enter=hook), ledger=ledger) as engine:
+        assert (await engine.run("one")).success
+
+
+async def test_ctrl_c_leaves_the_saga_to_the_next_engine() -> None:
     log, ledger = MemoryEventLog(1), Ledger()
-    ledger.fails("charge", KeyboardInterrupt())
+    gate = ledger.gate("charge")
 
     def first() -> None:
         async def run() -> None:
+            main = asyncio.current_task()
+            assert main is not None
             async with engine_on(log, ledger=ledger) as engine:
-                await engine.run(OrderSaga, saga_id="s")
+                running = asyncio.create_task(engine.run(OrderSaga, saga_id="s"))
+                await gate.entered()
+                main.cancel()  # what asyncio.run does at SIGINT
+                await running
 
         asyncio.run(run())
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(asyncio.CancelledError):
         await asyncio.to_thread(first)
+    ledger.gates.clear()
     async with engine_on(log, ledger=ledger) as engine:
-        assert (await (await engine.handle("s")).result()).success
+        assert (await (await engine.handle("s")).result(30)).success
     assert ledger.order == ["reserve", "charge", "charge", "ship"]
 
 

@@ -13,6 +13,7 @@ from sagaz_es.core import events as e
 from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.errors import ConfigurationError, DefinitionError, SagaEnded, StepNotFound
 from sagaz_es.log.memory import MemoryEventLog
+from tests.helpers import facts
 
 
 class Parcel(Saga):
@@ -185,6 +186,25 @@ def test_a_handler_for_an_unknown_step_is_refused_when_the_class_is_made() -> No
                 return RecoveryAction.SKIP
 
 
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_handler_that_would_end_the_process_leaves_it_to_a_person(
+    ending: BaseException,
+) -> None:
+    class Ending(Parcel):
+        saga_name = "ending"
+
+        @forward_recovery("ship")
+        def recover(self, ctx: Any, error: Exception) -> RecoveryAction:
+            raise ending
+
+    log = MemoryEventLog()
+    result = await run(Ending(), log)
+    assert result.forward_recovery_needed
+    told = await facts(log, result.saga_id)
+    reasons = [fact.reason for fact in told if isinstance(fact, e.RecoveryDecided)]
+    assert reasons and type(ending).__name__ in reasons[0]
+
+
 # --- at most once ---------------------------------------------------------------------------
 
 
@@ -255,3 +275,15 @@ async def test_resolve_says_what_happened(
     async with Engine(MemoryEventLog(), sagas=[saga]) as engine:
         result = await engine.run(saga)
     assert (result.status, calls) == (status, called)
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_resolve_that_would_end_the_process_leaves_it_to_a_person(
+    ending: BaseException,
+) -> None:
+    async def resolve(ctx: Any) -> Any:
+        raise ending
+
+    saga = transfer([], resolve)
+    async with Engine(MemoryEventLog(), sagas=[saga]) as engine:
+        assert (await engine.run(saga)).steps["wire"] == "outcome_unknown"
