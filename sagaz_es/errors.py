@@ -657,11 +657,13 @@ class InvalidOverride(SagaError, ValueError):
 class EngineClosed(SagaError):
     """The engine was closed before the answer came; the saga goes on when an engine starts."""
 
-    def __init__(self, saga_id: str = "") -> None:
-        super().__init__(saga_id)
-        self.saga_id = saga_id
+    def __init__(self, saga_id: str = "", again: bool = False) -> None:
+        super().__init__(saga_id, again)
+        self.saga_id, self.again = saga_id, again  # it was to be opened again
 
     def __str__(self) -> str:
+        if self.again:
+            return "this engine was closed and is not opened again; make another with connect(…)"
         what = f"saga {self.saga_id!r} is unfinished and " if self.saga_id else "it "
         return f"the engine was closed; {what}goes on when an engine of this log starts"
 

@@ -93,6 +93,7 @@ class Engine:
         if not self._shares:
             self.host.on_serving = self._project
         self._opened = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
 
     # --- life ---
 
@@ -107,8 +108,14 @@ class Engine:
         """Connect, and (unless only questions will be asked) join and take over what is unfinished.
 
         Raises Unreachable, UnsuitableTopic, ConfigurationError, and LogReplaced or LogTruncated
-        where the store was made from another log, or from more than this one still has.
+        where the store was made from another log, or from more than this one still has;
+        EngineClosed for an engine that was closed, RuntimeError for one that is open.
         """
+        if self.host.closing:
+            raise EngineClosed(again=True)
+        if self._loop is not None:
+            raise RuntimeError("this engine is open already; make another one with connect(…)")
+        self._loop = asyncio.get_running_loop()
         try:
             await self.log.open()
             if self.store is not None:
@@ -170,8 +177,18 @@ class Engine:
         await projector.run_until(ends, timeout_s=FLUSH_SECONDS)
 
     def _check_open(self) -> None:
-        if self.host.closing or not self._opened:
+        if self.host.closing:
             raise EngineClosed()
+        if not self._opened:
+            raise RuntimeError(
+                "this engine is not open yet; use `async with connect(…) as engine:`, or await "
+                "engine.open() first"
+            )
+        if _running_loop() not in (self._loop, None):
+            raise RuntimeError(
+                "this engine was opened in another event loop; use it there, or make one in this "
+                "loop with connect(…)"
+            )
 
     # --- starting ---
 
@@ -481,3 +498,10 @@ class Engine:
             result=text,
         )
         await decisions.decide(self.host, request)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # a plain call, such as `engine.history(…)`
+        return None

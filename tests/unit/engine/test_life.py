@@ -1,0 +1,55 @@
+"""An engine is opened once, used while it is open, in the event loop that opened it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagaz_es import Saga, action, connect
+from sagaz_es.errors import EngineClosed, SagaNotFound
+
+
+class Order(Saga):
+    @action("charge")
+    async def charge(self, ctx: Any) -> None: ...
+
+
+async def test_an_engine_that_was_closed_is_not_opened_again(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'a.db'}", sagas=[Order])
+    async with engine:
+        await engine.run(Order)
+    tasks = asyncio.all_tasks()
+    with pytest.raises(EngineClosed, match=r"not opened again; make another with connect"):
+        async with engine:
+            pass
+    assert asyncio.all_tasks() == tasks
+    assert vars(engine.log)["_open_reader"] is None
+
+
+async def test_an_engine_is_opened_once() -> None:
+    async with connect("memory://", sagas=[Order]) as engine:
+        with pytest.raises(RuntimeError, match="open already"):
+            await engine.open()
+        assert (await engine.run(Order)).success
+
+
+async def test_an_engine_that_was_never_opened_says_so() -> None:
+    engine = connect("memory://", sagas=[Order])
+    with pytest.raises(RuntimeError, match=r"not open yet; use `async with connect"):
+        await engine.run(Order)
+
+
+async def test_a_run_from_another_event_loop_is_refused_and_writes_nothing() -> None:
+    async with connect("memory://", sagas=[Order]) as engine:
+
+        def elsewhere() -> None:
+            asyncio.run(engine.run(Order, saga_id="order-1"))
+
+        with pytest.raises(RuntimeError, match="opened in another event loop"):
+            await asyncio.to_thread(elsewhere)
+        with pytest.raises(SagaNotFound):
+            await engine.current("order-1")
+        assert (await engine.run(Order, saga_id="order-1")).success
