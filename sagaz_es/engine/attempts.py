@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import random
 import traceback
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ from sagaz_es.errors import (
     UnstorableValue,
 )
 from sagaz_es.ports import Clock
+
+logger = logging.getLogger("sagaz_es.engine")
 
 MAX_FACT_BYTES = 900_000
 MAX_ERROR_CHARS = 4_000
@@ -199,13 +202,7 @@ class Attempts:
 
     async def _completed(self, attempt: Attempt, context: StepContext, value: Any) -> e.Fact:
         if attempt.undo:
-            result = ""
-            if value is not None:
-                result = to_text(value, "result")
-                if self._blobs is not None:
-                    result = await self._blobs.off_load_one(
-                        result, "result", self._definition.name, f"{attempt.step}, undone"
-                    )
+            result = "" if value is None else await self._undo_result(attempt.step, value)
             self._later(attempt, "on_compensation_complete", "", context)
             return e.StepCompensated(attempt.step, attempt.attempt, result)
         keys_set, deleted = context.delta()
@@ -238,6 +235,29 @@ class Attempts:
             self._later(attempt, "on_step_success", "on_success", context, value)
             self._later(attempt, "", "on_exit", context)
         return fact
+
+    async def _undo_result(self, step: str, value: Any) -> str:
+        """What a compensation returned; empty if that cannot be kept: it has undone all the same,
+        and must not run again because of what it said."""
+        name = self._definition.name
+        try:
+            result = to_text(value, "result")
+            if self._blobs is not None:
+                result = await self._blobs.off_load_one(result, "result", name, f"{step}, undone")
+            if len(result) > MAX_FACT_BYTES:
+                raise MemoryFootprintError("result", len(result), MAX_FACT_BYTES)
+        except Exception as error:
+            logger.warning(
+                "saga %s (%s): the compensation of step %r is done, but what it returned, of type "
+                "%s, is not kept: %s",
+                self._state.saga_id,
+                name,
+                step,
+                type(value).__name__,
+                _message(error),
+            )
+            return ""
+        return result
 
     def _check_left(self, step: str, context: StepContext, keys_set: Mapping[str, str]) -> None:
         """Raises ContextMismatch where what the step leaves behind is not of the saga's type."""

@@ -70,6 +70,32 @@ async def test_a_compensation_reads_the_context_and_its_steps_result_also_in_ano
     assert (told.count("StepCompensated charge"), told.count("StepCompensated reserve")) == (1, 1)
 
 
+@pytest.mark.parametrize("returned", [object(), "x" * 3_000_000], ids=["object", "too much"])
+async def test_a_compensation_whose_result_cannot_be_kept_is_done_all_the_same(
+    returned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, refunds = MemoryEventLog(1), []
+
+    async def charge(ctx: Any) -> None: ...
+
+    async def refund(ctx: Any) -> Any:
+        refunds.append(ctx.attempt)
+        return returned
+
+    async def ship(ctx: Any) -> None:
+        raise Declined
+
+    saga = Saga("sale").add_step("charge", charge, refund)
+    saga.add_step("ship", ship, max_retries=0)
+    async with engine_on(log, saga, clock=SetClock(jumps=True)) as engine:
+        result = await engine.run(saga, saga_id="o-1")
+    assert (refunds, result.status) == ([1], SagaStatus.ROLLED_BACK)
+    assert e.StepCompensated("charge", 1) in await facts(log, "o-1")
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    (line,) = [each for each in told if "compensation of step 'charge'" in each]
+    assert "o-1" in line and "sale" in line and type(returned).__name__ in line
+
+
 async def test_a_compensation_that_keeps_failing_is_tried_three_times_and_the_others_go_on() -> (
     None
 ):
