@@ -122,6 +122,10 @@ class Admission:
         """It takes room from now on: it will run, or `unexpect` says that it does not."""
         self._beginning.add(saga_id)
 
+    def expects(self, saga_id: str) -> bool:
+        """Whether it is being found out whether it runs here."""
+        return saga_id in self._beginning
+
     def unexpect(self, saga_id: str) -> None:
         """It runs, and counts as that, or it does not."""
         self._beginning.discard(saga_id)

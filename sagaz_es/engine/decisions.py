@@ -35,7 +35,8 @@ async def decide(host: Host, request: Decision) -> None:
     """Carry a decision out here, or ask the engine that runs the saga. Returns once it stands; a
     request that was answered before changes nothing again.
 
-    Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError.
+    Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError;
+    DefinitionChanged, MigrationFailed, where the saga is this engine's and its code does not fit.
     """
     while host.awake(request.saga_id) is not None:
         try:
@@ -59,6 +60,7 @@ async def decide(host: Host, request: Decision) -> None:
         if state.recorded:
             raise SagaIsRecorded(request.saga_id, _ASKED[type(request)])
         fact_of(state, request)
+        await host.check_fits(request.saga_id)  # refused now, it is not in the log for later
         return False
 
     await host.ask(request, lambda fact: e.request_of(fact) == request.request_id, stands)

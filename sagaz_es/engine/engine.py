@@ -297,7 +297,8 @@ class Engine:
     async def cancel(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
         """Stop the saga and undo what it did; returns once that is decided.
 
-        Raises SagaNotFound, SagaEnded, PivotPassed.
+        Raises SagaNotFound, SagaEnded, PivotPassed; here and below DefinitionChanged,
+        MigrationFailed, where this engine serves the saga and its code does not fit.
         """
         self._check_open()
         await requests.cancel(self.host, check_id(saga_id), reason, actor)

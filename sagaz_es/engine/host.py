@@ -83,7 +83,7 @@ class Host:
         self._expected: WeakValueDictionary[str, asyncio.Future[SagaResult]] = WeakValueDictionary()
         """Those of sagas that have not begun, or wait, as long as anybody has a handle."""
         self.admission = Admission(self, config.max_in_flight)
-        self._followers: set[asyncio.Event] = set()  # who waits for an end in the log
+        self._followers: dict[str, set[asyncio.Event]] = {}  # who waits for an end in the log
         self._tails: dict[int, Tail] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._serving = Serving(self)
@@ -113,8 +113,8 @@ class Host:
         await asyncio.gather(*self._background, return_exceptions=True)
         for tail in self._tails.values():
             tail.close()
-        for follower in self._followers:
-            follower.set()
+        for saga_id in self._followers:
+            self.tell_followers(saga_id)
         for saga_id, outcome in [*self._outcomes.items(), *self._expected.items()]:
             if not outcome.done():
                 outcome.set_exception(EngineClosed(saga_id))
@@ -690,7 +690,8 @@ class Host:
     async def follow(self, saga_id: str) -> SagaResult:
         """Wait in the log for the end of a saga that runs elsewhere, or whose start waits.
 
-        Raises what its start was refused with.
+        Raises what its start was refused with; DefinitionChanged, MigrationFailed where this engine
+        would have to carry it on.
         """
         partition = self.log.partition_of(saga_id)
         heard = asyncio.Event()
@@ -708,7 +709,7 @@ class Host:
         tail = self.tail(partition)
         tail.listen(saga_id, offset, hear)
         told = False
-        self._followers.add(heard)
+        self._followers.setdefault(saga_id, set()).add(heard)
         try:
             while not self.closing:
                 heard.clear()  # before looking: what comes meanwhile may not be in the answer
@@ -719,6 +720,8 @@ class Host:
                         raise refusal(refused)
                 elif needs_nobody_else(state):
                     return await self.result(state)
+                elif (unfit := self._serving.refusal_of(saga_id)) is not None:
+                    raise unfit
                 if state is not None and state.recorded and not told:
                     told = True
                     logger.warning(
@@ -729,8 +732,27 @@ class Host:
                 await heard.wait()
             raise EngineClosed(saga_id)
         finally:
-            self._followers.discard(heard)
+            followers = self._followers[saga_id]
+            followers.discard(heard)
+            if not followers:
+                del self._followers[saga_id]
             tail.ignore(saga_id, hear)
+
+    def tell_followers(self, saga_id: str) -> None:
+        """Who waits in the log for the saga's end looks again."""
+        for follower in self._followers.get(saga_id, ()):
+            follower.set()
+
+    async def check_fits(self, saga_id: str) -> None:
+        """Raises DefinitionChanged, MigrationFailed where this engine would have to carry an
+        unfinished saga on, and its code does not fit; waits until its take-over was tried."""
+        while (unfit := self._serving.refusal_of(saga_id)) is None:
+            partition = self.partition_for(saga_id)
+            cell = partition.cells.get(saga_id) if partition is not None else None
+            if cell is None or cell.ours or not self.admission.expects(saga_id):
+                return
+            await asyncio.sleep(0.01)
+        raise unfit
 
     def tail(self, partition: int) -> Tail:
         tail = self._tails.get(partition)

@@ -73,7 +73,10 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
             raise SagaEnded(saga_id, state.status, "cancelled")
         if state.recorded:
             raise SagaIsRecorded(saga_id, "cancelled")
-        return state.status in ("cancelled", "compensating")
+        if state.status in ("cancelled", "compensating"):
+            return True
+        await host.check_fits(saga_id)  # refused now, it is not in the log for later
+        return False
 
     while not await goes_back():
         runner = host.awake(saga_id)

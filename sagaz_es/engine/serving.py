@@ -42,7 +42,9 @@ class Serving:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._rebalance = asyncio.Lock()
-        self._told: set[str] = set()  # sagas whose code is not here or does not fit: said once
+        self._unfit: dict[str, tuple[int, SagaError]] = {}
+        """Sagas that stay unfinished here, as their code is not here or does not fit: at which
+        sequence, and why."""
 
     # --- assignment ---
 
@@ -405,10 +407,24 @@ class Serving:
                 logger.warning("the low-water mark was not committed: %s", error)
 
     def _stays_unfinished(self, state: SagaState, error: SagaError) -> None:
-        if state.saga_id not in self._told:  # once a saga, not once a round
-            self._told.add(state.saga_id)
+        known = self._unfit.get(state.saga_id)
+        self._unfit[state.saga_id] = state.sequence, error.with_traceback(None)
+        if known is None:  # once a saga, not once a round
             about = {"saga_id": state.saga_id}
             logger.error("saga %s stays unfinished: %s", state.saga_id, error, extra=about)
+        self._host.tell_followers(state.saga_id)
+
+    def refusal_of(self, saga_id: str) -> SagaError | None:
+        """Why a saga of a partition that is served here is not carried on with this code, unless
+        another engine has gone on with it; None: it is, or nobody has looked yet."""
+        partition = self._host.partition_for(saga_id)
+        cell = partition.cells.get(saga_id) if partition is not None else None
+        sequence, error = self._unfit.get(saga_id, (0, None))
+        if cell is None or cell.ours or cell.state.sequence != sequence:
+            return None
+        if isinstance(error, DefinitionChanged | MigrationFailed):
+            return type(error)(*error.args)  # a new one: it may be raised more than once
+        return None
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import pytest
 
-from sagaz_es import Saga, SagaStatus, action, compensate
+from sagaz_es import Engine, Saga, SagaStatus, action, compensate, forward_recovery
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
-from sagaz_es.engine.definition import RecordedSaga
+from sagaz_es.engine.definition import RecordedSaga, RecoveryAction
 from sagaz_es.errors import (
     DefinitionChanged,
     DefinitionError,
@@ -279,3 +279,102 @@ def test_a_fingerprint_that_is_no_tuple_is_refused_where_it_is_written() -> None
 
         class _Wrong(Saga):
             compatible_with = "0123456789abcdef"  # type: ignore[assignment]
+
+
+class Approved(LedgerSaga):
+    """Waits for a word before it acts."""
+
+    saga_name: ClassVar[str | None] = "approved"
+
+    @action("ask", max_retries=0)
+    async def ask(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+    @action("act", depends_on=["ask"], wait_for="word", wait_seconds=3600)
+    async def act(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+
+class ApprovedAndTold(Approved):
+    saga_name: ClassVar[str | None] = "approved"
+
+    @action("tell", depends_on=["act"])
+    async def tell(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+
+async def waiting(ledger: Ledger) -> MemoryEventLog:
+    """A log with "w" of Approved, which waits for its word."""
+    log = MemoryEventLog(1)
+    async with engine_on(log, Approved, ledger=ledger) as engine:
+        await engine.start(Approved, saga_id="w")
+        while (  # noqa: ASYNC110 - only asked for
+            await engine.current("w")
+        ).step("ask").status != "completed":
+            await asyncio.sleep(0)
+    return log
+
+
+ASKED: dict[str, Callable[[Engine], Awaitable[Any]]] = {
+    "signal": lambda engine: engine.signal("w", "word"),
+    "cancel": lambda engine: engine.cancel("w"),
+    "pause": lambda engine: engine.pause("w"),
+    "resume": lambda engine: engine.resume("w"),
+    "run": lambda engine: engine.run(ApprovedAndTold, saga_id="w"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+async def test_what_is_asked_of_a_saga_that_changed_code_may_not_carry_on_is_refused_at_once(
+    asked: str,
+) -> None:
+    ledger = Ledger()
+    log = await waiting(ledger)
+    for _ in range(2):  # before and after its take-over was tried; and by the next engine
+        async with engine_on(log, ApprovedAndTold, ledger=ledger) as engine:
+            for _ in range(2):
+                with pytest.raises(DefinitionChanged, match="step 'tell' is new"):
+                    await ASKED[asked](engine)
+    assert not [r for r in await log.read_saga("w") if isinstance(r.entry, e.Request)]
+    async with engine_on(log, Approved, ledger=ledger) as engine:  # nothing of it comes later
+        assert await engine.status("w") is SagaStatus.EXECUTING
+        await engine.signal("w", "word")
+        assert (await (await engine.handle("w")).result()).success
+
+
+async def test_who_waits_for_a_saga_is_told_that_its_code_does_not_fit() -> None:
+    log = await waiting(Ledger())
+    async with engine_on(log, ApprovedAndTold, ledger=Ledger()) as engine:
+        handles = [await engine.handle("w") for _ in range(3)]
+        told = await asyncio.gather(
+            *(handle.result() for handle in handles), return_exceptions=True
+        )
+    assert [type(error) for error in told] == [DefinitionChanged] * 3
+
+
+async def test_a_decision_on_a_saga_of_changed_code_is_refused_at_once() -> None:
+    ledger = Ledger()
+
+    class Unsure(Approved):
+        saga_name: ClassVar[str | None] = "approved"
+
+        @action("ask", pivot=True, max_retries=0)
+        async def ask(self, ctx: Any) -> Any:
+            return await self.do(ctx)
+
+        @action("act", depends_on=["ask"], max_retries=0)
+        async def act(self, ctx: Any) -> Any:
+            return await self.do(ctx)
+
+        @forward_recovery("act")
+        async def recover(self, ctx: Any, error: Exception) -> RecoveryAction:
+            return RecoveryAction.MANUAL_INTERVENTION
+
+    ledger.fails("act", Declined("no"))
+    log = MemoryEventLog(1)
+    async with engine_on(log, Unsure, ledger=ledger) as engine:
+        result = await engine.run(Unsure, saga_id="w")
+        assert result.status is SagaStatus.FORWARD_RECOVERY
+    async with engine_on(log, ApprovedAndTold, ledger=ledger) as engine:
+        with pytest.raises(DefinitionChanged):
+            await engine.decide_recovery("w", "act", "retry", actor="ann")
