@@ -82,6 +82,11 @@ def state_at(events: Iterable[e.Event], point: Point, base: SagaState | None = N
     A step that was not reached gives the state after the last event.
     """
     state = SagaState() if base is None else base.copy()
+    if type(point) is Step and point.after:
+        step = state.step(point.name)
+        # Its completion is the base's last event: nothing that follows can say so.
+        if step.status == "completed" and 0 < step.done_at == state.sequence:
+            return state
     for event in events:
         if judge(state, event) is not Verdict.ACCEPTED:
             continue

@@ -117,6 +117,14 @@ def test_any_base_before_the_point_gives_the_same_answer(
     assert dump_state(base) == before
 
 
+def test_a_base_that_is_the_point_is_the_answer() -> None:
+    done = e.StepCompleted("reserve", keys_set="{}", keys_deleted="[]")
+    events = stream([(done, 0, False), (e.CompensationStarted('["reserve"]'), 0, False)], 0)
+    base = states_of(events)[2]
+    assert state_at(events, Step("reserve", after=True), base) == base
+    assert base.status == "executing"
+
+
 @settings(deadline=None)
 @given(STREAMS)
 def test_the_changes_lead_from_each_state_to_the_next(events: list[e.Event]) -> None:
