@@ -126,7 +126,12 @@ def _too_late(state: SagaState, graph: Graph) -> Decision:
     """The saga's deadline has passed, and no pivot forbids to go back."""
     if _running(state):
         return Decision(run=_children(state, graph), stop_running=True)
-    return Decision(_lost(state, graph) or (go_back(state, graph, reason=DEADLINE),))
+    return Decision(_lost(state, graph, DEADLINE) or (go_back(state, graph, reason=DEADLINE),))
+
+
+def is_too_late(state: SagaState, graph: Graph, now: int) -> bool:
+    """Whether its deadline makes it go back."""
+    return 0 < state.deadline_at <= now and not completed_pivots(state, graph)
 
 
 DEADLINE = "the saga's deadline has passed"
@@ -274,15 +279,16 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
     return Decision((go_back(state, graph, reason=state.error_message),))
 
 
-def _lost(state: SagaState, graph: Graph) -> tuple[e.Fact, ...]:
+def _lost(state: SagaState, graph: Graph, why: str = "") -> tuple[e.Fact, ...]:
     """What ran when its process stopped has an unknown outcome; who goes back does not run it
-    again."""
+    again. `why` it goes back, unless a failure or a request says so already."""
+    message = "its process stopped while it ran"
     return tuple(
         e.StepFailed(
             name,
             step.attempt,
             error_type="Interrupted",
-            error_message="its process stopped while it ran",
+            error_message=f"{message}; {why}" if why else message,
             unknown=not _is_child(graph, name),  # which has only said what its child starts with
         )
         for name, step in state.steps.items()

@@ -105,7 +105,7 @@ class Attempts:
         self._children = children
         self._loop = asyncio.get_running_loop()
         self._errors: dict[str, BaseException] = {}  # by step, of its last attempt that failed
-        self.stopped: set[str] = set()  # steps whose attempt is cancelled on purpose
+        self.stopped: dict[str, str] = {}  # steps whose attempt is cancelled on purpose; why
         self._state = state
         self._definition = definition
         self._clock = clock
@@ -179,10 +179,11 @@ class Attempts:
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             assert task is not None
+            why = self.stopped.get(attempt.step, "")
             if not self._was_stopped(attempt.step) and task.cancelling():
                 raise  # this process stops: the saga stays unfinished, and is taken over
             # Otherwise something inside the step was cancelled, not the step.
-            return self._failed(attempt, step, context, error, True)
+            return self._failed(attempt, step, context, error, True, why)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt, too: outside of here they would end the process,
             # and every other one that takes the saga over.
@@ -196,7 +197,7 @@ class Attempts:
             return False
         task = asyncio.current_task()
         assert task is not None
-        self.stopped.discard(step)
+        del self.stopped[step]
         task.uncancel()
         return True
 
@@ -274,12 +275,14 @@ class Attempts:
         context: StepContext | None,
         error: BaseException,
         unknown: bool,
+        why_stopped: str = "",
     ) -> e.Fact:
         if not attempt.undo:
             self._keep(attempt.step, error)
         plan = step.compensation if attempt.undo else step
         assert plan is not None
         stopped = isinstance(error, asyncio.CancelledError)
+        message = stopped_because("the step was cancelled", why_stopped) if stopped else ""
         may_retry = attempt.undo or not stopped
         unknown &= not step.child  # it has only said what its saga starts with
         if attempt.undo:
@@ -287,7 +290,9 @@ class Attempts:
             may_retry &= strategy is CompensationFailureStrategy.RETRY_THEN_CONTINUE
         else:
             if unknown and step.at_most_once:
-                return e.StepOutcomeUnknown(attempt.step, attempt.attempt, _message(error))
+                return e.StepOutcomeUnknown(
+                    attempt.step, attempt.attempt, message or _message(error)
+                )
             # What cannot be kept will not be kept the next time either.
             hopeless = isinstance(
                 error,
@@ -301,7 +306,7 @@ class Attempts:
             self.now(),
             plan.retry,
             error_type="Cancelled" if stopped else type(error).__name__,
-            error_message="the step was cancelled" if stopped else _message(error),
+            error_message=message or _message(error),
             traceback=_traceback(error),
             unknown=unknown,
             may_retry=may_retry,
@@ -581,6 +586,11 @@ def _ended_badly(child: SagaState) -> tuple[str, str]:
     if stuck:
         why = "; ".join(filter(None, (why, f"not undone: {', '.join(map(repr, stuck))}")))
     return "ChildSagaFailed", str(ChildSagaFailed(child.saga_id, child.status, why))
+
+
+def stopped_because(what: str, why: str) -> str:
+    """The message of an attempt that was stopped; `why` may be empty: somebody wanted it."""
+    return f"{what}: {why}" if why else what
 
 
 def not_happened(step: str, attempt: int) -> e.StepFailed:

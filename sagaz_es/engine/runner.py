@@ -16,11 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sagaz_es.core import events as e
-from sagaz_es.core.decide import Attempt, Decision, cancel, decide
+from sagaz_es.core.decide import DEADLINE, Attempt, Decision, cancel, decide, is_too_late
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, dump_state
-from sagaz_es.engine.attempts import Attempts, Blobs, Children, Outcome, fact_size
+from sagaz_es.engine.attempts import (
+    Attempts,
+    Blobs,
+    Children,
+    Outcome,
+    fact_size,
+    stopped_because,
+)
 from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
 from sagaz_es.engine.turns import Turns
@@ -211,7 +218,8 @@ class SagaRunner:
             if self._draining and not self._running and not attempts:
                 return
             if stop:
-                self._stop_attempts()
+                late = is_too_late(state, self._graph, self._attempts.now())
+                self._stop_attempts(DEADLINE if late else "")
             if self._cancel_request is not None and attempts and not attempts[0].undo:
                 self._withdraw(attempts)
                 attempts = [attempt for attempt in attempts if attempt.undo]
@@ -305,12 +313,12 @@ class SagaRunner:
 
     def _never_began(self, step: str) -> e.Fact:
         """Its task was stopped before its first turn: the action was not called."""
-        self._attempts.stopped.discard(step)
+        why = self._attempts.stopped.pop(step, "")
         return e.StepFailed(
             step,
             self.state.step(step).attempt,
             error_type="Cancelled",
-            error_message="it was stopped before it ran",
+            error_message=stopped_because("it was stopped before it ran", why),
         )
 
     def _withdraw(self, attempts: list[Attempt]) -> None:
@@ -394,12 +402,12 @@ class SagaRunner:
         finally:
             self._inline = None
 
-    def _stop_attempts(self) -> None:
+    def _stop_attempts(self, why: str = "") -> None:
         """Cancel forward attempts under way; compensations are left to finish."""
         for step, task in self._running.items():
             if self.state.step(step).status == "executing" and not task.done():
-                self._attempts.stopped.add(step)
+                self._attempts.stopped[step] = why
                 task.cancel()
         if self._inline is not None and self.state.step(self._inline_step).status == "executing":
-            self._attempts.stopped.add(self._inline_step)
+            self._attempts.stopped[self._inline_step] = why
             self._inline.cancel()

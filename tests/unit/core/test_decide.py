@@ -55,9 +55,11 @@ def test_a_cancel_after_a_take_over_undoes_what_was_under_way() -> None:
 
 def test_a_deadline_after_a_take_over_undoes_what_was_under_way() -> None:
     state = after(*RUNNING, PACKED, e.SagaClaimed(), deadline_at=1500)
-    assert decide(state, GRAPH, 2000).facts == (INTERRUPTED,)
+    message = f"{INTERRUPTED.error_message}; {DEADLINE}"
+    interrupted = e.StepFailed("reserve", 1, "Interrupted", message, unknown=True)
+    assert decide(state, GRAPH, 2000).facts == (interrupted,)
     back = e.CompensationStarted('["pack","reserve"]', "rolled_back", DEADLINE)
-    assert decide(carried_on(state, INTERRUPTED), GRAPH, 2000).facts == (back,)
+    assert decide(carried_on(state, interrupted), GRAPH, 2000).facts == (back,)
 
 
 def test_a_cancel_between_two_attempts_undoes_the_first_one_at_once() -> None:

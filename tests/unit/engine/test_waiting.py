@@ -11,7 +11,7 @@ from sagaz_es import Engine, Saga, SagaStatus, action, compensate
 from sagaz_es.core import events as e
 from sagaz_es.errors import ConfigurationError, SagaEnded, SagaNotFound
 from sagaz_es.log.memory import MemoryEventLog
-from tests.helpers import SetClock
+from tests.helpers import SetClock, facts
 
 HOUR = 3_600_000_000
 
@@ -218,6 +218,19 @@ async def test_a_saga_that_passes_its_deadline_is_rolled_back_also_in_the_middle
         result = await handle.result(5)
     assert result.status is SagaStatus.ROLLED_BACK
     assert saga.calls == ["one", "undo"]
+    cancelled = "step 'two' failed with Cancelled: the step was cancelled"
+    assert str(result.error) == f"{cancelled}: the saga's deadline has passed"
+
+
+async def test_a_cancel_by_request_names_no_deadline() -> None:
+    log, saga = MemoryEventLog(), Deadline()
+    async with Engine(log, sagas=[saga], clock=SetClock()) as engine:
+        handle = await engine.start(saga)
+        await saga.begun.wait()
+        await engine.cancel(handle.saga_id, reason="changed my mind", actor="ann")
+        assert (await handle.result(5)).status is SagaStatus.CANCELLED
+    told = [f for f in await facts(log, handle.saga_id) if isinstance(f, e.StepFailed)]
+    assert [fact.error_message for fact in told] == ["the step was cancelled"]
 
 
 async def test_who_signals_a_saga_that_is_not_there_or_has_ended_is_told() -> None:
