@@ -235,8 +235,9 @@ class Serving:
             if not partition.leaving:
                 self._host.answer(partition, record)
 
-    def on_lost(self, partition: Partition, cell: Cell) -> None:
-        """Another engine's claim was accepted: stop at once, whatever runs here."""
+    def on_lost(self, partition: Partition, cell: Cell, event: e.Event, offset: int) -> None:
+        """Another engine's claim was accepted, or its word that the saga is replayed: stop at once,
+        whatever runs here."""
         saga_id = cell.state.saga_id
         logger.warning("saga %s was taken over by another engine", saga_id)
         task = self._host.tasks.get(saga_id)
@@ -245,7 +246,7 @@ class Serving:
         else:
             self._host.moved(saga_id)
         partition.held[f"lost {saga_id}"] = max(cell.begin, 0)
-        self._host.spawn(self._adopt(partition, saga_id), f"adopt {saga_id}")
+        self._host.spawn(self._look_at(partition, event, offset), f"adopt {saga_id}")
 
     def on_taken_up(self, partition: Partition, event: e.Event, offset: int) -> None:
         """A saga that had ended is replayed or undone by the word of an engine that served the

@@ -14,7 +14,7 @@ from sagaz_es.core.decide import cancel, decide
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.state import SagaState
-from sagaz_es.errors import EngineClosed, Unreachable
+from sagaz_es.errors import EngineClosed, PlanOutdated, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk
 from tests.helpers import (
@@ -260,3 +260,34 @@ async def test_a_saga_that_nobody_could_look_at_before_a_hand_over_is_the_next_o
 
 def _named(name: str) -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if task.get_name() == name]
+
+
+# --- a replay that an engine decided which serves the partition no more ---------------------------
+
+
+class _Outrun(FaultyLog):
+    """Before a replay that is decided stands, another does: of an engine that is gone by then."""
+
+    outrun = False
+
+    async def append(self, partition: int, entries: Any) -> int:
+        (event, *_) = entries
+        fact = getattr(event, "fact", None)
+        if isinstance(fact, e.ReplayBranched) and not self.outrun:
+            self.outrun = True
+            other = structs.replace(fact, branch_saga_id="others")
+            before = structs.replace(event, writer=b"other", epoch=event.epoch + 1, fact=other)
+            await super().append(partition, [before])
+        return await super().append(partition, entries)
+
+
+async def test_a_branch_that_a_dead_engine_decided_begins_though_ours_was_being_decided() -> None:
+    log, ledger = _Outrun(), Ledger()
+    ledger.fails("ship", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="s")
+        with pytest.raises(PlanOutdated):
+            await engine.replay(await engine.plan_replay("s", "ship"))
+        await until(lambda: "ship" in ledger.standing)
+        assert (await (await engine.handle("others")).result()).success
+    assert ledger.standing == ["reserve", "charge", "ship"]
