@@ -1,6 +1,6 @@
 """URLs become adapters, imported only when asked for; the one place that wires.
 
-Logs: `memory://[name]`, `sqlite:///file.db` (relative; `sqlite:////abs/file.db`),
+Logs: `memory://[name]`, `sqlite:///file.db[?partitions=n]` (relative; `sqlite:////abs/file.db`),
 `kafka://[user:password@]host:port[,host:port]/namespace[?option=…]`. Stores: `memory://`,
 `sqlite:///…`, `postgresql://…[?schema=name]` (a schema for each namespace that shares a database).
 A SQLite or memory log is its own store unless one is given. `?group=name` of any log's URL is the
@@ -125,7 +125,8 @@ def open_log(log: str | EventLog | None = None) -> EventLog:
         return _memory_log(address)
     if address.scheme == "sqlite":
         module = _adapter("sagaz_es.log.sqlite")
-        opened: EventLog = module.SQLiteEventLog(_file(address), _codec())
+        given = _known_options(address, "log", SQLITE_OPTIONS)
+        opened: EventLog = module.SQLiteEventLog(_file(address), _codec(), **given)
         return opened
     return _kafka_log(address)
 
@@ -152,6 +153,8 @@ class SagaRecorder(recorder.SagaRecorder):
         super().__init__(log or log_url(), saga_name, **{"opener": open_log, **options})
 
 
+_NUMBERS = {"partitions": 10_000, "session_timeout_ms": _INT32}  # the most that each may be
+SQLITE_OPTIONS = ("partitions",)
 KAFKA_OPTIONS = (
     "partitions",
     "security_protocol",
@@ -170,19 +173,7 @@ def _kafka_log(address: Address) -> EventLog:
             f"log URL {address.shown}: write kafka://host:port[,host:port]/namespace; a namespace "
             "has letters, digits, '.', '_' and '-'"
         )
-    given = {key: value for key, value in address.options.items() if key != GROUP_OPTION}
-    unknown = sorted(set(given) - set(KAFKA_OPTIONS))
-    if unknown:
-        raise ConfigurationError(
-            f"log URL {address.shown}: unknown option {unknown[0]!r}; known: "
-            f"{', '.join((*KAFKA_OPTIONS, GROUP_OPTION))}"
-        )
-    numbers = {"partitions", "session_timeout_ms"}
-    options: dict[str, Any] = {}
-    for key, value in given.items():
-        if key in numbers and not _is_number(value, _INT32):
-            raise ConfigurationError(f"log URL {address.shown}: {key} is a number, not {value!r}")
-        options[key] = int(value) if key in numbers else value
+    options = _known_options(address, "log", KAFKA_OPTIONS)
     if address.user:
         options.update(username=address.user, password=address.password)
         options.setdefault("security_protocol", "SASL_PLAINTEXT")
@@ -191,6 +182,27 @@ def _kafka_log(address: Address) -> EventLog:
     module = _adapter("sagaz_es.log.kafka")
     opened: EventLog = module.KafkaEventLog(hosts, namespace, _codec(), **options)
     return opened
+
+
+def _known_options(address: Address, what: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """The options that an adapter takes; the engine's are left out."""
+    engines = (GROUP_OPTION,) if what == "log" else ()
+    options: dict[str, Any] = {}
+    for key, value in sorted(address.options.items()):
+        if key in engines:
+            continue
+        if key not in known:
+            raise ConfigurationError(
+                f"{what} URL {address.shown}: unknown option {key!r}; known: "
+                f"{', '.join((*known, *engines)) or 'none'}"
+            )
+        most = _NUMBERS.get(key, 0)
+        if most and not (_is_number(value, most) and int(value)):
+            raise ConfigurationError(
+                f"{what} URL {address.shown}: {key} is a number from 1 to {most}, not {value!r}"
+            )
+        options[key] = int(value) if most else value
+    return options
 
 
 def open_store(store: str | ProjectionStore | None, log: EventLog) -> ProjectionStore | None:
@@ -206,6 +218,7 @@ def open_store(store: str | ProjectionStore | None, log: EventLog) -> Projection
 
         return MemoryProjectionStore()
     if address.scheme == "sqlite":
+        _known_options(address, "store", ())
         module = _adapter("sagaz_es.storage.sqlite")
         opened: ProjectionStore = module.SQLiteProjectionStore(_file(address))
         return opened

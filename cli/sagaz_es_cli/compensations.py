@@ -14,6 +14,7 @@ from sagaz_es_cli import exits
 from sagaz_es_cli.asking import STATE_KEYS, asked, state_record, user
 from sagaz_es_cli.opening import reading, run
 from sagaz_es_cli.options import (
+    LIMIT,
     AnyFunction,
     Settings,
     actor_option,
@@ -47,7 +48,7 @@ def compensations() -> None:
         """,
 )
 @click.option("--name", metavar="NAME", help="Only of sagas of this name.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--limit", type=LIMIT, default=100, show_default=True)
 def list_stuck(settings: Settings, name: str | None, limit: int) -> None:
     """List compensations that failed for good, of the newest sagas first.
 

@@ -10,6 +10,7 @@ from sagaz_es.errors import (
     NotFound,
     RequestRefusedError,
     SagaError,
+    UnknownSagaName,
 )
 
 DONE, FAILED, USAGE, REFUSED, NOT_FOUND, PARTLY = range(6)
@@ -28,6 +29,7 @@ MEANINGS = {
 # The first class that fits counts: some errors are two things at once.
 _BY_CLASS: tuple[tuple[type[BaseException], int], ...] = (
     (NotFound, NOT_FOUND),
+    (UnknownSagaName, NOT_FOUND),
     (RequestRefusedError, REFUSED),
     (DefinitionChanged, REFUSED),
     (InvalidOverride, USAGE),

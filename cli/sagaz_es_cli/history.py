@@ -13,7 +13,7 @@ from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import SagaSetAside
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import Reading, reading, run
-from sagaz_es_cli.options import Settings, Time, When, command
+from sagaz_es_cli.options import LIMIT, Settings, Time, When, command
 from sagaz_es_cli.render import Block, Fields, Line, cells, counted, emit, human, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_cli.times import shown
@@ -135,7 +135,7 @@ def add_list_changes(group: click.Group) -> None:
     @click.argument("saga_id", metavar="ID")
     @click.option("-a", "--after", type=Time(), help="From this time on; without a zone it is UTC.")
     @click.option("-b", "--before", type=Time(), help="Up to this time; it counts too.")
-    @click.option("-l", "--limit", type=click.IntRange(1), help="At most so many, the oldest ones.")
+    @click.option("-l", "--limit", type=LIMIT, help="At most so many, the oldest ones.")
     def list_changes(
         settings: Settings,
         saga_id: str,

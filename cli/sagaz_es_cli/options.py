@@ -97,6 +97,10 @@ class When(click.ParamType[Any]):
             )
 
 
+LIMIT = click.IntRange(1, 2**31 - 1)
+"""How many of something: what every store can count."""
+
+
 class JsonValue(click.ParamType[Any]):
     """JSON; `@file` reads it from a file, `-` from stdin."""
 

@@ -15,7 +15,7 @@ from sagaz_es.engine.projector import PartitionStatus, Projector
 from sagaz_es.ports import ProjectionStore
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import reading, run, writing
-from sagaz_es_cli.options import Settings, command
+from sagaz_es_cli.options import LIMIT, Settings, command
 from sagaz_es_cli.render import Block, Line, cells, counted, emit, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_projections import rebuild as making_anew
@@ -171,7 +171,7 @@ def rebuild(settings: Settings, lose_older: bool) -> None:
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=LIMIT,
     default=100,
     show_default=True,
     help="How many differences are listed at most.",

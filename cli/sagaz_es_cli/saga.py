@@ -16,6 +16,7 @@ from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
 from sagaz_es_cli.opening import Reading, reading, run, unless_interrupted
 from sagaz_es_cli.options import (
+    LIMIT,
     JsonObject,
     Settings,
     actor_option,
@@ -118,7 +119,7 @@ def start(
     help="Only sagas that are, for instance, executing, completed, rolled_back or failed.",
 )
 @click.option("--name", metavar="NAME", help="Only sagas of this name.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--limit", type=LIMIT, default=100, show_default=True)
 def list_sagas(settings: Settings, status: str | None, name: str | None, limit: int) -> None:
     """List sagas, newest first.
 

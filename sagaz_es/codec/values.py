@@ -266,6 +266,13 @@ def _lift_datetime(body: str) -> datetime:
     return datetime.fromisoformat(body)
 
 
+def _lift_decimal(body: str) -> Decimal:
+    try:
+        return Decimal(body, _STRICT)
+    except InvalidOperation:
+        raise ValueError(f"{body!r} is no decimal number, such as 9.90") from None
+
+
 def _lift_float(body: str) -> float:
     if body not in ("nan", "inf", "-inf"):
         raise ValueError("nan, inf or -inf expected")
@@ -298,7 +305,7 @@ def _has_no_tag(text: str) -> bool:
 
 
 _LIFT_TEXT: dict[str, Callable[[str], Any]] = {
-    "$decimal": lambda body: Decimal(body, _STRICT),
+    "$decimal": _lift_decimal,
     "$datetime": _lift_datetime,
     "$date": date.fromisoformat,
     "$uuid": UUID,

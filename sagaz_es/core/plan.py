@@ -133,7 +133,8 @@ def make_plan(
         )
     for name in allowed:
         if name not in graph.by_name:
-            raise SnapshotNotFoundError(named.saga_id, name, "allowed, but there is no such step")
+            why = f"allow names {name!r}, which is none of its steps: {', '.join(graph.order)}"
+            raise SnapshotNotFoundError(named.saga_id, point, why)
     kin = children or {}
     effects, renewed = _effects_now(head, kin)
     # Replayed again, a branch still has the overrides that it went on with.

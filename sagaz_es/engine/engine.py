@@ -383,6 +383,11 @@ class Engine:
         nothing has run then. A dry run raises none of them: its result says so.
         """
         self._check_open()
+        if not isinstance(plan, ReplayPlan):
+            raise TypeError(
+                f"replay runs a plan, not {plan!r}: make one with "
+                "`await engine.plan_replay(saga_id, from_step)`"
+            )
         return await replayer.replay(self.host, plan, actor=actor, reason=reason, dry_run=dry_run)
 
     async def undo_replay(

@@ -19,12 +19,23 @@ When: TypeAlias = "datetime | date | str | int | Moment | Step"
 just before it began, "step:charge:after" for just after it completed)."""
 
 
+_WAYS = (
+    "a time, such as 2026-07-01T10:30+02:00 (UTC if it has no zone), a sequence, such as 7, "
+    "step:NAME or step:NAME:after"
+)
+
+
 def as_point(when: When) -> Point:
-    """What is meant. Raises ConfigurationError for a text that is none of these."""
-    if isinstance(when, Step | Moment | int):
-        return when
+    """What is meant. Raises ConfigurationError for a text that is none of these, TypeError for
+    anything else."""
     if isinstance(when, str):
         return _parsed(when.strip())
+    if not isinstance(when, Step | Moment | int | date) or isinstance(when, bool):
+        raise TypeError(
+            f"a point in a saga's past is {_WAYS}, not {when!r}; `now()` gives the last state"
+        )
+    if isinstance(when, Step | Moment | int):
+        return when
     if not isinstance(when, datetime):
         when = datetime(when.year, when.month, when.day, tzinfo=UTC)
     return Moment(to_us(when))
@@ -39,10 +50,7 @@ def _parsed(text: str) -> Point:
     try:
         return Moment(to_us(datetime.fromisoformat(text)))
     except ValueError:
-        raise ConfigurationError(
-            f"{text!r} is no point in a saga's past; write a time, such as 2026-07-01T10:30+02:00 "
-            "(UTC if it has no zone), a sequence, such as 7, step:NAME or step:NAME:after"
-        ) from None
+        raise ConfigurationError(f"{text!r} is no point in a saga's past; write {_WAYS}") from None
 
 
 def named(point: Point) -> str:

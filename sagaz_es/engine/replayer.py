@@ -142,8 +142,9 @@ async def plan(
     """See Engine.plan_replay. `actor`, `reason` and `dry_run` are noted with what is refused."""
     overrides = context_texts(context_override)
     overrides = await host.large_values.off_load(overrides)
+    allowed = (allow,) if isinstance(allow, str) else tuple(allow)
     try:
-        return await _plan(host, saga_id, from_step, overrides, force_failure, tuple(allow))
+        return await _plan(host, saga_id, from_step, overrides, force_failure, allowed)
     except SnapshotNotFoundError as error:
         await note(
             host,

@@ -85,7 +85,7 @@ def test_wrong_usage_is_status_2_on_stderr(shop: Shop, arguments: tuple[str, ...
         (errors.UnknownScheme("log", "x", ()), 2),
         (errors.ReplayError("no"), 1),
         (errors.Unreachable("Kafka", "host:1"), 1),
-        (errors.UnknownSagaName("order"), 1),
+        (errors.UnknownSagaName("order"), 4),
         (TimeoutError("no engine answered"), 1),
         (RuntimeError("a bug"), 1),
     ],

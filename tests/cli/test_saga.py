@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 
+import pytest
 import yaml
 
 from .conftest import APP, Project, Shop
@@ -81,10 +82,17 @@ def test_start_without_code_is_wrong_usage(shop: Shop) -> None:
     assert "name it with --app module:Class, or in SAGAZ_ES_APP" in given.error
 
 
-def test_start_of_a_name_that_the_code_does_not_have_fails(shop: Shop) -> None:
+def test_start_of_a_name_that_the_code_does_not_have_is_status_4(shop: Shop) -> None:
     given = shop.run("saga", "start", "orders", "--app", APP)
-    assert given.status == 1
+    assert given.status == 4
     assert "no saga class is registered under the name 'orders'; registered: 'order'" in given.error
+
+
+def test_a_damaged_decimal_is_wrong_usage_and_readable(shop: Shop) -> None:
+    price = '{"price": {"$decimal": "abc"}}'
+    given = shop.run("saga", "start", "order", "--context", price, "--app", APP)
+    assert given.status == 2
+    assert "'abc' is no decimal number, such as 9.90" in given.error
 
 
 # --- list -----------------------------------------------------------------------------------------
@@ -150,6 +158,23 @@ def test_list_is_right_while_the_store_is_behind(shop: Shop) -> None:
     # A store that knows nothing of the log yet, as after a kill before the projector's commit.
     given = shop.run("saga", "list", "--store", "memory://")
     assert [saga["saga_id"] for saga in given.json] == ["o-1"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("saga", "list"),
+        ("compensations", "list"),
+        ("replay", "list-changes", "o-1"),
+        ("projector", "verify"),
+    ],
+)
+def test_a_limit_that_no_store_can_count_is_wrong_usage(
+    shop: Shop, command: tuple[str, ...]
+) -> None:
+    given = shop.run(*command, "--limit", "9" * 20)
+    assert given.status == 2
+    assert "--limit" in given.error
 
 
 def test_an_unknown_status_is_wrong_usage(shop: Shop) -> None:

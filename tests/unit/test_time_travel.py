@@ -343,6 +343,12 @@ def test_a_text_that_is_no_point_is_refused(text: str) -> None:
         as_point(text)
 
 
+@pytest.mark.parametrize("thing", [None, 1.5, float("nan"), True, timedelta(hours=1), TEN.time()])
+def test_a_thing_that_is_no_point_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match="a point in a saga's past is a time, such as"):
+        as_point(thing)
+
+
 async def test_a_saga_that_does_not_exist_is_not_found() -> None:
     log = await filled()
     for store in (None, await projected(log)):

@@ -308,6 +308,22 @@ async def test_what_is_not_there_is_named_and_the_attempt_is_in_the_log(
     assert ledger.calls == calls
 
 
+async def test_a_name_that_is_allowed_and_no_step_is_told_as_such() -> None:
+    async with engine_on(MemoryEventLog(1), ledger=Ledger()) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        told = "from step 'charge': allow names 'mail', which is none of its steps: reserve"
+        for allow in ("mail", ["mail"]):
+            with pytest.raises(SnapshotNotFoundError, match=told):
+                await engine.plan_replay("o-1", "charge", allow=allow)
+
+
+async def test_what_is_no_plan_is_not_replayed() -> None:
+    async with engine_on(MemoryEventLog(1), ledger=Ledger()) as engine:
+        await engine.run(OrderSaga, saga_id="o-1")
+        with pytest.raises(TypeError, match=r"a plan, not 'o-1': .*engine\.plan_replay"):
+            await engine.replay("o-1")  # type: ignore[arg-type]
+
+
 # --- branches that fail ---------------------------------------------------------------------------
 
 
