@@ -569,6 +569,21 @@ class PivotPassed(RequestRefusedError):
         )
 
 
+class SagaIdTaken(RequestRefusedError):
+    """The id that a saga was to be started with is that of a saga of another name."""
+
+    def __init__(self, saga_id: str, saga_name: str, other: str) -> None:
+        super().__init__(saga_id, saga_name, other)
+        self.saga_id, self.saga_name = saga_id, saga_name
+        self.other = other  # the name of the saga that has the id
+
+    def __str__(self) -> str:
+        return (
+            f"{self.saga_name!r} cannot be started as {self.saga_id!r}: this is the id of a saga "
+            f"of {self.other!r}; give it another id"
+        )
+
+
 class ChildIdTaken(RequestRefusedError):
     """The id that a child would have is that of a saga which was not started as this child."""
 

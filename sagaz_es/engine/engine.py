@@ -219,7 +219,7 @@ class Engine:
         An engine that serves nothing, or only its group's classes, may start any other saga by its
         name: who has the class runs it.
         Raises UnstorableValue (path of the key), ContextMismatch (the saga's context_type),
-        UnknownSagaName, MemoryFootprintError.
+        UnknownSagaName, MemoryFootprintError; SagaIdTaken, if the id is of a saga of another name.
         """
         self._check_open()
         host = self.host

@@ -250,10 +250,14 @@ class Host:
     async def wait_in_line(
         self, partition: Partition, definition: Definition, saga_id: str, text: str, actor: str
     ) -> SagaHandle:
-        """Start a saga once there is room; returns once that is durable. Raises HandingOver."""
-        if self.admission.find(saga_id) is None:
+        """Start a saga once there is room; returns once that is durable. Raises HandingOver,
+        SagaIdTaken."""
+        waiting = self.admission.find(saga_id)
+        if waiting is None:
             await self.admission.wait(partition, saga_id, definition.name, text, actor)
-        return self.handle(saga_id)
+        elif waiting.saga_name != definition.name:
+            raise errors.SagaIdTaken(saga_id, definition.name, waiting.saga_name)
+        return self.handle(saga_id, definition.name)
 
     def give_up_waiting(self, partition: int) -> None:
         """The partition is not served here any more: who waits for its starts asks the log."""
@@ -278,19 +282,35 @@ class Host:
         cause: str = "",
         caller: Caller = NOBODY,
     ) -> SagaHandle:
+        """Start a saga, or give the one of this id. Raises SagaIdTaken, unless it has a `caller`,
+        which looks itself."""
         if await self.exists(partition, saga_id):
             await self.begun(saga_id)
+            if not caller.saga_id:
+                await self.check_name(saga_id, definition.name)
             return self.handle(saga_id)
         # No await between this look and the new cell: of ten starts at once one makes it.
         cell = partition.cells.get(saga_id)
-        if cell is not None:
+        if cell is not None or saga_id in partition.seen:
             await self.begun(saga_id)
-            return self.handle(saga_id)
-        if saga_id in partition.seen:
+            if not caller.saga_id:
+                await self.check_name(saga_id, definition.name)
             return self.handle(saga_id)
         return await self.begin(
             partition, definition, saga_id, text, actor=actor, cause=cause, caller=caller
         )
+
+    async def check_name(self, saga_id: str, saga_name: str) -> None:
+        """Raises SagaIdTaken if this is the id of a saga of another name."""
+        partition = self.partition_for(saga_id)
+        cell = partition.cells.get(saga_id) if partition is not None else None
+        if cell is not None:
+            name = cell.look().saga_name
+        else:
+            state = await current_state(self.log, self.store, saga_id)
+            name = state.saga_name if state is not None else ""
+        if name and name != saga_name:
+            raise errors.SagaIdTaken(saga_id, saga_name, name)
 
     async def exists(self, partition: Partition, saga_id: str) -> bool:
         """Whether a saga of this id was ever started; since `known_from`, memory knows."""
@@ -338,8 +358,9 @@ class Host:
         if runner is not None and runner.ready is not None:
             await self._accepted(runner)
 
-    def handle(self, saga_id: str) -> SagaHandle:
-        """A handle on a saga that exists, or whose start waits, whoever runs it."""
+    def handle(self, saga_id: str, started: str = "") -> SagaHandle:
+        """A handle on a saga that exists, or whose start waits, whoever runs it. `started`: the
+        name that was asked for; another saga may turn out to have the id."""
         future = None
         if saga_id in self.runners:
             future = self._outcome_future(saga_id)
@@ -348,7 +369,7 @@ class Host:
             if future is None and self.admission.find(saga_id) is not None:
                 future = asyncio.get_running_loop().create_future()
                 self._expected[saga_id] = future
-        return SagaHandle(saga_id, lambda: self._outcome(saga_id, future))
+        return SagaHandle(saga_id, lambda: self._outcome(saga_id, future, started))
 
     async def begin(
         self,
@@ -678,14 +699,21 @@ class Host:
             self._outcomes[saga_id] = future
         return future
 
-    async def _outcome(self, saga_id: str, future: asyncio.Future[SagaResult] | None) -> SagaResult:
+    async def _outcome(
+        self, saga_id: str, future: asyncio.Future[SagaResult] | None, started: str
+    ) -> SagaResult:
         """The saga's result, whoever brings it to its end."""
+        result: SagaResult | None = None
         if future is not None:
             try:
-                return await shared(future)
+                result = await shared(future)
             except LostOwnership:
                 pass  # handed over, or taken over: the log will tell
-        return await self.follow(saga_id)
+        if result is None:
+            result = await self.follow(saga_id)
+        if started and result.saga_name != started:
+            raise errors.SagaIdTaken(saga_id, started, result.saga_name)
+        return result
 
     async def follow(self, saga_id: str) -> SagaResult:
         """Wait in the log for the end of a saga that runs elsewhere, or whose start waits.

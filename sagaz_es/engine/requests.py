@@ -27,6 +27,7 @@ from sagaz_es.errors import (
     RequestRefusedError,
     SagaEnded,
     SagaError,
+    SagaIdTaken,
     SagaIsRecorded,
     SagaNotFound,
     StorageFailed,
@@ -42,8 +43,14 @@ ANSWER_AGAIN_S = 0.5
 async def start_elsewhere(
     host: Host, saga_name: str, saga_id: str, text: str, actor: str
 ) -> SagaHandle:
-    """Start a saga that is another engine's: by the partition of its id, or by its class."""
-    if await current_state(host.log, host.store, saga_id) is None:
+    """Start a saga that is another engine's: by the partition of its id, or by its class.
+
+    Raises SagaIdTaken.
+    """
+    state = await current_state(host.log, host.store, saga_id)
+    if state is not None and state.saga_name != saga_name:
+        raise SagaIdTaken(saga_id, saga_name, state.saga_name)
+    if state is None:
         request = e.StartRequested(
             new_id(),
             saga_id,
@@ -58,8 +65,10 @@ async def start_elsewhere(
             here = host.registry.names
             return saga_name in here and await host.log.members(group=host.config.group) > 0
 
-        await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
-    return host.handle(saga_id)
+        fact = await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
+        if isinstance(fact, e.SagaStarted) and fact.cause != request.request_id:
+            await host.check_name(saga_id, saga_name)  # somebody else was first
+    return host.handle(saga_id, saga_name)
 
 
 async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
-from sagaz_es import Engine, Saga, SagaStatus, action
+from sagaz_es import Engine, Saga, SagaResult, SagaStatus, action
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.errors import SagaIdTaken
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Record
-from tests.helpers import Gate, Ledger, OrderSaga, engine_on
+from tests.helpers import QUIET, Gate, Ledger, OrderSaga, engine_on
 
 
 class Approval(Saga):
@@ -214,3 +216,72 @@ async def test_an_end_that_comes_while_the_state_is_looked_up_is_heard() -> None
         answer.open()
         assert (await waiting).status is SagaStatus.COMPLETED
         await asker.close()
+
+
+class Refund(OrderSaga):
+    saga_name = "refund"
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same engine", "the next engine"])
+async def test_the_id_of_a_saga_of_another_name_is_refused(ended: bool, restarted: bool) -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    gate = None if ended else ledger.gate("reserve")
+    engine = engine_on(log, OrderSaga, Refund, ledger=ledger)
+    await engine.open()
+    handle = await engine.start(OrderSaga, {"sku": "A1"}, saga_id="id-1")
+    if gate is None:
+        await handle.result()
+    if restarted:
+        if gate is not None:
+            gate.open()
+        await engine.close()
+        engine = engine_on(log, OrderSaga, Refund, ledger=ledger)
+        await engine.open()
+    taken = "'refund' cannot be started as 'id-1': this is the id of a saga of 'order'"
+    with pytest.raises(SagaIdTaken, match=taken):
+        await engine.run(Refund, saga_id="id-1")
+    asking = engine_on(log, OrderSaga, Refund, ledger=ledger)
+    await asking.open(join=False)
+    with pytest.raises(SagaIdTaken, match=taken):
+        await asking.run(Refund, saga_id="id-1")
+    # The same id of the same class is the same saga, whatever the context.
+    same = await engine.start(OrderSaga, {"sku": "B2"}, saga_id="id-1")
+    if gate is not None:
+        gate.open()
+    assert (await same.result()).context["sku"] == "A1"
+    await asking.close()
+    await engine.close()
+
+
+async def test_of_two_names_that_ask_for_one_id_at_once_one_is_refused() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    asking = [engine_on(log, OrderSaga, Refund, ledger=ledger) for _ in range(2)]
+    for one in asking:
+        await one.open(join=False)
+    runs = [
+        asyncio.create_task(one.run(saga, saga_id="id-1"))
+        for one, saga in zip(asking, (OrderSaga, Refund), strict=True)
+    ]
+    while (await log.bounds(0)).end < 2:  # noqa: ASYNC110 - both requests stand
+        await asyncio.sleep(0)
+    async with engine_on(log, OrderSaga, Refund, ledger=ledger):
+        results = await asyncio.gather(*runs, return_exceptions=True)
+    won = [one for one in results if isinstance(one, SagaResult)]
+    assert [one.saga_name for one in won] == ["order"]
+    assert [type(one).__name__ for one in results if one not in won] == ["SagaIdTaken"]
+    for one in asking:
+        await one.close()
+
+
+async def test_a_start_that_waits_in_line_has_its_id_for_itself() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    gate = ledger.gate("reserve")
+    config = msgspec.structs.replace(QUIET, max_in_flight=1)
+    async with engine_on(log, OrderSaga, Refund, ledger=ledger, config=config) as engine:
+        await engine.start(OrderSaga, saga_id="first")
+        waits = await engine.start(OrderSaga, saga_id="id-1")
+        with pytest.raises(SagaIdTaken):
+            await engine.start(Refund, saga_id="id-1")
+        gate.open()
+        assert (await waits.result()).saga_name == "order"
