@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import click
 
 from sagaz_es.connect import INSTANCE_VARIABLE, connect
+from sagaz_es.engine.attempts import sagas_in_threads
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.errors import MissingDependencyError, SagaError
@@ -22,6 +23,9 @@ from sagaz_es_cli.options import Settings, command, resources_option
 from sagaz_es_cli.resources import resources_of
 
 logger = logging.getLogger("sagaz_es.worker")
+
+NAMED = 10
+"""So many sagas are named in one line."""
 
 
 @click.group()
@@ -92,7 +96,8 @@ def run_engine(
     """Serve a share of the log's sagas until told to stop.
 
     Workers of one log share its partitions. SIGTERM or Ctrl-C drains: nothing new starts, running
-    steps finish, the other workers go on; status 0. A second one stops at once, as a crash would.
+    steps finish, the other workers go on; status 0. What has not finished within --drain-seconds
+    is left, also in threads, and runs again. A second signal stops at once, as a crash would.
     What is logged goes to stderr; what the code of sagas prints stays on stdout.
     """
     settings.need_code("engine run")
@@ -110,6 +115,7 @@ def run_engine(
             with _told_to_stop() as stop:
                 async with _probed(worker, health_host, health_port):
                     await _serve(worker, stop, drain_seconds)
+        _leave_threads()
 
     with logs.logging_as(log_format, log_level):
         try:
@@ -140,6 +146,23 @@ async def _serve(worker: Engine, stop: asyncio.Event, drain_seconds: float) -> N
             logger.info("stopping: running steps may take up to %g s to finish", drain_seconds)
         await worker.close()
     logger.info("stopped; what is unfinished goes on where another worker runs")
+
+
+def _leave_threads() -> None:
+    """End the process here if steps still run in threads: nothing else would end before them.
+
+    All is closed and recorded by now; to the log they are attempts of a process that stopped.
+    """
+    left = sagas_in_threads()
+    if not left:
+        return
+    named = ", ".join(left[:NAMED]) + (", …" if len(left) > NAMED else "")
+    logger.warning("ending while steps still run in threads, which run again; sagas: %s", named)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import logging
 import random
+import threading
 import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -631,11 +632,24 @@ async def _call(function: Any, *args: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
+_in_threads: dict[int, str] = {}  # by the thread's identity: the saga whose code runs in it
+
+
+def sagas_in_threads() -> list[str]:
+    """Sagas of which a thread of this process runs code now, also code that nobody waits for any
+    more: a thread cannot be stopped."""
+    return sorted(set(_in_threads.copy().values()))
+
+
 def _in_thread(function: Any, args: tuple[Any, ...]) -> Any:
+    thread = threading.get_ident()
+    _in_threads[thread] = current_saga.get()
     try:
         return function(*args)
     except StopIteration as error:  # no future can hold it: the step would never end
         raise RuntimeError("the step raised StopIteration") from error
+    finally:
+        del _in_threads[thread]
 
 
 def _is_one(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:

@@ -169,28 +169,69 @@ def test_a_worker_without_code_is_wrong_usage(shop: Shop) -> None:
     assert "engine run runs the code of the saga: name it with --app" in given.error
 
 
+SLOW = """
+    import threading
+    from sagaz_es import Saga, action
+
+    class Slow(Saga):
+        saga_name = "slow"
+
+        @action("any", timeout_seconds=3600)
+        def any(self, ctx):  # in a thread, which nobody can stop
+            print("begun", flush=True)
+            threading.Event().wait()
+"""
+
+
+def test_it_ends_at_the_drain_limit_though_a_step_sits_in_a_thread(project: Project) -> None:
+    (project.path / "slow.py").write_text(textwrap.dedent(SLOW))
+    run = ("engine", "run", "--app", "slow", "--log-format", "json", "--drain-seconds", "0.1")
+    with project.start(*run) as process:
+        lines = Lines(process)
+        lines.until("serving")
+        begin_elsewhere(project, "slow", "s-1")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        lines.until("stopped")
+        told = lines.until("ending while steps still run in threads")
+        assert (told["level"], "s-1" in told["message"]) == ("warning", True)
+        assert process.wait(60) == 0
+    shown = project.run("saga", "show", "s-1").json
+    assert shown["status"] == "executing", "the next worker carries it on"
+
+
 # --- what it logs ---------------------------------------------------------------------------------
 
 
 def elsewhere(project: Project, name: str, saga_id: str) -> SagaResult:
     """Have a saga run by whoever serves the project's log; this process joins nothing."""
+    result = asyncio.run(_elsewhere(project, name, saga_id, waits=True))
+    assert result is not None
+    return result
 
+
+def begin_elsewhere(project: Project, name: str, saga_id: str) -> None:
+    """The same, without waiting for its end."""
+    asyncio.run(_elsewhere(project, name, saga_id, waits=False))
+
+
+async def _elsewhere(
+    project: Project, name: str, saga_id: str, *, waits: bool
+) -> SagaResult | None:
     class Asked(Saga):
         saga_name = name
 
         @action("any")
         async def any(self, ctx: Any) -> None: ...
 
-    async def work() -> SagaResult:
-        engine = connect(f"sqlite:///{project.path}/sagaz-es.db", sagas=[Asked])
-        await engine.open(join=False)
-        try:
-            handle = await engine.start(Asked, saga_id=saga_id)
-            return await handle.result(30)
-        finally:
-            await engine.close()
-
-    return asyncio.run(work())
+    engine = connect(f"sqlite:///{project.path}/sagaz-es.db", sagas=[Asked])
+    await engine.open(join=False)
+    try:
+        handle = await engine.start(Asked, saga_id=saga_id)
+        return await handle.result(30) if waits else None
+    finally:
+        await engine.close()
 
 
 def test_lines_are_json_and_name_the_saga_whose_code_speaks(wired: Project) -> None:
