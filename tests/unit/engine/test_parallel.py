@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus, action
+from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus, action, connect
 from sagaz_es.errors import DefinitionError
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import Declined, Ledger, SetClock, engine_on, facts, in_words, until
@@ -40,6 +40,28 @@ DIAMOND: dict[str, list[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"
 
 
 # --- what runs when -------------------------------------------------------------------------------
+
+
+async def test_of_two_changes_to_one_nested_dict_the_later_whole_value_wins() -> None:
+    first = asyncio.Event()
+
+    class Beside(Saga):
+        @action("a", depends_on=[])
+        async def a(self, ctx: Any) -> None:
+            ctx["seats"]["a"] = 1
+
+        @action("b", depends_on=[])
+        async def b(self, ctx: Any) -> None:
+            ctx["seats"]["b"] = 1
+            await first.wait()
+
+        @action("c", depends_on=["a"])
+        async def c(self, ctx: Any) -> None:
+            first.set()
+
+    async with connect("memory://", sagas=[Beside]) as engine:
+        result = await engine.run(Beside, {"seats": {}})
+    assert result.context["seats"] == {"b": 1}
 
 
 async def test_the_middle_of_a_diamond_overlaps_and_the_join_starts_after_both() -> None:

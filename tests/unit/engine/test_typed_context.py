@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -72,6 +73,35 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 # --- at the start ---------------------------------------------------------------------------------
+
+
+_numbers = itertools.count(1)
+
+
+class Made(msgspec.Struct):
+    number: int = msgspec.field(default_factory=lambda: next(_numbers))
+
+
+async def test_a_default_factory_is_recorded_only_if_the_object_was_the_context() -> None:
+    seen: list[int] = []
+
+    class Looks(Saga):
+        context_type = Made
+
+        @action("one", depends_on=[])
+        async def one(self, ctx: Any) -> None:
+            seen.append(ctx.typed(Made).number)
+
+        @action("two", depends_on=["one"])
+        async def two(self, ctx: Any) -> None:
+            seen.append(ctx.typed(Made).number)
+
+    async with connect("memory://", sagas=[Looks]) as engine:
+        bare = await engine.run(Looks, {})
+        assert seen[0] != seen[1] and "number" not in bare.context
+        given = Made()
+        await engine.run(Looks, given)
+        assert seen[2:] == [given.number] * 2
 
 
 async def test_steps_read_the_context_as_the_type(engine: Engine) -> None:
