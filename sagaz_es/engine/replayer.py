@@ -321,16 +321,20 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
         raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
     if plan.blocked:
         raise PlanBlocked(plan.saga_id, plan.blockers)
+    head = await current_state(host.log, host.store, plan.head_saga_id)
+    if head is None or head.sequence != plan.head_sequence:
+        raise PlanOutdated(plan.saga_id, _what_moved(head))
     try:
         definition = host.registry.by_name(plan.saga_name)
     except UnknownSagaName as error:
         if dry_run or host.leaves_to_others(plan.saga_name):
             return  # a plan needs no code; who has it checks it
         raise ReplayError(f"saga {plan.saga_id!r} cannot be replayed: {error}") from error
-    for saga_id in dict.fromkeys((plan.saga_id, plan.head_saga_id)):
-        state = await current_state(host.log, host.store, saga_id)
-        if state is not None:
-            check_replayable(state, definition)
+    if plan.saga_id != plan.head_saga_id:
+        named = await current_state(host.log, host.store, plan.saga_id)
+        if named is not None:
+            check_replayable(named, definition)
+    check_replayable(head, definition)
     await _check_context(host, plan, definition)
     if start.definition != definition.graph.fingerprint:
         raise PlanOutdated(plan.saga_id, "it was made for other code than what is registered now")

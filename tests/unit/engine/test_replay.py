@@ -240,6 +240,11 @@ async def test_a_plan_is_refused_once_the_family_has_moved() -> None:
         calls = list(ledger.calls)
         with pytest.raises(PlanOutdated):
             await engine.replay(old)
+        dry = await engine.replay(old, dry_run=True)
+        assert (dry.status, dry.success) == ("failed", False)
+        assert "is out of date: it was replayed as" in str(dry.error_message)
+    async with Engine(log) as without_code:
+        assert (await without_code.replay(old, dry_run=True)).error_message == dry.error_message
     assert ledger.calls == calls
 
 
