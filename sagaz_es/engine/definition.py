@@ -937,6 +937,11 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
         for attribute, value in vars(base).items():
             if hasattr(value, _MARK):
                 methods[attribute] = value
+            elif hasattr(getattr(value, "__func__", None), _MARK):  # static and class methods
+                raise DefinitionError(
+                    f"{cls.__name__}: {attribute} is a {type(value).__name__}, and no step or "
+                    "compensation then: write it as a method, (self, ctx)"
+                )
             elif attribute in methods:
                 inherited = methods.pop(attribute)
                 if value is not None:  # else a step would be gone, or not undone, without a word

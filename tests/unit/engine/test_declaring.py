@@ -107,6 +107,15 @@ def test_a_method_is_not_a_step_and_a_compensation_at_once() -> None:
             async def charge(self, ctx: Any) -> None: ...
 
 
+def test_a_static_method_around_a_step_is_refused() -> None:
+    with pytest.raises(DefinitionError, match=r"charge is a staticmethod, .* \(self, ctx\)"):
+
+        class Static(Saga):
+            @staticmethod
+            @action("charge")
+            async def charge(ctx: Any) -> None: ...
+
+
 async def test_a_decorator_above_ours_runs_around_the_step_and_its_undoing() -> None:
     told: list[str] = []
 
