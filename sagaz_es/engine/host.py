@@ -436,7 +436,7 @@ class Host:
         try:
             await shared(runner.ready)
         except LostOwnership:
-            if not runner.cell.lost:
+            if not runner.cell.lost or runner.cell.begin < 0:  # given up: it may stand nowhere
                 raise
 
     async def launch_branch(

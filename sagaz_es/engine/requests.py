@@ -22,6 +22,7 @@ from sagaz_es.engine.lookup import current_state, waiting_start
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
+    EngineClosed,
     HandingOver,
     LostOwnership,
     RequestRefusedError,
@@ -137,7 +138,7 @@ class Answers:
                     await self._begin(partition, request)
                 # Another group's request does not hold this group's mark.
                 break
-            except LostOwnership:
+            except (LostOwnership, EngineClosed):
                 error: Exception | None = None  # it is carried on elsewhere
             except (StorageFailed, OSError) as failure:
                 error = failure  # ours, not the request's: it is answered once that is over

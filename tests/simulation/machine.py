@@ -513,7 +513,8 @@ class Simulation:
         self.stuck += self._unfinished()
 
     def _at_rest(self) -> bool:
-        return not self._unfinished()
+        # What is still on its way may ask for something, long after its client has gone.
+        return not self.broker.under_way and not self._unfinished()
 
     def _unfinished(self) -> list[str]:
         log = read_log(self.broker)

@@ -34,6 +34,11 @@ def test_no_law_is_broken() -> None:
     assert told.splitlines()[-1].endswith(" 0 violations"), told
 
 
+def test_what_was_found_behind_the_range_stays_fixed() -> None:
+    """A cancel that a closing engine refused for good; a start that was told and stood nowhere."""
+    simulate("seeds", "26282", "36393")
+
+
 @pytest.mark.timeout(900)
 def test_crashes_at_every_place_that_is_come_to_leave_no_law_broken() -> None:
     told = simulate("points", "--seeds", "40", "--pairs", "40").splitlines()[-1]

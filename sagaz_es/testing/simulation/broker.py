@@ -98,6 +98,7 @@ class Broker:
         self.acknowledged: list[tuple[int, int, tuple[Entry, ...]]] = []
         """Partition, offset and entries of every append that its process was told of."""
         self.faults = 0  # how many there were
+        self.under_way = 0  # appends that were given up, and land much later
         self.on_landed: list[Callable[[Sequence[Record]], None]] = []
 
     # --- from processes ---
@@ -128,7 +129,8 @@ class Broker:
                 self.loop.in_world(self.latency(), self._land, partition, entries, None)
             elif fate == 2:  # it was still in some buffer
                 late = DEADLINE_S + self.random.random() * weather.late_s
-                self.loop.in_world(late, self._land, partition, entries, None)
+                self.under_way += 1
+                self.loop.in_world(late, self._land_late, partition, entries)
             return answer
         if chance < weather.unknown + weather.errors / 4:
             self.faults += 1
@@ -142,6 +144,10 @@ class Broker:
     def _give_up(self, partition: int, answer: asyncio.Future[int]) -> None:
         after = DEADLINE_S * (0.1 if self.random.random() < 0.3 else 1.0)
         self.loop.in_world(after, _fail, answer, AppendUnknown(partition, "no answer came"))
+
+    def _land_late(self, index: int, entries: tuple[Entry, ...]) -> None:
+        self.under_way -= 1
+        self._land(index, entries, None)
 
     def _land(
         self, index: int, entries: tuple[Entry, ...], answer: asyncio.Future[int] | None
