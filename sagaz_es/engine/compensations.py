@@ -46,7 +46,10 @@ async def _ask(host: Host, request: Wish) -> None:
     async def stands() -> bool:
         return await _stuck(host, request) is None
 
-    await host.ask(request, lambda fact: e.request_of(fact) == request.request_id, stands)
+    def answers(fact: e.Fact) -> bool:
+        return e.request_of(fact) == request.request_id
+
+    await host.ask(request, answers, stands, confirmed=stands)
 
 
 async def answer(host: Host, partition: Partition, request: Wish) -> None:

@@ -63,7 +63,10 @@ async def decide(host: Host, request: Decision) -> None:
         await host.check_fits(request.saga_id)  # refused now, it is not in the log for later
         return False
 
-    await host.ask(request, lambda fact: e.request_of(fact) == request.request_id, stands)
+    def answers(fact: e.Fact) -> bool:
+        return e.request_of(fact) == request.request_id
+
+    await host.ask(request, answers, stands, confirmed=stands)
 
 
 _ASKED = {

@@ -794,16 +794,19 @@ class Host:
         answer: Callable[[e.Fact], bool],
         stands: Callable[[], Awaitable[bool]] | None = None,
         waits: Callable[[], Awaitable[bool]] | None = None,
+        confirmed: Callable[[], Awaitable[bool]] | None = None,
     ) -> e.Fact | None:
         """Append a request and wait for the fact that answers it. None: `stands`, which is asked
         once nothing can be missed any more, knows that it was answered before; or `waits`, which is
-        asked after a while, knows that it will be.
+        asked after a while, knows that it will be. `confirmed` is asked when a fact answers: an
+        engine that had lost the saga may have written it, and then the fold rejects it.
 
         Raises what the saga's writer refused it with; TimeoutError after `request_seconds`, when no
         engine serves the partition (the request stays in the log).
         """
         partition = self.log.partition_of(request.saga_id)
-        found: asyncio.Future[e.Fact] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[e.Fact] = loop.create_future()
 
         def hear(record: Record | None) -> None:
             entry = record.entry if record is not None else None
@@ -826,7 +829,11 @@ class Host:
                 if not found.done() and await waits():
                     return None
             async with asyncio.timeout(self.config.request_seconds):
-                return await found
+                while True:
+                    fact = await found
+                    found = loop.create_future()  # what comes while one looks is heard, too
+                    if confirmed is None or await confirmed():
+                        return fact
         except TimeoutError:
             raise TimeoutError(
                 f"no engine answered within {self.config.request_seconds:g} s: is one running that "
@@ -835,6 +842,8 @@ class Host:
             ) from None
         finally:
             tail.ignore(request.saga_id, hear)
+            if found.done() and not found.cancelled():
+                found.exception()  # a refusal behind the answer is nobody's affair
 
 
 def needs_nobody_else(state: SagaState) -> bool:

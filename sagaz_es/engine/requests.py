@@ -88,10 +88,13 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
         await host.check_fits(saga_id)  # refused now, it is not in the log for later
         return False
 
+    async def went_back() -> bool:
+        return bool((await known_state(host, saga_id)).goal)
+
     while not await goes_back():
         runner = host.awake(saga_id)
         if runner is None:
-            await host.ask(request, lambda fact: isinstance(fact, e.CompensationStarted), goes_back)
+            await host.ask(request, _goes_back, goes_back, confirmed=went_back)
             return
         try:
             await runner.request_cancel(request)
@@ -99,6 +102,10 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
         except LostOwnership:
             host.check_open(saga_id)  # it goes on elsewhere, and may go back there
             await asyncio.sleep(ASK_AGAIN_S)
+
+
+def _goes_back(fact: e.Fact) -> bool:
+    return isinstance(fact, e.CompensationStarted)
 
 
 async def known_state(host: Host, saga_id: str) -> SagaState:

@@ -35,8 +35,9 @@ def test_no_law_is_broken() -> None:
 
 
 def test_what_was_found_behind_the_range_stays_fixed() -> None:
-    """A cancel that a closing engine refused for good; a start that was told and stood nowhere."""
-    simulate("seeds", "26282", "36393")
+    """A cancel that a closing engine refused for good; a start that was told and stood nowhere; a
+    pause that was told by a fact that the fold rejects."""
+    simulate("seeds", "26282", "36393", "24095")
 
 
 @pytest.mark.timeout(900)
