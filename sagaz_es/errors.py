@@ -125,7 +125,8 @@ class UnknownSagaName(SagaError):
     def __str__(self) -> str:
         return (
             f"no saga class is registered under the name {self.saga_name!r}; registered: "
-            f"{_names(self.known)}; pass it with connect(sagas=[…]) or --app module:Class"
+            f"{_names(self.known)}; pass it with connect(sagas=[…]) or --app module:Class; "
+            "services with different classes on one log each name a group (?group=name in its URL)"
         )
 
 
