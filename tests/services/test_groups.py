@@ -14,6 +14,7 @@ import pytest
 from sagaz_es import Engine, EngineConfig, Saga, action, compensate, connect
 from sagaz_es.connect import open_log
 from sagaz_es.engine.result import SagaHandle
+from sagaz_es.errors import SagaIdTaken
 from tests.helpers import accepted_story, story
 from tests.services.takeover_worker import Order as WorkerOrder
 from tests.services.test_takeover import Ledger, until
@@ -241,8 +242,8 @@ async def test_an_id_is_one_saga_in_all_groups(services: Services) -> None:
     orders = await services.open("orders", Order)
     billing = await services.open("billing", Invoice)
     await orders.run(Order, {}, saga_id="x-1")
-    result = await billing.run(Invoice, {}, saga_id="x-1")
-    assert result.saga_name == "order"
+    with pytest.raises(SagaIdTaken, match="the id of a saga of 'order'"):
+        await billing.run(Invoice, {}, saga_id="x-1")
     assert [done for done in services.done if done[2] == "x-1"] == [
         ("orders", "charge", "x-1"),
         ("orders", "ship", "x-1"),
