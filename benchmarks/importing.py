@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.goals import Goal, below
 from benchmarks.table import markdown
 from sagaz_es.connect import open_log
-from sagaz_es.engine.importing import import_csv
+from sagaz_es.recording.importing import import_csv
 
 ROWS = 100_000
 

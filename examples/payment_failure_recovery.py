@@ -47,8 +47,8 @@ from sagaz_es import (
     connect,
 )
 from sagaz_es.connect import LOG_VARIABLE, STORE_VARIABLE
-from sagaz_es.engine.time_travel import HistoricalState
 from sagaz_es.ports import ArchivedEvent
+from sagaz_es.reading.time_travel import HistoricalState
 
 Given = TypeVar("Given")
 Got = TypeVar("Got")

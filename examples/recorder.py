@@ -22,7 +22,7 @@ from typing import Any
 
 from sagaz_es import Saga, action, compensate, connect
 from sagaz_es.connect import open_log
-from sagaz_es.engine.recorder import SagaRecorder
+from sagaz_es.recording.recorder import SagaRecorder
 
 LOG = "sqlite:///recorded.db"
 

@@ -9,8 +9,11 @@ from sagaz_es.core.history import Step
 from sagaz_es.core.plan import PlannedStep, ReplayPlan, Verdict
 from sagaz_es.core.state import SagaStatus, SagaStepStatus
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.context import StepContext
-from sagaz_es.engine.definition import (
+from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.replayer import ReplayResult, ReplayStatus
+from sagaz_es.errors import SagaError
+from sagaz_es.sagas.context import StepContext
+from sagaz_es.sagas.definition import (
     RecoveryAction,
     Saga,
     action,
@@ -18,11 +21,8 @@ from sagaz_es.engine.definition import (
     compensate,
     forward_recovery,
 )
-from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.observers import SagaListener
-from sagaz_es.engine.replayer import ReplayResult, ReplayStatus
-from sagaz_es.engine.result import SagaHandle, SagaResult
-from sagaz_es.errors import SagaError
+from sagaz_es.sagas.observers import SagaListener
+from sagaz_es.sagas.result import SagaHandle, SagaResult
 
 if TYPE_CHECKING:
     from sagaz_es.blobs.files import (
@@ -51,119 +51,8 @@ if TYPE_CHECKING:
     from sagaz_es.core.zones import (
         TaintPropagator as TaintPropagator,
     )
-    from sagaz_es.engine.context import (
-        SagaContext as SagaContext,
-    )
-    from sagaz_es.engine.definition import (
-        CompensationType as CompensationType,
-    )
-    from sagaz_es.engine.described import (
-        SagaStep as SagaStep,
-    )
-    from sagaz_es.engine.described import (
-        SagaStepDefinition as SagaStepDefinition,
-    )
-    from sagaz_es.engine.dry_run import (
-        DryRunEngine as DryRunEngine,
-    )
-    from sagaz_es.engine.dry_run import (
-        DryRunMode as DryRunMode,
-    )
-    from sagaz_es.engine.dry_run import (
-        DryRunResult as DryRunResult,
-    )
-    from sagaz_es.engine.dry_run import (
-        ParallelLayerInfo as ParallelLayerInfo,
-    )
-    from sagaz_es.engine.dry_run import (
-        SimulationResult as SimulationResult,
-    )
-    from sagaz_es.engine.dry_run import (
-        ValidationResult as ValidationResult,
-    )
-    from sagaz_es.engine.execution_graph import (
-        CompensationNode as CompensationNode,
-    )
-    from sagaz_es.engine.execution_graph import (
-        CompensationResult as CompensationResult,
-    )
-    from sagaz_es.engine.execution_graph import (
-        SagaCompensationContext as SagaCompensationContext,
-    )
-    from sagaz_es.engine.execution_graph import (
-        SagaExecutionGraph as SagaExecutionGraph,
-    )
-    from sagaz_es.engine.historical import HistoricalState, StateChange
-    from sagaz_es.engine.listeners import (
-        LoggingSagaListener as LoggingSagaListener,
-    )
-    from sagaz_es.engine.listeners import (
-        MetricsSagaListener as MetricsSagaListener,
-    )
-    from sagaz_es.engine.listeners import (
-        TracingSagaListener as TracingSagaListener,
-    )
-    from sagaz_es.engine.listeners import (
-        default_listeners as default_listeners,
-    )
-    from sagaz_es.engine.listeners import (
-        log_step_lifecycle as log_step_lifecycle,
-    )
-    from sagaz_es.engine.listeners import (
-        on_step_compensate as on_step_compensate,
-    )
-    from sagaz_es.engine.listeners import (
-        on_step_enter as on_step_enter,
-    )
-    from sagaz_es.engine.listeners import (
-        on_step_exit as on_step_exit,
-    )
-    from sagaz_es.engine.listeners import (
-        on_step_failure as on_step_failure,
-    )
-    from sagaz_es.engine.listeners import (
-        on_step_success as on_step_success,
-    )
-    from sagaz_es.engine.orchestrator import (
-        SagaOrchestrator as SagaOrchestrator,
-    )
-    from sagaz_es.engine.saga_config import (
-        InMemoryBroker as InMemoryBroker,
-    )
-    from sagaz_es.engine.saga_config import (
-        InMemorySagaStorage as InMemorySagaStorage,
-    )
-    from sagaz_es.engine.saga_config import (
-        SagaConfig as SagaConfig,
-    )
-    from sagaz_es.engine.saga_config import (
-        configure as configure,
-    )
-    from sagaz_es.engine.saga_config import (
-        get_config as get_config,
-    )
     from sagaz_es.engine.saga_replay import ReplayRequest as ReplayRequest
     from sagaz_es.engine.saga_replay import SagaReplay
-    from sagaz_es.engine.saga_time_travel import SagaTimeTravel
-    from sagaz_es.engine.time_travel import SagaHistory
-    from sagaz_es.engine.triggers import (
-        RegisteredTrigger as RegisteredTrigger,
-    )
-    from sagaz_es.engine.triggers import (
-        TriggerEngine as TriggerEngine,
-    )
-    from sagaz_es.engine.triggers import (
-        TriggerMetadata as TriggerMetadata,
-    )
-    from sagaz_es.engine.triggers import (
-        TriggerRegistry as TriggerRegistry,
-    )
-    from sagaz_es.engine.triggers import (
-        fire_event as fire_event,
-    )
-    from sagaz_es.engine.triggers import (
-        trigger as trigger,
-    )
     from sagaz_es.errors import (
         CircularDependencyError as CircularDependencyError,
     )
@@ -214,6 +103,117 @@ if TYPE_CHECKING:
     )
     from sagaz_es.once import once
     from sagaz_es.ports import SnapshotStorage
+    from sagaz_es.reading.historical import HistoricalState, StateChange
+    from sagaz_es.reading.saga_time_travel import SagaTimeTravel
+    from sagaz_es.reading.time_travel import SagaHistory
+    from sagaz_es.sagas.config import (
+        InMemoryBroker as InMemoryBroker,
+    )
+    from sagaz_es.sagas.config import (
+        InMemorySagaStorage as InMemorySagaStorage,
+    )
+    from sagaz_es.sagas.config import (
+        SagaConfig as SagaConfig,
+    )
+    from sagaz_es.sagas.config import (
+        configure as configure,
+    )
+    from sagaz_es.sagas.config import (
+        get_config as get_config,
+    )
+    from sagaz_es.sagas.context import (
+        SagaContext as SagaContext,
+    )
+    from sagaz_es.sagas.definition import (
+        CompensationType as CompensationType,
+    )
+    from sagaz_es.sagas.described import (
+        SagaStep as SagaStep,
+    )
+    from sagaz_es.sagas.described import (
+        SagaStepDefinition as SagaStepDefinition,
+    )
+    from sagaz_es.sagas.dry_run import (
+        DryRunEngine as DryRunEngine,
+    )
+    from sagaz_es.sagas.dry_run import (
+        DryRunMode as DryRunMode,
+    )
+    from sagaz_es.sagas.dry_run import (
+        DryRunResult as DryRunResult,
+    )
+    from sagaz_es.sagas.dry_run import (
+        ParallelLayerInfo as ParallelLayerInfo,
+    )
+    from sagaz_es.sagas.dry_run import (
+        SimulationResult as SimulationResult,
+    )
+    from sagaz_es.sagas.dry_run import (
+        ValidationResult as ValidationResult,
+    )
+    from sagaz_es.sagas.execution_graph import (
+        CompensationNode as CompensationNode,
+    )
+    from sagaz_es.sagas.execution_graph import (
+        CompensationResult as CompensationResult,
+    )
+    from sagaz_es.sagas.execution_graph import (
+        SagaCompensationContext as SagaCompensationContext,
+    )
+    from sagaz_es.sagas.execution_graph import (
+        SagaExecutionGraph as SagaExecutionGraph,
+    )
+    from sagaz_es.sagas.listeners import (
+        LoggingSagaListener as LoggingSagaListener,
+    )
+    from sagaz_es.sagas.listeners import (
+        MetricsSagaListener as MetricsSagaListener,
+    )
+    from sagaz_es.sagas.listeners import (
+        TracingSagaListener as TracingSagaListener,
+    )
+    from sagaz_es.sagas.listeners import (
+        default_listeners as default_listeners,
+    )
+    from sagaz_es.sagas.listeners import (
+        log_step_lifecycle as log_step_lifecycle,
+    )
+    from sagaz_es.sagas.listeners import (
+        on_step_compensate as on_step_compensate,
+    )
+    from sagaz_es.sagas.listeners import (
+        on_step_enter as on_step_enter,
+    )
+    from sagaz_es.sagas.listeners import (
+        on_step_exit as on_step_exit,
+    )
+    from sagaz_es.sagas.listeners import (
+        on_step_failure as on_step_failure,
+    )
+    from sagaz_es.sagas.listeners import (
+        on_step_success as on_step_success,
+    )
+    from sagaz_es.sagas.orchestrator import (
+        SagaOrchestrator as SagaOrchestrator,
+    )
+    from sagaz_es.sagas.triggers import (
+        RegisteredTrigger as RegisteredTrigger,
+    )
+    from sagaz_es.sagas.triggers import (
+        TriggerEngine as TriggerEngine,
+    )
+    from sagaz_es.sagas.triggers import (
+        TriggerMetadata as TriggerMetadata,
+    )
+    from sagaz_es.sagas.triggers import (
+        TriggerRegistry as TriggerRegistry,
+    )
+    from sagaz_es.sagas.triggers import (
+        fire_event as fire_event,
+    )
+    from sagaz_es.sagas.triggers import (
+        trigger as trigger,
+    )
     from sagaz_es.snapshots import ReplayConfig, SagaSnapshot
     from sagaz_es.storage.memory import InMemorySnapshotStorage
     from sagaz_es.storage.postgresql import PostgreSQLSnapshotStorage
@@ -223,18 +223,18 @@ step = action
 
 # Imported when first asked for: they load what a service that only runs sagas does not need.
 _LAZY = {
-    "HistoricalState": "sagaz_es.engine.historical",
+    "HistoricalState": "sagaz_es.reading.historical",
     "InMemorySnapshotStorage": "sagaz_es.storage.memory",
     "PostgreSQLSnapshotStorage": "sagaz_es.storage.postgresql",
     "ReplayConfig": "sagaz_es.snapshots",
-    "SagaHistory": "sagaz_es.engine.time_travel",
+    "SagaHistory": "sagaz_es.reading.time_travel",
     "SagaRecorder": "sagaz_es.connect",
     "SagaSnapshot": "sagaz_es.snapshots",
     "SagaReplay": "sagaz_es.engine.saga_replay",
-    "SagaTimeTravel": "sagaz_es.engine.saga_time_travel",
+    "SagaTimeTravel": "sagaz_es.reading.saga_time_travel",
     "SnapshotStorage": "sagaz_es.ports",
     "SnapshotStrategy": "sagaz_es.core.snapshot",
-    "StateChange": "sagaz_es.engine.historical",
+    "StateChange": "sagaz_es.reading.historical",
     "once": "sagaz_es.once",
 }
 
@@ -242,27 +242,25 @@ _LAZY = {
 _OF_SAGAZ = {
     "sagaz_es.core.decide": "CompensationFailureStrategy",
     "sagaz_es.core.zones": "PivotInfo SagaZones StepZone TaintPropagator",
-    "sagaz_es.engine.context": "SagaContext",
-    "sagaz_es.engine.definition": "CompensationType",
-    "sagaz_es.engine.described": "SagaStep SagaStepDefinition",
+    "sagaz_es.sagas.context": "SagaContext",
+    "sagaz_es.sagas.definition": "CompensationType",
+    "sagaz_es.sagas.described": "SagaStep SagaStepDefinition",
     "sagaz_es.blobs.files": "ExternalReference ExternalStorage FileSystemExternalStorage",
-    "sagaz_es.engine.dry_run": (
+    "sagaz_es.sagas.dry_run": (
         "DryRunEngine DryRunMode DryRunResult ParallelLayerInfo SimulationResult ValidationResult"
     ),
-    "sagaz_es.engine.execution_graph": (
+    "sagaz_es.sagas.execution_graph": (
         "CompensationNode CompensationResult SagaCompensationContext SagaExecutionGraph"
     ),
-    "sagaz_es.engine.listeners": (
+    "sagaz_es.sagas.listeners": (
         "LoggingSagaListener MetricsSagaListener TracingSagaListener default_listeners "
         "log_step_lifecycle on_step_compensate on_step_enter on_step_exit on_step_failure "
         "on_step_success"
     ),
-    "sagaz_es.engine.orchestrator": "SagaOrchestrator",
-    "sagaz_es.engine.saga_config": (
-        "InMemoryBroker InMemorySagaStorage SagaConfig configure get_config"
-    ),
+    "sagaz_es.sagas.orchestrator": "SagaOrchestrator",
+    "sagaz_es.sagas.config": ("InMemoryBroker InMemorySagaStorage SagaConfig configure get_config"),
     "sagaz_es.engine.saga_replay": "ReplayRequest",
-    "sagaz_es.engine.triggers": (
+    "sagaz_es.sagas.triggers": (
         "RegisteredTrigger TriggerEngine TriggerMetadata TriggerRegistry fire_event trigger"
     ),
     "sagaz_es.errors": (

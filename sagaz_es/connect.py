@@ -20,13 +20,14 @@ from uuid import uuid4
 
 import msgspec
 
-from sagaz_es.engine import recorder, standalone
-from sagaz_es.engine.blobs import Limits
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.registry import Source
 from sagaz_es.errors import ConfigurationError, MissingDependencyError, UnknownScheme
 from sagaz_es.ports import BlobStore, Clock, EventLog, ProjectionStore
+from sagaz_es.recording import recorder
+from sagaz_es.sagas import standalone
+from sagaz_es.sagas.large_values import Limits
 
 LOG_VARIABLE = "SAGAZ_ES_LOG"
 STORE_VARIABLE = "SAGAZ_ES_STORE"
@@ -80,7 +81,7 @@ def connect(
     if projection_store is not None and (
         embedded if config.projector is None else config.projector
     ):
-        from sagaz_es.engine.projector import Projector
+        from sagaz_es.reading.projector import Projector
 
         projector = Projector(event_log, projection_store)
     return Engine(

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.engine.engine import Engine
+from sagaz_es.sagas.definition import RecoveryAction
 from sagaz_es_cli.asking import STATE_KEYS, tell, user
 from sagaz_es_cli.options import (
     AnyFunction,

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from sagaz_es.core.history import Step
-from sagaz_es.engine.historical import HistoricalState, StateChange, plain
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import SagaSetAside
+from sagaz_es.reading.historical import HistoricalState, StateChange, plain
+from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import Reading, reading, run
 from sagaz_es_cli.options import LIMIT, Settings, Time, When, command

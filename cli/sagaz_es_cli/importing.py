@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from sagaz_es.engine.importing import END_STATUSES, ImportResult, Progress, import_csv
+from sagaz_es.recording.importing import END_STATUSES, ImportResult, Progress, import_csv
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import run, writing
 from sagaz_es_cli.options import Settings, command

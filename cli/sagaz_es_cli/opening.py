@@ -17,13 +17,13 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.lookup import STORE_DOWN, current_state, find_branch
-from sagaz_es.engine.projection import verify_store
-from sagaz_es.engine.projector import Projector
 from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.errors import SagaSetAside, StorageFailed, UnknownSagaName
 from sagaz_es.log import sqlite_file
 from sagaz_es.ports import BlobStore, EventLog, ProjectionStore
+from sagaz_es.reading.lookup import STORE_DOWN, current_state, find_branch
+from sagaz_es.reading.projection import verify_store
+from sagaz_es.reading.projector import Projector
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.options import Settings
 from sagaz_es_cli.render import counted, note, waiting

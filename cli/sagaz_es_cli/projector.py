@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from sagaz_es.engine.projector import PartitionStatus, Projector
 from sagaz_es.ports import ProjectionStore
+from sagaz_es.reading.projector import PartitionStatus, Projector
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import reading, run, writing
 from sagaz_es_cli.options import LIMIT, Settings, command

@@ -8,9 +8,9 @@ import click
 
 from sagaz_es.core.state import SagaStatus
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.historical import HistoricalState, plain
-from sagaz_es.engine.lookup import current_state
 from sagaz_es.ports import Summary
+from sagaz_es.reading.historical import HistoricalState, plain
+from sagaz_es.reading.lookup import current_state
 from sagaz_es_cli import exits
 from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record

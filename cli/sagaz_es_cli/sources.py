@@ -10,8 +10,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TextIO, TypeAlias
 
-from sagaz_es.engine.definition import Saga
 from sagaz_es.errors import ConfigurationError, SagaError
+from sagaz_es.sagas.definition import Saga
 
 SagaSource: TypeAlias = Any
 """A class, an object, or a factory."""

@@ -10,9 +10,9 @@ import click
 
 from sagaz_es.core.graph import Graph, parse_graph
 from sagaz_es.core.state import ENDED
-from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.ports import DefinitionCount
+from sagaz_es.sagas.definition import Definition
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.opening import reading, run
 from sagaz_es_cli.options import Settings, command

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from sagaz_es.engine.projector import PartitionStatus, Projector
 from sagaz_es.errors import HistoryGone
 from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.reading.projector import PartitionStatus, Projector
 from sagaz_es_projections.runner import Progress
 
 

@@ -7,9 +7,9 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from sagaz_es.engine.projector import PartitionStatus, Projector
 from sagaz_es.errors import SagaError
 from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.reading.projector import PartitionStatus, Projector
 
 Progress = Callable[[tuple[PartitionStatus, ...]], None]
 """Told now and then how far each partition is."""

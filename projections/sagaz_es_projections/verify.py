@@ -11,9 +11,9 @@ from msgspec import Struct
 from sagaz_es.core.events import Event
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.lookup import current_state
 from sagaz_es.errors import SagaSetAside
 from sagaz_es.ports import ArchivedEvent, EventLog, ProjectionStore, Record
+from sagaz_es.reading.lookup import current_state
 
 PAGE = 1000
 

@@ -2,7 +2,7 @@
 
 Only what decides the meaning of recorded facts is part of the graph and its fingerprint: names,
 dependencies, pivots, at-most-once, effects, which steps can be undone. Retries and time limits
-may change under a running saga; they are the code's (`sagaz_es.engine.definition`).
+may change under a running saga; they are the code's (`sagaz_es.sagas.definition`).
 """
 
 from __future__ import annotations

@@ -1,2 +1,1 @@
-"""The engine, on ports alone: runs sagas, takes them over, replays them, answers about their
-past."""
+"""What runs sagas, on ports alone: starts them, takes them over, replays them."""

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from sagaz_es.core import events as e
-from sagaz_es.engine.inputs import new_id
 from sagaz_es.errors import HandingOver, HistoryGone, LostOwnership, SagaError
+from sagaz_es.sagas.inputs import new_id
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host

@@ -28,17 +28,7 @@ from sagaz_es.core.decide import (
 )
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
-from sagaz_es.engine.context import StepContext
 from sagaz_es.engine.deadline import Deadline
-from sagaz_es.engine.definition import (
-    Compensation,
-    Definition,
-    RecoveryAction,
-    StepDefinition,
-)
-from sagaz_es.engine.inputs import context_texts
-from sagaz_es.engine.observers import Observers
-from sagaz_es.engine.typed import as_mapping
 from sagaz_es.errors import (
     ChildSagaFailed,
     ContextMismatch,
@@ -50,6 +40,16 @@ from sagaz_es.errors import (
     UnstorableValue,
 )
 from sagaz_es.ports import Clock
+from sagaz_es.sagas.context import StepContext
+from sagaz_es.sagas.definition import (
+    Compensation,
+    Definition,
+    RecoveryAction,
+    StepDefinition,
+)
+from sagaz_es.sagas.inputs import context_texts
+from sagaz_es.sagas.observers import Observers
+from sagaz_es.sagas.typed import as_mapping
 
 logger = logging.getLogger("sagaz_es.engine")
 

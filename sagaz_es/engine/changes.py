@@ -20,13 +20,13 @@ from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_object
-from sagaz_es.engine.definition import Definition, RecordedSaga
-from sagaz_es.engine.inputs import context_texts
-from sagaz_es.engine.typed import check_texts
 from sagaz_es.errors import DefinitionChanged, MigrationFailed
+from sagaz_es.sagas.definition import Definition, RecordedSaga
+from sagaz_es.sagas.inputs import context_texts
+from sagaz_es.sagas.typed import check_texts
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.blobs import LargeValues
+    from sagaz_es.sagas.large_values import LargeValues
 
 
 def check_definition(state: SagaState, definition: Definition) -> None:

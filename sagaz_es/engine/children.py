@@ -24,7 +24,6 @@ from sagaz_es.core.effects import Effect
 from sagaz_es.core.plan import ChildNow
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_object, split_object
-from sagaz_es.engine.lookup import current_state, head_of_family
 from sagaz_es.errors import (
     ChildIdTaken,
     HandingOver,
@@ -35,6 +34,7 @@ from sagaz_es.errors import (
     SagaStillRunning,
     UnknownSagaName,
 )
+from sagaz_es.reading.lookup import current_state, head_of_family
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host

@@ -12,9 +12,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.partition import Partition
-from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
     RequestRefusedError,
     SagaIsRecorded,
@@ -22,6 +20,8 @@ from sagaz_es.errors import (
     SagaStillRunning,
     StepNotFound,
 )
+from sagaz_es.reading.lookup import current_state
+from sagaz_es.sagas.result import SagaHandle
 
 Wish: TypeAlias = e.CompensationRetryRequested | e.CompensationSkipRequested
 

@@ -8,8 +8,8 @@ import time
 
 from msgspec import Struct
 
-from sagaz_es.engine.blobs import Limits
 from sagaz_es.errors import ConfigurationError
+from sagaz_es.sagas.large_values import Limits
 
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -9,9 +9,7 @@ from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
-from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.lookup import current_state, waiting_start
 from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,
@@ -21,6 +19,8 @@ from sagaz_es.errors import (
     SagaNotFound,
     StepNotFound,
 )
+from sagaz_es.reading.lookup import current_state, waiting_start
+from sagaz_es.sagas.definition import RecoveryAction
 
 Decision = (
     e.SignalSent | e.PauseRequested | e.ResumeRequested | e.RecoveryRequested | e.OutcomeReported

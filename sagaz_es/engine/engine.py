@@ -19,16 +19,11 @@ from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
 from sagaz_es.engine import compensations, decisions, replayer, requests
 from sagaz_es.engine.attempts import MAX_FACT_BYTES
-from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import EngineConfig, SystemClock
-from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.inputs import check_id, context_texts, new_id
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
-from sagaz_es.engine.result import SagaHandle, SagaResult
-from sagaz_es.engine.typed import Contents, check_texts
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -37,10 +32,15 @@ from sagaz_es.errors import (
     SagaError,
 )
 from sagaz_es.ports import BlobStore, Clock, EventLog, Membership, ProjectionStore
+from sagaz_es.sagas.definition import Definition
+from sagaz_es.sagas.inputs import check_id, context_texts, new_id
+from sagaz_es.sagas.large_values import LargeValues
+from sagaz_es.sagas.result import SagaHandle, SagaResult
+from sagaz_es.sagas.typed import Contents, check_texts
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.projector import Projector
-    from sagaz_es.engine.time_travel import SagaHistory
+    from sagaz_es.reading.projector import Projector
+    from sagaz_es.reading.time_travel import SagaHistory
 
 logger = logging.getLogger("sagaz_es.engine")
 
@@ -132,7 +132,7 @@ class Engine:
 
     async def _check_store(self, store: ProjectionStore) -> None:
         """A store of another log would answer for sagas that this one does not have."""
-        from sagaz_es.engine.projection import verify_store
+        from sagaz_es.reading.projection import verify_store
 
         await verify_store(self.log, store)
 
@@ -289,7 +289,7 @@ class Engine:
 
     def history(self, saga_id: Any) -> SagaHistory:
         """The saga's past; awaited, it also checks that the saga exists (SagaNotFound)."""
-        from sagaz_es.engine.time_travel import SagaHistory
+        from sagaz_es.reading.time_travel import SagaHistory
 
         self._check_open()
         return SagaHistory(check_id(saga_id), self.log, self.store, self.blob_store)

@@ -12,7 +12,7 @@ from sagaz_es.errors import SagaError
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
-    from sagaz_es.engine.projector import Projector
+    from sagaz_es.reading.projector import Projector
 
 LAG_SECONDS = 1.0
 """How long log and store may take to tell how far the projector is."""

@@ -19,22 +19,15 @@ from sagaz_es.core.children import NOBODY, Caller
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.admission import Admission, in_saga
 from sagaz_es.engine.alarms import Alarms
-from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.children import Children
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.definition import Definition
-from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import asked, current_state, is_indexed, refused_start
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
-from sagaz_es.engine.result import SagaHandle, SagaResult, result_of
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.serving import Serving
 from sagaz_es.engine.sharing import shared
-from sagaz_es.engine.tail import Tail
 from sagaz_es.engine.turns import Turns
-from sagaz_es.engine.typed import check_texts
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -44,6 +37,13 @@ from sagaz_es.errors import (
     SagaStillRunning,
 )
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
+from sagaz_es.reading.lookup import asked, current_state, is_indexed, refused_start
+from sagaz_es.reading.tail import Tail
+from sagaz_es.sagas.definition import Definition
+from sagaz_es.sagas.inputs import new_id
+from sagaz_es.sagas.large_values import LargeValues
+from sagaz_es.sagas.result import SagaHandle, SagaResult, result_of
+from sagaz_es.sagas.typed import check_texts
 
 logger = logging.getLogger("sagaz_es.engine")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sagaz_es.engine.definition import Definition, Saga, StepDefinition
 from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
+from sagaz_es.sagas.definition import Definition, Saga, StepDefinition
 
 Source = type[Saga] | Saga
 

@@ -34,12 +34,8 @@ from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.children import children_now
-from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.inputs import context_texts
-from sagaz_es.engine.lookup import current_state, find_branch, head_of_family
 from sagaz_es.engine.partition import Accepted, Cell, Partition
-from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
     HandingOver,
     LostOwnership,
@@ -56,6 +52,10 @@ from sagaz_es.errors import (
     UndoRefused,
     UnknownSagaName,
 )
+from sagaz_es.reading.lookup import current_state, find_branch, head_of_family
+from sagaz_es.sagas.definition import Definition
+from sagaz_es.sagas.inputs import context_texts
+from sagaz_es.sagas.result import SagaHandle
 from sagaz_es.snapshots import from_us
 
 _START = msgspec.json.Decoder(e.SagaStarted)

@@ -17,10 +17,7 @@ from sagaz_es.engine import children, compensations, decisions, replayer
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.inputs import new_id
-from sagaz_es.engine.lookup import current_state, waiting_start
 from sagaz_es.engine.partition import Partition
-from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
@@ -34,6 +31,9 @@ from sagaz_es.errors import (
     StorageFailed,
 )
 from sagaz_es.ports import Record
+from sagaz_es.reading.lookup import current_state, waiting_start
+from sagaz_es.sagas.inputs import new_id
+from sagaz_es.sagas.result import SagaHandle
 
 logger = logging.getLogger("sagaz_es.engine")
 

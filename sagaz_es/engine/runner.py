@@ -28,11 +28,11 @@ from sagaz_es.engine.attempts import (
     fact_size,
     stopped_because,
 )
-from sagaz_es.engine.definition import Definition
 from sagaz_es.engine.partition import Cell, Partition
 from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
+from sagaz_es.sagas.definition import Definition
 
 logger = logging.getLogger("sagaz_es.engine")
 

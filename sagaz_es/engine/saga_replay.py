@@ -15,15 +15,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sagaz_es.core.plan import ReplayPlan
-from sagaz_es.engine import replayer, standalone
-from sagaz_es.engine.definition import Definition, Saga
+from sagaz_es.engine import replayer
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.inputs import check_id
-from sagaz_es.engine.lookup import current_state
-from sagaz_es.engine.replay_log import replays_of
 from sagaz_es.engine.replayer import ReplayResult, ReplayStatus
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import ConfigurationError, ReplayError, SagaError
+from sagaz_es.reading.lookup import current_state
+from sagaz_es.reading.replay_log import replays_of
+from sagaz_es.reading.time_travel import SagaHistory
+from sagaz_es.sagas import standalone
+from sagaz_es.sagas.definition import Definition, Saga
+from sagaz_es.sagas.inputs import check_id
 from sagaz_es.snapshots import shown_replay
 
 Factory = Callable[[str], Any]

@@ -18,12 +18,12 @@ import msgspec
 
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.lookup import current_state, is_indexed
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import DefinitionChanged, MigrationFailed, SagaError, UnknownSagaName
 from sagaz_es.ports import Record
+from sagaz_es.reading.lookup import current_state, is_indexed
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host

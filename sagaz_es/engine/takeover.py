@@ -17,9 +17,9 @@ from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
 from sagaz_es.engine.admission import Waiting
-from sagaz_es.engine.lookup import current_states
 from sagaz_es.engine.partition import Accepted, pass_by
 from sagaz_es.ports import EventLog, ProjectionStore, Record
+from sagaz_es.reading.lookup import current_states
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.registry import Source
 from sagaz_es.engine.replayer import ReplayResult
-from sagaz_es.engine.result import SagaHandle, SagaResult
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.sagas.result import SagaHandle, SagaResult
 from sagaz_es.testing.faults import Fault, Faults, attempts_of
 from sagaz_es.testing.virtual_time import VirtualClock
 from sagaz_es.testing.watching import Call, WatchedRegistry, perform

@@ -14,10 +14,10 @@ from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.lookup import current_state
 from sagaz_es.engine.registry import Source
-from sagaz_es.engine.result import SagaResult
 from sagaz_es.errors import SagaError
+from sagaz_es.reading.lookup import current_state
+from sagaz_es.sagas.result import SagaResult
 from sagaz_es.testing.faults import Fault, Faults
 from sagaz_es.testing.processes import DurableLog, Life, Lines, Points, in_words
 from sagaz_es.testing.virtual_time import FOR_EVER_SECONDS

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from msgspec import structs
 
-from sagaz_es.engine.definition import Definition, StepDefinition
 from sagaz_es.engine.registry import Registry, Source
+from sagaz_es.sagas.definition import Definition, StepDefinition
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncpg
 
 from sagaz_es.core import events as e
-from sagaz_es.engine.time_travel import SagaHistory
+from sagaz_es.reading.time_travel import SagaHistory
 from tests.chaos.processes import Process
 from tests.chaos.world import World
 from tests.servers import KafkaServer, PostgreSQLServer, Proxy, Way

@@ -21,8 +21,8 @@ from typing import Any
 from sagaz_es import Engine, connect
 from sagaz_es.connect import open_log, open_store
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import SagaError
+from sagaz_es.reading.projector import Projector
 from sagaz_es_projections.runner import run, stop_at_signals
 from tests.chaos.shop import FATES, Ledger, Order
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sagaz_es import Saga, action, compensate, forward_recovery
-from sagaz_es.engine.definition import RecoveryAction
+from sagaz_es.sagas.definition import RecoveryAction
 
 
 def _did(what: str) -> None:

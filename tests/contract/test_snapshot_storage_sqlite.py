@@ -12,8 +12,8 @@ import pytest
 from sagaz_es.blobs.memory import MemoryBlobStore
 from sagaz_es.core import events as e
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
-from sagaz_es.engine.projector import Projector
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
 from sagaz_es.snapshots import SnapshotSealed
 from sagaz_es.storage.sqlite import SQLiteProjectionStore, SQLiteSnapshotStorage
 from sagaz_es.testing.contracts.histories import history, order_facts

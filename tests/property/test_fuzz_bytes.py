@@ -21,12 +21,12 @@ from sagaz_es.codec.compress import LIMIT, ZSTD, unpack
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.state import dump_state
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import CorruptData, SagaError, StorageFailed, UndecodableRecord
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.log.sqlite import SQLiteEventLog
 from sagaz_es.ports import ArchivedEvent, ReplayEntry, StoredSnapshot
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.storage.doubts import Doubts
 from sagaz_es.storage.memory import MemoryProjectionStore
 from sagaz_es.storage.rows import EventBytes, dump_head, dump_row, load_head, load_row

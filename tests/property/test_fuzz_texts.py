@@ -21,7 +21,6 @@ from sagaz_es.core.effects import load_effects
 from sagaz_es.core.graph import parse_graph
 from sagaz_es.core.snapshot import parse_policy
 from sagaz_es.engine.groups import read_note
-from sagaz_es.engine.importing import import_csv
 from sagaz_es.errors import (
     ConfigurationError,
     InvalidOverride,
@@ -31,6 +30,7 @@ from sagaz_es.errors import (
     UnstorableValue,
 )
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.recording.importing import import_csv
 from sagaz_es_cli.options import When
 from sagaz_es_cli.overrides import parse_object, parse_overrides, parse_value
 from sagaz_es_cli.times import parse_time

@@ -14,11 +14,11 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
 from sagaz_es.core.state import SagaState, load_state
-from sagaz_es.engine import projector as projecting
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import StorageFailed, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Projection
+from sagaz_es.reading import projector as projecting
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.memory import MemoryProjectionStore
 from sagaz_es.testing.contracts.histories import NOON, declined_facts, order_facts
 

@@ -17,8 +17,8 @@ from typing import Any
 from sagaz_es import Saga, action, compensate, connect, forward_recovery
 from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
-from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.ports import EventLog
+from sagaz_es.sagas.definition import RecoveryAction
 
 LEDGER = os.environ.get("LEDGER", "")
 

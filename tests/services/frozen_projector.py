@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from sagaz_es.connect import open_log, open_store
-from sagaz_es.engine.projector import Projector
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage import postgresql
 from sagaz_es_projections.runner import run, stop_at_signals
 

@@ -9,7 +9,7 @@ import asyncio
 import sys
 
 from sagaz_es.connect import open_log, open_store
-from sagaz_es.engine.projector import Projector
+from sagaz_es.reading.projector import Projector
 from sagaz_es_projections.runner import run, stop_at_signals
 
 

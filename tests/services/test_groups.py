@@ -13,8 +13,8 @@ import pytest
 
 from sagaz_es import Engine, EngineConfig, Saga, action, compensate, connect
 from sagaz_es.connect import open_log
-from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import SagaIdTaken
+from sagaz_es.sagas.result import SagaHandle
 from tests.helpers import accepted_story, story
 from tests.services.takeover_worker import Order as WorkerOrder
 from tests.services.test_takeover import Ledger, until

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sagaz_es.connect import open_log, open_store
-from sagaz_es.engine.importing import ImportResult
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.time_travel import SagaHistory
+from sagaz_es.recording.importing import ImportResult
 from tests.unit.test_importing import FINES, FINES_COLUMNS, context_of, imported, model
 
 Place = tuple[EventLog, ProjectionStore]

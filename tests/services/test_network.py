@@ -15,8 +15,8 @@ from sagaz_es import Engine, Saga, SagaStatus, action, connect
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.projector import Projector
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.postgresql import PostgreSQLProjectionStore
 from sagaz_es.testing.contracts.histories import history, order_facts
 from sagaz_es_projections.verify import verify

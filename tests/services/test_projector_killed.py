@@ -16,8 +16,8 @@ from sagaz_es.connect import open_log, open_store
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
-from sagaz_es.engine.projector import Projector
 from sagaz_es.ports import EventLog, ProjectionStore
+from sagaz_es.reading.projector import Projector
 from sagaz_es.testing.contracts.histories import declined_facts, history, order_facts
 from sagaz_es_projections.verify import verify
 

@@ -12,9 +12,9 @@ import pytest
 
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import MissingDependencyError, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.postgresql import PostgreSQLProjectionStore, PostgreSQLSnapshotStorage
 from sagaz_es.testing.contracts.histories import history, order_facts, projected
 from tests.servers import PostgreSQLServer

@@ -16,7 +16,7 @@ from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.projector import Projector
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.postgresql import PostgreSQLProjectionStore
 from sagaz_es.testing.contracts.histories import history
 from sagaz_es_projections.verify import verify

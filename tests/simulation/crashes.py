@@ -18,13 +18,13 @@ from tests.simulation.runs import Outcome, run_plan
 from tests.simulation.seeds import plan_of
 
 OTHERS = {
-    "engine/importing.py": "imports files, runs no saga",
-    "engine/recorder.py": "records what others run",
-    "engine/orchestrator.py": "sagaz's list of sagas, over the store",
-    "engine/dry_run.py": "runs nothing",
+    "recording/importing.py": "imports files, runs no saga",
+    "recording/recorder.py": "records what others run",
+    "sagas/orchestrator.py": "sagaz's list of sagas, over the store",
+    "sagas/dry_run.py": "runs nothing",
     "engine/health.py": "only looks",
-    "engine/past.py": "answers about the past, and changes nothing; the judge asks it",
-    "engine/replay_log.py": "lists replays",
+    "reading/past.py": "answers about the past, and changes nothing; the judge asks it",
+    "reading/replay_log.py": "lists replays",
     "engine/children.py": "no saga of the simulation has children",
 }
 """Modules of the engine that a simulated process does not use, and why."""
@@ -34,7 +34,8 @@ Death = tuple[str, str, int]  # process, point, which time
 
 def places() -> tuple[str, ...]:
     """Every place of engine, projector and replayer that calls a port of the world."""
-    return tuple(p for p in places_in("engine") if p.partition(" ")[0] not in OTHERS)
+    found = places_in("sagas", "reading", "engine", "recording")
+    return tuple(p for p in found if p.partition(" ")[0] not in OTHERS)
 
 
 @dataclass

@@ -21,10 +21,10 @@ from sagaz_es.core import events as e
 from sagaz_es.core.snapshot import SnapshotPolicy
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import EngineClosed, LostOwnership, RequestRefusedError, SagaError
 from sagaz_es.log.partitioning import partition_of
 from sagaz_es.ports import Record
+from sagaz_es.reading.projector import Projector
 from sagaz_es.testing.simulation import (
     Broker,
     Database,

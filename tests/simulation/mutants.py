@@ -157,13 +157,13 @@ MUTANTS = (
     ),
     Mutant(
         "a compensation is not given its step's result",
-        "sagaz_es.engine.definition",
+        "sagaz_es.sagas.definition",
         "given = (context.result_of(step), context)",
         "given = (None, context)",
     ),
     Mutant(
         "the checkpoint is committed before the data",
-        "sagaz_es.engine.projector",
+        "sagaz_es.reading.projector",
         "                await self._store.commit(projection, expected=lane.stored)\n"
         "                return\n",
         "                await self._store.commit(\n"

@@ -9,8 +9,8 @@ from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.state import SagaState, load_state
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.time_travel import SagaHistory
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.snapshots import from_us
 from sagaz_es.testing.simulation import Database, Process, SimulatedLog, SimulatedStore
 from tests.simulation.machine import Simulation

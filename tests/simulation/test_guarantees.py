@@ -36,4 +36,4 @@ def test_every_call_of_a_port_is_a_place_to_die_at() -> None:
     }
     assert {call for call in calls if call[0] not in OTHERS} <= listed
     assert ("engine/partition.py", "append") in listed
-    assert ("engine/projector.py", "commit") in listed
+    assert ("reading/projector.py", "commit") in listed

@@ -14,13 +14,13 @@ import pytest
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.csv_file import MAX_ERRORS, RowError, time_of
-from sagaz_es.engine.importing import ImportResult, import_csv
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import AppendUnknown, ConfigurationError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Bounds, Chunk, EventLog, Record
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.time_travel import SagaHistory
+from sagaz_es.recording.csv_file import MAX_ERRORS, RowError, time_of
+from sagaz_es.recording.importing import ImportResult, import_csv
 from sagaz_es.storage.memory import MemoryProjectionStore
 
 FINES = Path(__file__).parents[2] / "examples/data/road_traffic_fines.csv"

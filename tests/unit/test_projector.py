@@ -13,7 +13,6 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
 from sagaz_es.core.state import load_state
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import (
     LogReplaced,
     LogTruncated,
@@ -23,6 +22,7 @@ from sagaz_es.errors import (
 )
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import ParkedRecord, Projection
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.memory import MemoryProjectionStore
 from sagaz_es.testing.contracts.histories import NOON, declined_facts, history, order_facts
 

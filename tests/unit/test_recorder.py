@@ -14,8 +14,6 @@ import pytest
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_all, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.recorder import MAX_BATCH_ENTRIES, SagaRecorder
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
@@ -24,6 +22,8 @@ from sagaz_es.errors import (
     UnstorableValue,
 )
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.time_travel import SagaHistory
+from sagaz_es.recording.recorder import MAX_BATCH_ENTRIES, SagaRecorder
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 NOON_US = int(NOON.timestamp()) * 1_000_000

@@ -7,9 +7,9 @@ import contextlib
 from pathlib import Path
 
 from sagaz_es.core.fold import fold_all
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import StorageFailed
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.sqlite import SQLiteProjectionStore
 from sagaz_es.testing.contracts.histories import history
 from sagaz_es_projections.verify import verify

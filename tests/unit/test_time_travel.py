@@ -20,17 +20,6 @@ from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.history import Moment, Step, state_at
 from sagaz_es.core.snapshot import OFF, SnapshotPolicy, SnapshotStrategy
 from sagaz_es.core.state import SagaState, dump_state
-from sagaz_es.engine.historical import as_point
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.saga_time_travel import SagaTimeTravel
-from sagaz_es.engine.time_travel import (
-    FamilyMember,
-    HistoricalState,
-    HistoricalStep,
-    History,
-    KeyNotFound,
-    SagaHistory,
-)
 from sagaz_es.errors import (
     BlobMissing,
     ConfigurationError,
@@ -41,6 +30,17 @@ from sagaz_es.errors import (
 )
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Bounds, EventLog, ProjectionStore, Record, StoredSnapshot
+from sagaz_es.reading.historical import as_point
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.saga_time_travel import SagaTimeTravel
+from sagaz_es.reading.time_travel import (
+    FamilyMember,
+    HistoricalState,
+    HistoricalStep,
+    History,
+    KeyNotFound,
+    SagaHistory,
+)
 from sagaz_es.snapshots import SagaSnapshot
 from sagaz_es.storage.memory import InMemorySnapshotStorage, MemoryProjectionStore
 

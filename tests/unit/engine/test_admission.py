@@ -15,10 +15,10 @@ from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
 from sagaz_es.engine import admission
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.result import SagaHandle
 from sagaz_es.errors import ConfigurationError, SagaNotFound, UnknownSagaName
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog
+from sagaz_es.sagas.result import SagaHandle
 from tests.helpers import story
 
 

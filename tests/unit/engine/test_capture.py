@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from sagaz_es import Engine, Saga, action
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import StorageFailed
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Projection
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.snapshots import ReplayConfig, SagaSnapshot, from_stored
 from sagaz_es.storage.memory import MemoryProjectionStore
 from tests.helpers import Declined, Ledger, LedgerSaga, OrderSaga

@@ -11,7 +11,6 @@ import pytest
 from sagaz_es import Engine, Saga, SagaStatus, action, compensate, forward_recovery
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
-from sagaz_es.engine.definition import RecordedSaga, RecoveryAction
 from sagaz_es.errors import (
     DefinitionChanged,
     DefinitionError,
@@ -20,6 +19,7 @@ from sagaz_es.errors import (
     ReplayError,
 )
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.definition import RecordedSaga, RecoveryAction
 from tests.helpers import Declined, Ledger, LedgerSaga, OrderSaga, engine_on, facts, story
 
 OLD = OrderSaga.fingerprint()

@@ -20,9 +20,9 @@ from sagaz_es.core.evolution import obstacles
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.registry import Registry
-from sagaz_es.engine.triggers import trigger
 from sagaz_es.errors import ConfigurationError, DefinitionError
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.triggers import trigger
 from sagaz_es.testing import given
 from tests.helpers import Declined, Ledger, LedgerSaga, engine_on
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sagaz_es.engine.context import StepContext
 from sagaz_es.errors import StepNotFound, UnstorableValue
+from sagaz_es.sagas.context import StepContext
 
 TEXTS = {"a": "1", "nested": '{"list":[1,{"x":2}]}', "s": '"text"'}
 

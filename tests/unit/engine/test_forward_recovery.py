@@ -10,9 +10,9 @@ import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, compensate, forward_recovery
 from sagaz_es.core import events as e
-from sagaz_es.engine.definition import RecoveryAction
 from sagaz_es.errors import ConfigurationError, DefinitionError, SagaEnded, StepNotFound
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.definition import RecoveryAction
 from tests.helpers import facts
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from sagaz_es import Engine, EngineConfig, Saga, SagaConfig, SagaResult, action, compensate, connect
 from sagaz_es.core import events as e
-from sagaz_es.engine.saga_config import InMemorySagaStorage
 from sagaz_es.errors import ConfigurationError, LargePayloadWarning, MemoryFootprintError
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.config import InMemorySagaStorage
 
 LARGE = {"rows": ["x" * 100] * 5000}  # half a megabyte
 

@@ -10,10 +10,10 @@ import pytest
 from sagaz_es import Engine, Saga, action
 from sagaz_es.connect import open_log, open_store
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine import lookup
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.lookup import current_state, current_states
-from sagaz_es.engine.projector import Projector
+from sagaz_es.reading import lookup
+from sagaz_es.reading.lookup import current_state, current_states
+from sagaz_es.reading.projector import Projector
 
 
 class Approval(Saga):

@@ -9,9 +9,6 @@ import pytest
 
 from sagaz_es import Engine
 from sagaz_es.core import events as e
-from sagaz_es.engine.lookup import current_state
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.recorder import SagaRecorder
 from sagaz_es.errors import (
     DefinitionChanged,
     RecordedStillRunning,
@@ -19,6 +16,9 @@ from sagaz_es.errors import (
     SagaIsRecorded,
 )
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.lookup import current_state
+from sagaz_es.reading.projector import Projector
+from sagaz_es.recording.recorder import SagaRecorder
 from sagaz_es.storage.memory import MemoryProjectionStore
 from tests.helpers import Ledger, OrderSaga, engine_on, story
 

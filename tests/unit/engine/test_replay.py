@@ -10,7 +10,6 @@ import pytest
 from sagaz_es import Engine, Saga, SagaStatus, Verdict, action, compensate
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
-from sagaz_es.engine.projector import Projector
 from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.errors import (
     AppendRefused,
@@ -22,6 +21,7 @@ from sagaz_es.errors import (
     StorageFailed,
 )
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
 from sagaz_es.snapshots import ReplayConfig
 from sagaz_es.storage.memory import MemoryProjectionStore
 from tests.helpers import (

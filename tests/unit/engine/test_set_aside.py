@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sagaz_es import Engine, Saga, Verdict
-from sagaz_es.engine.projector import Projector
 from sagaz_es.errors import ConfigurationError, SagaSetAside
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.memory import MemoryProjectionStore
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from sagaz_es import Engine, Saga
 from sagaz_es.core.history import Step
-from sagaz_es.engine import lookup
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.projector import Projector
-from sagaz_es.engine.time_travel import SagaHistory
 from sagaz_es.errors import SagaSetAside, StorageFailed, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Bounds
+from sagaz_es.reading import lookup
+from sagaz_es.reading.projector import Projector
+from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.storage.memory import MemoryProjectionStore
 
 DOWN = Unreachable("PostgreSQL", "db:5432/sagas", "no answer within 8 s")

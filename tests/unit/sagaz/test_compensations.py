@@ -9,8 +9,8 @@ import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, compensate
 from sagaz_es.core.decide import CompensationFailureStrategy as Strategy
-from sagaz_es.engine.definition import CompensationType
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.definition import CompensationType
 
 
 class Trip(Saga):

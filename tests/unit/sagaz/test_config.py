@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 import pytest
 
 from sagaz_es import ParallelFailureStrategy, ReplayConfig, Saga, SagaStatus, action
-from sagaz_es.engine import saga_config
-from sagaz_es.engine.listeners import LoggingSagaListener, MetricsSagaListener
-from sagaz_es.engine.orchestrator import SagaOrchestrator
-from sagaz_es.engine.saga_config import (
+from sagaz_es.errors import ConfigurationError
+from sagaz_es.sagas import config as saga_config
+from sagaz_es.sagas.config import (
     InMemoryBroker,
     InMemorySagaStorage,
     SagaConfig,
     configure,
     get_config,
 )
-from sagaz_es.errors import ConfigurationError
+from sagaz_es.sagas.listeners import LoggingSagaListener, MetricsSagaListener
+from sagaz_es.sagas.orchestrator import SagaOrchestrator
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import pytest
 
 from sagaz_es import Engine, Saga, SagaListener, SagaResult, SagaStatus, action, compensate
-from sagaz_es.engine.listeners import (
+from sagaz_es.errors import ConfigurationError, MissingDependencyError
+from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.listeners import (
     LoggingSagaListener,
     MetricsSagaListener,
     SagaCounts,
@@ -22,8 +24,6 @@ from sagaz_es.engine.listeners import (
     on_step_failure,
     on_step_success,
 )
-from sagaz_es.errors import ConfigurationError, MissingDependencyError
-from sagaz_es.log.memory import MemoryEventLog
 
 told: list[str] = []
 

@@ -11,7 +11,6 @@ import pytest
 
 from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus, action, compensate
 from sagaz_es.core.state import SagaStepStatus
-from sagaz_es.engine.context import SagaContext, StepContext
 from sagaz_es.errors import (
     ConfigurationError,
     LargePayloadWarning,
@@ -21,6 +20,7 @@ from sagaz_es.errors import (
     SagaTimeoutError,
     UnstorableValue,
 )
+from sagaz_es.sagas.context import SagaContext, StepContext
 
 
 class Order(Saga):

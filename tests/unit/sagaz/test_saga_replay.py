@@ -23,9 +23,9 @@ from sagaz_es import (
     compensate,
     connect,
 )
-from sagaz_es.engine.saga_config import InMemorySagaStorage
 from sagaz_es.engine.saga_replay import ReplayRequest
 from sagaz_es.errors import PlanBlocked, ReplayError, SnapshotNotFoundError
+from sagaz_es.sagas.config import InMemorySagaStorage
 from sagaz_es.storage.sqlite import SQLiteSnapshotStorage
 from tests.helpers import Declined, Ledger, OrderSaga
 

@@ -19,8 +19,9 @@ from sagaz_es.core import history as core
 from sagaz_es.core.fold import advance
 from sagaz_es.core.history import MISSING, Change, Moment, Point, Step
 from sagaz_es.core.state import SagaState, StepState
-from sagaz_es.engine.blobs import LargeValues
-from sagaz_es.engine.historical import (
+from sagaz_es.errors import HistoryGone, SagaNotFound, StateNotFound, StepNotFound
+from sagaz_es.ports import ArchivedEvent, BlobStore, EventLog, ProjectionStore
+from sagaz_es.reading.historical import (
     FamilyMember,
     HistoricalState,
     HistoricalStep,
@@ -35,9 +36,8 @@ from sagaz_es.engine.historical import (
     iso,
     named,
 )
-from sagaz_es.engine.past import PAGE, Base, Opener, Past
-from sagaz_es.errors import HistoryGone, SagaNotFound, StateNotFound, StepNotFound
-from sagaz_es.ports import ArchivedEvent, BlobStore, EventLog, ProjectionStore
+from sagaz_es.reading.past import PAGE, Base, Opener, Past
+from sagaz_es.sagas.large_values import LargeValues
 from sagaz_es.snapshots import from_us, to_us
 
 __all__ = [

@@ -12,7 +12,7 @@ from sagaz_es.core.zones import zones_of
 from sagaz_es.errors import SagaStepError
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.definition import Definition, StepDefinition
+    from sagaz_es.sagas.definition import Definition, StepDefinition
 
 
 @dataclass(frozen=True, slots=True)

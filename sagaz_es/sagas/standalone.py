@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sagaz_es.core.state import SagaState, SagaStatus
-from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
-from sagaz_es.engine.context import FinalContext, SagaContext
-from sagaz_es.engine.inspection import own_id, remember, showing, start_context
-from sagaz_es.engine.saga_config import InMemorySagaStorage, SagaConfig, settings_of
-from sagaz_es.engine.typed import Contents
 from sagaz_es.errors import DefinitionError, SagaExecutionError
+from sagaz_es.sagas.config import InMemorySagaStorage, SagaConfig, settings_of
+from sagaz_es.sagas.context import FinalContext, SagaContext
+from sagaz_es.sagas.inspection import own_id, remember, showing, start_context
+from sagaz_es.sagas.large_values import DEFAULT_LIMITS, Limits
+from sagaz_es.sagas.typed import Contents
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.definition import Saga
     from sagaz_es.engine.engine import Engine
-    from sagaz_es.engine.result import SagaResult
+    from sagaz_es.sagas.definition import Saga
+    from sagaz_es.sagas.result import SagaResult
 
 _openers: list[Callable[..., Engine]] = []
 

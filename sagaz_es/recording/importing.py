@@ -27,10 +27,10 @@ from sagaz_es.core import events as e
 from sagaz_es.core.plan import ALL_KEYS
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object
-from sagaz_es.engine.csv_file import CsvFile, RowError, order_of
-from sagaz_es.engine.recorder import append_again
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.ports import EventLog, ProjectionStore, Record
+from sagaz_es.recording.csv_file import CsvFile, RowError, order_of
+from sagaz_es.recording.recorder import append_again
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 500_000

@@ -14,11 +14,11 @@ from typing import Any
 
 from sagaz_es.codec.values import to_text
 from sagaz_es.core.graph import Graph
-from sagaz_es.engine.blobs import DEFAULT_LIMITS, LargeValues
-from sagaz_es.engine.definition import Definition, Saga
-from sagaz_es.engine.saga_config import settings_of
-from sagaz_es.engine.typed import Contents, as_mapping, check_texts
 from sagaz_es.errors import ConfigurationError, SagaError
+from sagaz_es.sagas.config import settings_of
+from sagaz_es.sagas.definition import Definition, Saga
+from sagaz_es.sagas.large_values import DEFAULT_LIMITS, LargeValues
+from sagaz_es.sagas.typed import Contents, as_mapping, check_texts
 
 
 class DryRunMode(StrEnum):

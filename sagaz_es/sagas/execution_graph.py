@@ -16,8 +16,8 @@ from typing import Any
 
 from sagaz_es.core.decide import CompensationFailureStrategy
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.engine.definition import CompensationType, takes_undone
 from sagaz_es.errors import CircularDependencyError, SagaDependencyError
+from sagaz_es.sagas.definition import CompensationType, takes_undone
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from typing import Any, Generic, TypeVar, cast
 
 from sagaz_es.codec.values import to_text
 from sagaz_es.core.history import Moment
-from sagaz_es.engine import standalone
-from sagaz_es.engine.historical import HistoricalState, Source, StateChange, When, as_point
-from sagaz_es.engine.time_travel import History, SagaHistory
 from sagaz_es.errors import ConfigurationError, SagaNotFound, StateNotFound
 from sagaz_es.ports import SnapshotStorage
+from sagaz_es.reading.historical import HistoricalState, Source, StateChange, When, as_point
+from sagaz_es.reading.time_travel import History, SagaHistory
+from sagaz_es.sagas import standalone
 from sagaz_es.snapshots import SagaSnapshot, from_us
 
 R = TypeVar("R")

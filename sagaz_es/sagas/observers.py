@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.definition import Definition
+    from sagaz_es.sagas.definition import Definition
 
 logger = logging.getLogger("sagaz_es.engine")
 

@@ -18,7 +18,6 @@ from msgspec import Struct
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
 from sagaz_es.core.state import FOLD_VERSION, SagaState, load_state
-from sagaz_es.engine.lookup import asked as asked_or_log
 from sagaz_es.errors import HistoryGone, SagaSetAside
 from sagaz_es.ports import (
     ArchivedEvent,
@@ -28,6 +27,7 @@ from sagaz_es.ports import (
     StoredSnapshot,
     Undecodable,
 )
+from sagaz_es.reading.lookup import asked as asked_or_log
 
 Opener = Callable[[str, bytes], bytes]
 """Decrypts bytes with the key of this id."""

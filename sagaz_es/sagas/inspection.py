@@ -14,14 +14,14 @@ from uuid import uuid4
 
 from sagaz_es.core.decide import ParallelFailureStrategy
 from sagaz_es.core.state import SagaState, SagaStatus
-from sagaz_es.engine import described, mermaid
-from sagaz_es.engine.context import SagaContext
+from sagaz_es.sagas import described, mermaid
+from sagaz_es.sagas.context import SagaContext
 from sagaz_es.snapshots import from_us
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.definition import Definition
-    from sagaz_es.engine.described import SagaStep, SagaStepDefinition
-    from sagaz_es.engine.result import SagaResult
+    from sagaz_es.sagas.definition import Definition
+    from sagaz_es.sagas.described import SagaStep, SagaStepDefinition
+    from sagaz_es.sagas.result import SagaResult
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ class Inspection:
         the `InMemorySagaStorage` of its settings; anything else means the default log.
 
         Raises SagaNotFound."""
-        from sagaz_es.engine import standalone
+        from sagaz_es.sagas import standalone
 
         state = await standalone.state_of(saga_id, storage, self.__dict__.get("_config"))
         return mermaid.draw(

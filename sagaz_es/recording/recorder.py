@@ -25,11 +25,11 @@ from sagaz_es.codec.values import to_text
 from sagaz_es.core import events as e
 from sagaz_es.core.plan import ALL_KEYS
 from sagaz_es.core.texts import join_names, join_object
-from sagaz_es.engine.blobs import LargeValues
 from sagaz_es.engine.config import SystemClock
-from sagaz_es.engine.inputs import check_id, context_texts
 from sagaz_es.errors import AppendRefused, AppendUnknown, ConfigurationError, SagaError
 from sagaz_es.ports import BlobStore, Clock, EventLog
+from sagaz_es.sagas.inputs import check_id, context_texts
+from sagaz_es.sagas.large_values import LargeValues
 from sagaz_es.snapshots import to_us
 
 logger = logging.getLogger("sagaz_es.recorder")

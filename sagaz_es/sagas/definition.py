@@ -24,16 +24,16 @@ from sagaz_es.core.decide import (
     Wait,
 )
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.engine.inspection import Inspection, start_context
-from sagaz_es.engine.saga_config import SagaConfig, settings_of
-from sagaz_es.engine.triggers import limits_of, register
-from sagaz_es.engine.typed import Contents, ContextType
-from sagaz_es.engine.typed import context_type as typed_as
 from sagaz_es.errors import ConfigurationError, DefinitionError
+from sagaz_es.sagas.config import SagaConfig, settings_of
+from sagaz_es.sagas.inspection import Inspection, start_context
+from sagaz_es.sagas.triggers import limits_of, register
+from sagaz_es.sagas.typed import Contents, ContextType
+from sagaz_es.sagas.typed import context_type as typed_as
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.context import StepContext
-    from sagaz_es.engine.result import SagaResult
+    from sagaz_es.sagas.context import StepContext
+    from sagaz_es.sagas.result import SagaResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__sagaz_es_step__"
@@ -812,7 +812,7 @@ class Saga(Inspection):
         Gives the final context with "saga_id" in it, and raises the step's error: `Engine.run`
         gives a result instead. The same id twice is the same saga.
         """
-        from sagaz_es.engine import standalone
+        from sagaz_es.sagas import standalone
 
         return await standalone.run(self, initial_context, saga_id)
 
@@ -821,7 +821,7 @@ class Saga(Inspection):
 
         The id is the object's (`saga.saga_id`): executed twice, it is one saga.
         """
-        from sagaz_es.engine import standalone
+        from sagaz_es.sagas import standalone
 
         return await standalone.execute(self)
 

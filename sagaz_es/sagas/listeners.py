@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from sagaz_es.core.state import SagaStatus
-from sagaz_es.engine.observers import SagaListener
 from sagaz_es.errors import ConfigurationError, MissingDependencyError
+from sagaz_es.sagas.observers import SagaListener
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_OPEN = 10_000

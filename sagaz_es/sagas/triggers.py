@@ -22,8 +22,8 @@ from sagaz_es.errors import (
 )
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.definition import Saga
     from sagaz_es.engine.engine import Engine
+    from sagaz_es.sagas.definition import Saga
 
 logger = logging.getLogger("sagaz_es.triggers")
 
@@ -197,7 +197,7 @@ async def _run_by_default(
     saga_id: str | None,
     started: asyncio.Future[str],
 ) -> None:
-    from sagaz_es.engine import standalone
+    from sagaz_es.sagas import standalone
 
     try:
         async with standalone.engine_of().running(saga_class) as engine:

@@ -23,13 +23,6 @@ from typing import TypeVar
 from msgspec import Struct
 
 from sagaz_es.core.snapshot import DEFAULT_POLICY, SnapshotPolicy
-from sagaz_es.engine.projection import (
-    BatchFold,
-    Sealer,
-    identity_of,
-    origin_of,
-    verify_checkpoint,
-)
 from sagaz_es.errors import CheckpointMoved, HistoryGone, StorageFailed
 from sagaz_es.ports import (
     Checkpoint,
@@ -39,6 +32,13 @@ from sagaz_es.ports import (
     Projection,
     ProjectionStore,
     Record,
+)
+from sagaz_es.reading.projection import (
+    BatchFold,
+    Sealer,
+    identity_of,
+    origin_of,
+    verify_checkpoint,
 )
 
 logger = logging.getLogger("sagaz_es.projector")

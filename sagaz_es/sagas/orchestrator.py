@@ -6,14 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sagaz_es.core.state import SagaStatus
-from sagaz_es.engine import standalone
 from sagaz_es.errors import SagaNotFound
 from sagaz_es.ports import Summary
+from sagaz_es.sagas import standalone
 from sagaz_es.snapshots import from_us
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.definition import Saga
-    from sagaz_es.engine.result import SagaResult
+    from sagaz_es.sagas.definition import Saga
+    from sagaz_es.sagas.result import SagaResult
 
 PAGE = 500
 

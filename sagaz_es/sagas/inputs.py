@@ -6,8 +6,8 @@ import uuid
 from typing import Any
 
 from sagaz_es.codec.values import to_text
-from sagaz_es.engine.typed import Contents, as_mapping
 from sagaz_es.errors import ConfigurationError, UnstorableValue
+from sagaz_es.sagas.typed import Contents, as_mapping
 
 MAX_ID_BYTES = 1024
 

@@ -16,13 +16,13 @@ from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from sagaz_es.core.decide import ParallelFailureStrategy
-from sagaz_es.engine.blobs import DEFAULT_LIMITS, Limits
-from sagaz_es.engine.listeners import (
+from sagaz_es.errors import ConfigurationError, MissingDependencyError
+from sagaz_es.sagas.large_values import DEFAULT_LIMITS, Limits
+from sagaz_es.sagas.listeners import (
     LoggingSagaListener,
     MetricsSagaListener,
     TracingSagaListener,
 )
-from sagaz_es.errors import ConfigurationError, MissingDependencyError
 
 logger = logs.getLogger("sagaz_es")
 
@@ -46,7 +46,7 @@ class InMemorySagaStorage:
 
     async def load_saga_state(self, saga_id: Any) -> dict[str, Any] | None:
         """A saga of this log as plain data; None: there is none."""
-        from sagaz_es.engine import orchestrator
+        from sagaz_es.sagas import orchestrator
 
         return await orchestrator.saga_status(saga_id, SagaConfig(storage=self))
 
@@ -54,7 +54,7 @@ class InMemorySagaStorage:
         self, status: Any = None, saga_name: str | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:
         """Sagas of this log, newest first."""
-        from sagaz_es.engine import orchestrator
+        from sagaz_es.sagas import orchestrator
 
         config = SagaConfig(storage=self)
         return await orchestrator.summaries(

@@ -7,9 +7,9 @@ answer holds what was written a moment ago, too.
 from __future__ import annotations
 
 from sagaz_es.core.snapshot import OFF
-from sagaz_es.engine.lookup import asked
-from sagaz_es.engine.projection import BatchFold
 from sagaz_es.ports import Checkpoint, EventLog, ProjectionStore, ReplayEntry, merge_replays
+from sagaz_es.reading.lookup import asked
+from sagaz_es.reading.projection import BatchFold
 
 _CHUNK = 5000
 _HEADS = 10_000

@@ -18,8 +18,8 @@ from typing import Self
 
 from msgspec import Struct
 
-from sagaz_es.engine.inputs import check_id
 from sagaz_es.errors import ConfigurationError
+from sagaz_es.sagas.inputs import check_id
 
 DELIMITERS = ",;\t|"
 MAX_ROW_BYTES = 900_000

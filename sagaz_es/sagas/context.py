@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core.plan import ALL_KEYS, result_key
-from sagaz_es.engine.typed import context_type
 from sagaz_es.errors import (
     ConfigurationError,
     LargePayloadWarning,
@@ -22,6 +21,7 @@ from sagaz_es.errors import (
     StepNotFound,
     UnstorableValue,
 )
+from sagaz_es.sagas.typed import context_type
 
 T = TypeVar("T")
 _SCALARS = (str, int, float, bool, type(None))

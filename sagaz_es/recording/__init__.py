@@ -1,0 +1,1 @@
+"""Facts of sagas that others run: written as they happen, or imported afterwards."""

@@ -1,0 +1,1 @@
+"""What an author writes and is handed: saga classes, steps, contexts, hooks, results."""
