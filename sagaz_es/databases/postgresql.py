@@ -98,7 +98,8 @@ class PostgreSQLDatabase:
         """
         async with self.connection() as connection:
             # In one round trip, and no setting of the connection: not every pooler takes those.
-            await connection.execute(f"BEGIN; SET LOCAL {_IDLE} = {int(self._deadline_s * 1000)}")
+            idle_ms = int(self._deadline_s * 1000)
+            await connection.execute(f"{_BEGIN}; SET LOCAL {_IDLE} = {idle_ms}")
             yield connection  # if the block raises, the connection ends, and with it this
             await connection.execute("COMMIT")
 
@@ -152,28 +153,37 @@ class PostgreSQLDatabase:
 
     async def _make_tables(self, connection: Connection[Record]) -> None:
         # Where all is there already, no right to create anything is needed.
-        if await self._version_found(connection) == self._version:
-            return
-        async with connection.transaction():
-            # Of two processes one makes them: IF NOT EXISTS alone fails when both try at once.
-            lock = zlib.crc32(f"sagaz-es tables {self._schema}".encode())
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", lock)
-            if self._schema:
-                await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
-            found = await self._version_found(connection)
-            if found is None:
-                for table in (VERSIONS, *self._tables):
-                    await connection.execute(table)
-                statement = "INSERT INTO sagaz_versions VALUES ($1, $2)"
-                await connection.execute(statement, self._component, self._version)
-            elif found != self._version:
-                raise other_version(self.address, self._component, found, self._version)
+        found = await self._version_found(connection)
+        if found is None:
+            # So that what is committed during the wait for the lock is seen.
+            async with connection.transaction(isolation="read_committed"):
+                found = await self._made_by_one(connection)
+        if found != self._version:
+            raise other_version(self.address, self._component, found, self._version)
+
+    async def _made_by_one(self, connection: Connection[Record]) -> int:
+        """Of all that come at once one makes the tables; the version that stands then."""
+        # IF NOT EXISTS alone fails when two try at once.
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", TABLES_LOCK)
+        if self._schema and not await connection.fetchval(_SCHEMA_THERE, self._schema):
+            await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
+        # First, and also after another has made it: a session that has once looked for a table in
+        # vain goes on not to find it, until a statement such as this locks the schema. The wait for
+        # the lock above does not tell it.
+        await connection.execute(VERSIONS)
+        found: int | None = await connection.fetchval(_VERSION, self._component)
+        if found is not None:
+            return found
+        for table in self._tables:
+            await connection.execute(table)
+        statement = "INSERT INTO sagaz_versions VALUES ($1, $2)"
+        await connection.execute(statement, self._component, self._version)
+        return self._version
 
     async def _version_found(self, connection: Connection[Record]) -> int | None:
         if await connection.fetchval("SELECT to_regclass('sagaz_versions')") is None:
             return None
-        query = "SELECT version FROM sagaz_versions WHERE component = $1"
-        version: int | None = await connection.fetchval(query, self._component)
+        version: int | None = await connection.fetchval(_VERSION, self._component)
         return version
 
     # --- deadline and errors
@@ -215,7 +225,12 @@ class PostgreSQLDatabase:
         return Unreachable("PostgreSQL", self.address, detail)
 
 
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"  # whatever the database's default is
 _IDLE = "idle_in_transaction_session_timeout"
+TABLES_LOCK = zlib.crc32(b"sagaz-es tables")
+"""The advisory lock of whoever makes tables, in all schemas: two names may mean the same one."""
+_SCHEMA_THERE = "SELECT 1 FROM pg_namespace WHERE nspname = $1"
+_VERSION = "SELECT version FROM sagaz_versions WHERE component = $1"
 
 VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (
     component text PRIMARY KEY, version integer NOT NULL

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from sagaz_es.databases.postgresql import TABLES_LOCK
 from sagaz_es.errors import StorageFailed
 from sagaz_es.ports import ProjectionStore
 from sagaz_es.storage.postgresql import PostgreSQLProjectionStore
@@ -53,6 +54,52 @@ async def test_many_may_make_the_tables_at_once(postgresql_url: str) -> None:
     assert len(await stores[7].summaries()) == 1
     for store in stores:
         await store.close()
+
+
+@pytest.mark.parametrize("schema", ["", "orders"])
+@pytest.mark.parametrize("level", ["read committed", "serializable"])
+async def test_who_waited_for_another_to_make_the_tables_uses_those(
+    postgresql_url: str, schema: str, level: str
+) -> None:
+    stores = [PostgreSQLProjectionStore(postgresql_url, schema=schema) for _ in range(3)]
+    connection = await asyncpg.connect(postgresql_url)
+    try:
+        database = await connection.fetchval("SELECT current_database()")
+        change = f"ALTER DATABASE \"{database}\" SET default_transaction_isolation = '{level}'"
+        await connection.execute(change)
+        held = connection.transaction(isolation="read_committed")
+        await held.start()
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", TABLES_LOCK)
+        opening = [asyncio.create_task(store.open()) for store in stores]
+        waiting = """SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+            WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"""
+        while await connection.fetchval(waiting) < len(stores):  # none has found a table
+            assert not any(task.done() for task in opening)
+        await held.commit()
+        await asyncio.gather(*opening)
+    finally:
+        await connection.close()
+    await stores[0].commit(projected(history("order-17")), expected=0)
+    assert len(await stores[2].summaries()) == 1
+    for store in stores:
+        await store.close()
+
+
+async def test_in_a_schema_of_its_own_it_needs_no_right_to_make_schemas(
+    postgresql_url: str,
+) -> None:
+    connection = await asyncpg.connect(postgresql_url)
+    await connection.execute("CREATE ROLE clerk LOGIN")
+    try:
+        await connection.execute("CREATE SCHEMA orders AUTHORIZATION clerk")
+        url = postgresql_url.replace("postgres@", "clerk@")
+        clerk = PostgreSQLProjectionStore(url, schema="orders")
+        await clerk.commit(projected(history("order-17")), expected=0)
+        await clerk.close()
+    finally:
+        await connection.execute("DROP OWNED BY clerk")
+        await connection.execute("DROP ROLE clerk")
+        await connection.close()
 
 
 async def test_schemas_keep_namespaces_apart(postgresql_url: str) -> None:
