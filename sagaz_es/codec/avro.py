@@ -13,20 +13,15 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from fastavro import schemaless_reader, schemaless_writer
+from fastavro import schemaless_reader
 
 from sagaz_es.codec.frame import Framing, SingleObject
 from sagaz_es.codec.published import Published, Schemas, published
-from sagaz_es.codec.shapes import TYPES, Fields, entry_by_name, entry_of, fields_of
+from sagaz_es.codec.shapes import ENVELOPE, TYPES, Fields, entry_by_name, entry_of
 from sagaz_es.codec.upcast import UPCASTS, Upcasts, lift
-from sagaz_es.core.events import Entry, Event
+from sagaz_es.codec.writing import Write, writer_of
+from sagaz_es.core.events import FACTS, Entry, Event
 from sagaz_es.errors import UndecodableRecord, UnknownRecordType, UnstorableValue
-
-
-class _Writer(NamedTuple):
-    header: bytes
-    schema: Any
-    fields_of: Callable[[Any, Any], Fields]
 
 
 class _Reader(NamedTuple):
@@ -56,26 +51,22 @@ class AvroCodec:
         self._by_fingerprint = {
             schema.fingerprint: schema for versions in self._schemas.values() for schema in versions
         }
-        self._writers: dict[type[Any], _Writer] = {}
+        self._writers: dict[type[Any], Write] = {}
         self._readers: dict[bytes, _Reader] = {}
         for cls in TYPES:
             newest = self._schemas[cls.__name__][-1]
             header = self._framing.header(newest)
-            self._writers[cls] = _Writer(header, newest.parsed, fields_of(cls))
+            envelope = frozenset(ENVELOPE if cls in FACTS else ())
+            self._writers[cls] = writer_of(newest.parsed, header, envelope)
             self._readers[header] = self._reader(len(header), newest)
 
     def encode(self, entry: Entry) -> bytes:
         """The value of the entry's record. Raises UnstorableValue for a text that is no Unicode."""
         own: Any = entry.fact if type(entry) is Event else entry
-        writer = self._writers[type(own)]
-        fields = writer.fields_of(entry, own)
-        out = BytesIO()
-        out.write(writer.header)
         try:
-            schemaless_writer(out, writer.schema, fields)
+            return self._writers[type(own)](entry, own)
         except UnicodeEncodeError:
-            raise _no_unicode(type(own).__name__, fields) from None
-        return out.getvalue()
+            raise _no_unicode(entry, own) from None
 
     def decode(self, value: bytes | memoryview, *, replay_id: str = "") -> Entry:
         """The entry of a record; an event gets the `replay_id`, which travels beside the value.
@@ -123,10 +114,13 @@ class AvroCodec:
         return _Reader(start, schema.parsed, lifted, name)
 
 
-def _no_unicode(name: str, fields: Fields) -> UnstorableValue:
-    field = next(field for field, value in fields.items() if not _is_unicode(value))
+def _no_unicode(entry: Any, own: Any) -> UnstorableValue:
+    places = [(own, name) for name in own.__struct_fields__]
+    if entry is not own:
+        places += [(entry, name) for name in ENVELOPE]
+    field = next(name for place, name in places if not _is_unicode(getattr(place, name)))
     hint = "it is no Unicode text; write it with errors='backslashreplace'"
-    return UnstorableValue(f"{name}.{field}", "str with a lone surrogate", hint)
+    return UnstorableValue(f"{type(own).__name__}.{field}", "str with a lone surrogate", hint)
 
 
 def _is_unicode(value: Any) -> bool:

@@ -1,7 +1,5 @@
-"""Entries <-> the flat dicts that stand for Avro records, by code made once from the Structs.
-
-One dict literal a type: the same with loops over the names costs 0.8 µs more an event.
-"""
+"""The flat dicts that stand for Avro records -> entries, by code made once from the Structs: with
+loops over the names an event costs 0.3 µs more."""
 
 from __future__ import annotations
 
@@ -17,15 +15,6 @@ TYPES: tuple[type[Any], ...] = (*FACTS, *REQUESTS, NamespaceCreated)
 
 ENVELOPE = ("saga_id", "saga_name", "writer", "epoch", "sequence", "occurred_at")
 """The fields of an Event that stand in the record, before those of its fact."""
-
-
-def fields_of(cls: type[Any]) -> Callable[[Any, Any], Fields]:
-    """For a type with a schema: from (event, its fact), or twice a request, to its record."""
-    parts = [f"{name!r}: own.{name}" for name in cls.__struct_fields__]
-    if cls in FACTS:
-        parts = [f"{name!r}: event.{name}" for name in ENVELOPE] + parts
-    function: Callable[[Any, Any], Fields] = eval(f"lambda event, own: {{{', '.join(parts)}}}")
-    return function
 
 
 def entry_of(cls: type[Any]) -> Callable[[Fields, str], Entry]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import pytest
+from fastavro import schemaless_writer
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -12,8 +14,9 @@ from msgspec import structs
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.codec.frame import SingleObject
 from sagaz_es.codec.published import published
-from sagaz_es.codec.shapes import TYPES
-from sagaz_es.core.events import Entry, Event, Fact
+from sagaz_es.codec.shapes import ENVELOPE, TYPES
+from sagaz_es.codec.writing import varint
+from sagaz_es.core.events import Entry, Event, Fact, StepStarted
 from sagaz_es.errors import UndecodableRecord
 
 CODEC = AvroCodec()
@@ -53,6 +56,46 @@ def test_an_entry_comes_back_as_it_was(cls: type[Any], data: st.DataObject) -> N
     written = data.draw(entry(cls))
     replay_id = written.replay_id if isinstance(written, Event) else ""
     assert CODEC.decode(CODEC.encode(written), replay_id=replay_id) == written
+
+
+@pytest.mark.parametrize("cls", TYPES, ids=lambda cls: cls.__name__)
+@given(st.data())
+def test_a_record_has_the_bytes_that_fastavro_writes(cls: type[Any], data: st.DataObject) -> None:
+    written = data.draw(entry(cls))
+    fact = written.fact if isinstance(written, Event) else written
+    fields = {name: getattr(fact, name) for name in cls.__struct_fields__}
+    if isinstance(written, Event):
+        fields |= {name: getattr(written, name) for name in ENVELOPE}
+    newest = published()[cls.__name__][-1]
+    out = BytesIO()
+    schemaless_writer(out, newest.parsed, fields)
+    assert CODEC.encode(written) == SingleObject().header(newest) + out.getvalue()
+
+
+@given(
+    st.one_of(
+        LONG,
+        st.integers(0, 62).flatmap(
+            lambda bit: st.integers(-2, 2).map(lambda beside: (1 << bit) + beside)
+        ),
+    )
+)
+def test_a_number_has_the_bytes_that_fastavro_writes(number: int) -> None:
+    out = BytesIO()
+    schemaless_writer(out, "long", number)
+    assert varint(number) == out.getvalue()
+
+
+@given(st.integers(max_value=-(2**63) - 1) | st.integers(min_value=2**63))
+def test_a_number_beyond_64_bits_is_refused(number: int) -> None:
+    with pytest.raises(OverflowError, match="64 bits"):
+        varint(number)
+
+
+@given(st.binary(max_size=40).filter(lambda writer: len(writer) != 16))
+def test_a_writer_of_another_size_is_refused(writer: bytes) -> None:
+    with pytest.raises(ValueError, match="writer is not of 16 bytes"):
+        CODEC.encode(Event("s", "order", writer, 0, 1, 1, StepStarted("charge", 1)))
 
 
 @given(VALUES, st.data())
