@@ -22,6 +22,7 @@ from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.children import Children
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.known_ids import KnownIds
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.runner import SagaRunner
@@ -333,25 +334,27 @@ class Host:
             return bool(await store.heads([saga_id]))
         return await current_state(self.log, store, saga_id) is not None
 
-    async def _ids_before(self, partition: Partition) -> set[str]:
+    async def _ids_before(self, partition: Partition) -> KnownIds:
         """Without a store's answer: the ids of all sagas that began before `known_from`, by one
         scan. One that takes too long is gone on with by the next call. Raises StorageFailed."""
-        offset = max(partition.ids_upto, (await self.log.bounds(partition.index)).start)
+        known = partition.older
+        if known is None:
+            known = partition.older = KnownIds()
+        offset = max(known.upto, (await self.log.bounds(partition.index)).start)
         try:
             async with asyncio.timeout(self.config.request_seconds):
                 while offset < partition.known_from:
                     chunk = await self.log.read(partition.index, offset, limit=5000, wait_s=0.1)
-                    partition.ids.update(
-                        record.key for record in chunk.records if isinstance(record.entry, e.Event)
-                    )
-                    partition.ids_upto = offset = chunk.next_offset
+                    known.update({r.key for r in chunk.records if isinstance(r.entry, e.Event)})
+                    offset = chunk.next_offset
+                    known.upto = max(known.upto, offset)
         except TimeoutError as error:
             raise errors.StorageFailed(
                 self.store.name if self.store is not None else self.log.name,
                 "whether a saga of this id was there is not known: no store answers, and the log "
                 f"was not searched within {self.config.request_seconds:g} s; start it again",
             ) from error
-        return partition.ids
+        return known
 
     async def begun(self, saga_id: str) -> None:
         runner = self.runners.get(saga_id)

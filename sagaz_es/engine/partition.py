@@ -2,13 +2,11 @@
 
 The way of a fact: a runner numbers it and carries its own state forward (a prediction), `enqueue`
 puts it in the queue, the write loop sends everything that waits as one append (group commit), and
-the
-append is confirmed from its offset: if it directly follows the last offset that was folded, nothing
-foreign lies between and every record in it is accepted as predicted. Only a gap is read.
+the append is confirmed from its offset: if it directly follows the last offset that was folded,
+nothing foreign lies between and every record in it is accepted as predicted. Only a gap is read.
 
 `Accepted` is the folded truth of a saga, as much of it as the acceptance rule needs; it moves only
-by
-records whose place in the log is known. `Cell.state` is ahead of it by what is under way.
+by records whose place in the log is known. `Cell.state` is ahead of it by what is under way.
 
 Law (confirm before effects): the future of `enqueue` resolves only after its events are accepted.
 Law (lost is loud): an accepted foreign fact in a saga of ours fails every append of that saga.
@@ -30,6 +28,7 @@ from sagaz_es.codec.compress import pack, unpack
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
 from sagaz_es.core.state import SagaState, dump_state, load_state
+from sagaz_es.engine.known_ids import KnownIds
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
@@ -53,6 +52,8 @@ BUSY_S = 1.0
 """And in any case after that: an append may hang, and what others append matters all the more."""
 MAX_ASIDE_BYTES = 8 * 2**20
 """A larger state is left as it is: packing it would hold everybody else up."""
+MAX_SEEN = 10_000
+"""Ended sagas of a partition that are remembered where no store answers for them."""
 MAX_REFUSED = 10_000
 """Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
@@ -240,8 +241,8 @@ class Partition:
         self.seen: dict[str, Accepted] = {}
         """Sagas since `known_from` that ended here, are recorded, or are another group's: their ids
         must not start again."""
-        self.ids: set[str] = set()  # without a store's answer: ids that began before `ids_upto`
-        self.ids_upto = 0
+        self.older: KnownIds | None = None
+        """Without a store's answer: ids that began before `older.upto`. None: nobody has asked."""
         self.held: dict[object, int] = {}
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
         self.answered: set[str] = set()  # requests that led to a fact or were refused
@@ -583,13 +584,32 @@ class Partition:
             self._owner.on_awaited(self, cell.state.saga_id, cell)
 
     def forget_before(self, offset: int) -> None:
-        """The store answers for everything that ended before `offset`."""
-        if offset <= self.known_from:
+        """The store, or the log's index, answers for everything that ended before `offset`."""
+        self.older = None
+        if offset > self.known_from:
+            self._forget_seen(offset)
+
+    def forget_most(self) -> None:
+        """No store answers: of very many sagas that have ended, keep the newest. Whether one of the
+        others was there a look through the log says; who has looked once keeps their ids."""
+        if len(self.seen) <= MAX_SEEN:
             return
+        ends = sorted(known.end_offset for known in self.seen.values() if known.end_offset)
+        if len(ends) <= MAX_SEEN // 2:
+            return
+        offset, older = ends[-MAX_SEEN // 2], self.older
+        complete = older is not None and older.upto >= self.known_from
+        gone = self._forget_seen(offset)
+        if older is not None and complete:
+            older.update(gone)
+            older.upto = self.known_from
+
+    def _forget_seen(self, offset: int) -> list[str]:
         gone = [key for key, known in self.seen.items() if 0 < known.end_offset < offset]
         for key in gone:
             del self.seen[key]
-        self.known_from = offset
+        self.known_from = max(self.known_from, offset)
+        return gone
 
     def low_water_mark(self) -> int:
         """Nothing before it belongs to an unfinished saga or an unhandled request."""

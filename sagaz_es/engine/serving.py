@@ -22,8 +22,8 @@ from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import DefinitionChanged, MigrationFailed, SagaError, UnknownSagaName
-from sagaz_es.ports import Record
-from sagaz_es.reading.lookup import current_state, is_indexed
+from sagaz_es.ports import ProjectionStore, Record
+from sagaz_es.reading.lookup import asked, current_state, is_indexed
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
@@ -391,12 +391,17 @@ class Serving:
             cell.put_aside()
 
     async def _forget(self, partition: Partition) -> None:
-        if is_indexed(self._host.log):
+        log, store = self._host.log, self._host.store
+        if is_indexed(log):
             partition.forget_before(partition.position)  # the log itself answers for any id
-        elif self._host.store is not None:
-            checkpoint = await self._host.store.checkpoint(partition.index)
-            if checkpoint is not None:
-                partition.forget_before(checkpoint.next_offset)
+            return
+        answer = None
+        if store is not None:
+            answer = await asked(log, store, partition.index, lambda: _place(store, partition))
+        if answer is None:
+            partition.forget_most()
+        else:
+            partition.forget_before(answer)
 
     async def _commit_mark(self, partition: Partition) -> None:
         if self._host.membership is not None:
@@ -426,6 +431,12 @@ class Serving:
         if isinstance(error, DefinitionChanged | MigrationFailed):
             return type(error)(*error.args)  # a new one: it may be raised more than once
         return None
+
+
+async def _place(store: ProjectionStore, partition: Partition) -> int:
+    """How far a store is with a partition."""
+    checkpoint = await store.checkpoint(partition.index)
+    return checkpoint.next_offset if checkpoint is not None else 0
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -93,6 +93,12 @@ async def told(log: MemoryEventLog, store: MemoryProjectionStore) -> list[object
     return [shown, changes, found.sequence, [a.event for a in await history.events()]]
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - housekeeping tells nobody
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("error", [DOWN, StorageFailed("db", "a saga's head is damaged")])
 async def test_status_and_history_are_the_same_without_the_store(
     log: MemoryEventLog,
@@ -139,6 +145,49 @@ async def test_an_id_is_started_once_although_the_store_is_down(
         for saga_id in ("o-1", "o-2", "o-1", "o-2"):
             assert (await engine.run("order", saga_id=saga_id)).success
     assert sorted(effects) == ["charge o-1", "charge o-2", "reserve o-1", "reserve o-2"]
+
+
+async def test_what_is_remembered_while_the_store_is_down_is_dropped_when_it_is_back(
+    store: Fragile,
+) -> None:
+    log, effects = Scanned(1, "memory://orders"), list[str]()
+    async with Engine(log, store, sagas=[order([])]) as engine:
+        for n in range(20):
+            await engine.run("order", saga_id=f"o-{n}")
+        await Projector(log, store).run_until()
+    config = EngineConfig(housekeeping_seconds=0.01)
+    async with Engine(log, store, sagas=[order(effects)], config=config) as engine:
+        (partition,) = engine.host.partitions.values()
+        for _ in range(3):
+            store.error = DOWN
+            await engine.run("order", saga_id="o-3")
+            assert partition.older is not None
+            assert len(partition.older) == 20
+            store.error = None
+            await until(lambda: partition.older is None)
+        assert (await engine.run("order", saga_id="o-4")).success
+    assert effects == []
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["random ids", "ids of the caller's"])
+@pytest.mark.parametrize("with_store", [False, True], ids=["no store", "it is down"])
+async def test_an_engine_that_no_store_answers_remembers_the_newest_sagas_in_full_and_no_more(
+    store: Fragile, monkeypatch: pytest.MonkeyPatch, by_id: bool, with_store: bool
+) -> None:
+    monkeypatch.setattr("sagaz_es.engine.partition.MAX_SEEN", 10)
+    log, effects = Scanned(1, "memory://orders"), list[str]()
+    config = EngineConfig(housekeeping_seconds=0.01)
+    kept = store if with_store else None
+    async with Engine(log, kept, sagas=[order(effects)], config=config) as engine:
+        store.error = DOWN
+        (partition,) = engine.host.partitions.values()
+        for n in range(100):
+            await engine.run("order", saga_id=f"o-{n}" if by_id else None)
+            await until(lambda: len(partition.seen) <= 10)
+        assert (partition.older is not None) == by_id  # only who asks has anything kept
+        for saga_id in ("o-1", "o-99", "o-100"):
+            assert (await engine.run("order", saga_id=saga_id)).success
+    assert len(effects) == 2 * (101 if by_id else 103)
 
 
 async def test_a_saga_is_taken_over_although_the_store_is_down(
