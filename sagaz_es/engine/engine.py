@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
 
 from sagaz_es.codec.values import to_text
 from sagaz_es.core import events as e
@@ -25,6 +26,7 @@ from sagaz_es.engine.host import Host
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.errors import (
+    ConfigurationError,
     EngineClosed,
     HandingOver,
     LostOwnership,
@@ -33,7 +35,14 @@ from sagaz_es.errors import (
 )
 from sagaz_es.ports import BlobStore, Clock, EventLog, Membership, ProjectionStore
 from sagaz_es.sagas.definition import Definition
-from sagaz_es.sagas.inputs import check_id, context_texts, new_id
+from sagaz_es.sagas.inputs import (
+    check_id,
+    check_request_id,
+    check_said,
+    check_text,
+    context_texts,
+    new_id,
+)
 from sagaz_es.sagas.large_values import LargeValues
 from sagaz_es.sagas.result import SagaHandle, SagaResult
 from sagaz_es.sagas.typed import Contents, check_texts
@@ -222,6 +231,7 @@ class Engine:
         UnknownSagaName, MemoryFootprintError; SagaIdTaken, if the id is of a saga of another name.
         """
         self._check_open()
+        check_said(actor)
         host = self.host
         definition = None if self._is_elsewhere(saga) else self.registry.resolve(saga)
         name = definition.name if definition is not None else str(saga)
@@ -301,6 +311,7 @@ class Engine:
         MigrationFailed, where this engine serves the saga and its code does not fit.
         """
         self._check_open()
+        check_said(actor, reason)
         await requests.cancel(self.host, check_id(saga_id), reason, actor)
 
     async def signal(
@@ -319,11 +330,13 @@ class Engine:
         Raises SagaNotFound, SagaEnded.
         """
         self._check_open()
+        check_text("name", name)
+        check_said(actor)
         text = to_text(payload, "payload") if payload is not None else ""
         text = await self.host.large_values.off_load_one(text, "payload", "", f"signal {name}")
         now = self.host.clock.now()
         request = e.SignalSent(
-            request_id or new_id(), check_id(saga_id), now, actor, name=name, payload=text
+            check_request_id(request_id), check_id(saga_id), now, actor, name=name, payload=text
         )
         await decisions.decide(self.host, request)
 
@@ -335,8 +348,11 @@ class Engine:
         Raises SagaNotFound, SagaEnded.
         """
         self._check_open()
+        check_said(actor, reason)
         now = self.host.clock.now()
-        request = e.PauseRequested(request_id or new_id(), check_id(saga_id), now, actor, reason)
+        request = e.PauseRequested(
+            check_request_id(request_id), check_id(saga_id), now, actor, reason
+        )
         await decisions.decide(self.host, request)
 
     async def resume(
@@ -344,8 +360,11 @@ class Engine:
     ) -> None:
         """Let a paused saga go on. Raises SagaNotFound, SagaEnded."""
         self._check_open()
+        check_said(actor, reason)
         now = self.host.clock.now()
-        request = e.ResumeRequested(request_id or new_id(), check_id(saga_id), now, actor, reason)
+        request = e.ResumeRequested(
+            check_request_id(request_id), check_id(saga_id), now, actor, reason
+        )
         await decisions.decide(self.host, request)
 
     # --- replay ---
@@ -365,6 +384,7 @@ class Engine:
         override).
         """
         self._check_open()
+        check_text("from_step", from_step, empty=True)
         return await replayer.plan(
             self.host,
             check_id(saga_id),
@@ -388,6 +408,7 @@ class Engine:
                 f"replay runs a plan, not {plan!r}: make one with "
                 "`await engine.plan_replay(saga_id, from_step)`"
             )
+        check_said(actor, reason)
         return await replayer.replay(self.host, plan, actor=actor, reason=reason, dry_run=dry_run)
 
     async def undo_replay(
@@ -398,7 +419,10 @@ class Engine:
         `replay_id`: the replay's, or its branch's saga id. Raises UndoRefused with a list.
         """
         self._check_open()
-        return await replayer.undo(self.host, str(replay_id), actor=actor, reason=reason)
+        given = str(replay_id) if isinstance(replay_id, UUID) else replay_id
+        check_text("replay_id", given)  # empty, it would be found in sagas that are no branch
+        check_said(actor, reason)
+        return await replayer.undo(self.host, given, actor=actor, reason=reason)
 
     # --- stuck compensations ---
 
@@ -416,9 +440,11 @@ class Engine:
         Raises SagaNotFound, StepNotFound (with those that are stuck), SagaStillRunning.
         """
         self._check_open()
+        check_text("step", step, empty=True)
+        check_said(actor, reason)
         now = self.host.clock.now()
         request = e.CompensationRetryRequested(
-            request_id or new_id(), check_id(saga_id), now, actor, reason, step=step
+            check_request_id(request_id), check_id(saga_id), now, actor, reason, step=step
         )
         handle = await compensations.retry(self.host, request)
         return await handle.result()
@@ -437,9 +463,11 @@ class Engine:
         Raises as `retry_compensation`.
         """
         self._check_open()
+        check_text("step", step, empty=True)
+        check_said(actor, reason)
         now = self.host.clock.now()
         request = e.CompensationSkipRequested(
-            request_id or new_id(), check_id(saga_id), now, actor, reason, step=step
+            check_request_id(request_id), check_id(saga_id), now, actor, reason, step=step
         )
         await compensations.skip(self.host, request)
 
@@ -462,9 +490,11 @@ class Engine:
         Raises SagaNotFound, StepNotFound (with the steps that wait), ConfigurationError.
         """
         self._check_open()
+        check_text("step", step, empty=True)
+        check_said(actor, reason)
         overrides = await self.host.large_values.off_load(context_texts(context_override))
         request = e.RecoveryRequested(
-            request_id or new_id(),
+            check_request_id(request_id),
             check_id(saga_id),
             self.host.clock.now(),
             actor,
@@ -491,10 +521,14 @@ class Engine:
         Raises SagaNotFound, StepNotFound (with the steps whose outcome is unknown).
         """
         self._check_open()
+        check_text("step", step, empty=True)
+        check_said(actor, reason)
+        if not isinstance(happened, bool):
+            raise ConfigurationError(f"happened: True or False, not {happened!r}")
         text = to_text(result, "result") if result is not None else ""
         self.host.large_values.check(text, "result")
         request = e.OutcomeReported(
-            request_id or new_id(),
+            check_request_id(request_id),
             check_id(saga_id),
             self.host.clock.now(),
             actor,

@@ -38,6 +38,7 @@ from sagaz_es.errors import (
     LogTruncated,
     LostOwnership,
     SagaError,
+    UnstorableValue,
 )
 from sagaz_es.ports import EventLog, Record, Undecodable
 
@@ -353,12 +354,12 @@ class Partition:
                     return
             except LogBusy as error:
                 logger.warning("%s; trying again", error)
-            except AppendRefused as error:
+            except (AppendRefused, UnstorableValue) as error:  # it never will be written
                 await self._split(batch, error)
                 return
             except (AppendUnknown, SagaError, OSError) as error:
                 logger.warning("%s; appending the identical events again", error)
-            except Exception as error:  # a value that cannot be encoded, a defect of an adapter
+            except Exception as error:  # a defect, of an adapter or of who made the entry
                 await self._split(batch, error)
                 return
             await asyncio.sleep(delay)

@@ -37,6 +37,7 @@ from sagaz_es.engine.children import children_now
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.errors import (
+    ConfigurationError,
     HandingOver,
     LostOwnership,
     NotFound,
@@ -142,7 +143,7 @@ async def plan(
     """See Engine.plan_replay. `actor`, `reason` and `dry_run` are noted with what is refused."""
     overrides = context_texts(context_override)
     overrides = await host.large_values.off_load(overrides)
-    allowed = (allow,) if isinstance(allow, str) else tuple(allow)
+    allowed = _names_of(allow)
     try:
         return await _plan(host, saga_id, from_step, overrides, force_failure, allowed)
     except SnapshotNotFoundError as error:
@@ -160,6 +161,14 @@ async def plan(
         raise
     except (StorageFailed, OSError) as error:
         raise ReplayError(f"the replay of {saga_id!r} could not be prepared: {error}") from error
+
+
+def _names_of(allow: Any) -> tuple[str, ...]:
+    if isinstance(allow, str):
+        return (allow,)
+    if not isinstance(allow, Iterable):
+        raise ConfigurationError(f'allow: step names, such as ["ship"], not {allow!r}')
+    return tuple(allow)
 
 
 async def _plan(

@@ -24,7 +24,7 @@ from sagaz_es.reading.replay_log import replays_of
 from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.sagas import standalone
 from sagaz_es.sagas.definition import Definition, Saga
-from sagaz_es.sagas.inputs import check_id
+from sagaz_es.sagas.inputs import check_id, check_said, check_text
 from sagaz_es.snapshots import shown_replay
 
 Factory = Callable[[str], Any]
@@ -63,6 +63,7 @@ class SagaReplay:
         saga_factory: Factory | None = None,
     ) -> None:
         self.saga_id = check_id(saga_id)
+        check_said(initiated_by)
         self.snapshot_storage = snapshot_storage
         self.initiated_by = initiated_by
         self.saga_factory = saga_factory
@@ -87,12 +88,14 @@ class SagaReplay:
         that still runs, code that does not fit, no code); nothing has run then. Every attempt is in
         `get_replay_history`.
         """
+        check_text("step_name", step_name, empty=True)
+        check_said(self.initiated_by, reason)
         attempt = _Attempt(
             self.saga_id,
             step_name,
             context_override,
             force_failure=force_failure,
-            allow=tuple(allow),
+            allow=allow,
             actor=self.initiated_by,
             reason=reason,
             dry_run=dry_run,
@@ -168,7 +171,7 @@ class _Attempt:
     step: str
     context_override: Mapping[str, Any] | None
     force_failure: bool
-    allow: tuple[str, ...]
+    allow: Iterable[str]
     actor: str
     reason: str
     dry_run: bool

@@ -218,6 +218,8 @@ async def find_branch(
 
     A store follows the log: an id that was just given out is looked for behind its checkpoints.
     """
+    if not replay_id:  # what every event has that is of no replay
+        return None
     entry = None
     if store is not None:
         place = log.partition_of(replay_id)

@@ -21,6 +21,7 @@ from sagaz_es.errors import (
     StepNotFound,
     UnstorableValue,
 )
+from sagaz_es.sagas.inputs import check_key
 from sagaz_es.sagas.typed import context_type
 
 T = TypeVar("T")
@@ -346,7 +347,8 @@ class StepContext(SagaContext):
         """Keys read, sorted; `["*"]` if the whole was taken."""
         if ALL_KEYS in self._reads:
             return [ALL_KEYS]
-        return sorted(key for key in self._reads if isinstance(key, str))
+        # A context has no other keys: it makes no difference that such a one was looked for.
+        return sorted(key for key in self._reads if isinstance(key, str) and _is_unicode(key))
 
     def delta(self) -> tuple[dict[str, str], list[str]]:
         """Keys set or changed (key -> JSON text), and keys deleted. Raises UnstorableValue."""
@@ -362,9 +364,7 @@ class StepContext(SagaContext):
                 if key in before:
                     deleted.append(key)
                 continue
-            if not isinstance(key, str):
-                hint = "the keys of a context are texts"
-                raise UnstorableValue(repr(key), type(key).__name__, hint)
+            check_key(key)
             if key not in self._written and type(value) in _SCALARS:
                 continue  # cannot have been changed in place
             text = to_text(value, key)
@@ -372,6 +372,13 @@ class StepContext(SagaContext):
                 changed[key] = text
         deleted.sort()
         return changed, deleted
+
+
+def _is_unicode(key: str) -> bool:
+    try:
+        return key.isascii() or bool(key.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _values(texts: Mapping[str, str], known: dict[str, tuple[str, Any]] | None) -> dict[str, Any]:
