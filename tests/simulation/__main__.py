@@ -79,22 +79,22 @@ def some(options: argparse.Namespace) -> bool:
 
 
 def crashes(options: argparse.Namespace) -> bool:
-    from tests.simulation.crashes import places, sweep
+    from tests.simulation.crashes import NEVER, places, sweep
 
     if options.list:
         print(*places(), sep="\n")
         return False
     found = sweep(options.seeds, options.pairs)
-    reached = {point.rpartition(", ")[0] for point in found.died_at}
-    missing = [place for place in places() if place not in reached]
-    for point in found.died_at:
-        print(f"{len(found.reached[point])} crashes  {point}")
-    for place in missing:
-        print(f"never came to  {place}")
+    for component, point in found.died_at:
+        print(f"{len(found.reached[component, point])} crashes  {component}: {point}")
+    for place, why in NEVER.items():
+        print(f"cannot come to  {place}: {why}")
+    for place in found.missing:
+        print(f"never died at  {place}")
     for outcome in found.broken:
         print(f"seed {outcome.seed}: {outcome.violations[0]}"[:300])
     print(
-        f"{len(places())} places call a port, {len(places()) - len(missing)} were died at; "
+        f"{len(places())} places call a port, {len(places()) - len(found.missing)} were died at; "
         f"{len(found.died_at)} points with the steps' own, {found.crashes} crashes, {found.pairs} "
         f"pairs; {len(found.broken)} violations"
     )

@@ -38,6 +38,7 @@ from sagaz_es.testing.simulation import (
 )
 from sagaz_es.testing.virtual_time import NothingLeft
 from tests.simulation.model import Truth, read_log
+from tests.simulation.operators import Operator
 from tests.simulation.sagas import REGISTRY
 from tests.simulation.world import Habits, World
 
@@ -376,6 +377,13 @@ class Simulation:
         self.counts["poison records"] += 1
         index = partition_of(key, len(self.broker.partitions))
         self.broker.add_foreign(index, key, b"\xc3\x01poison", "damaged")
+
+    def do_operate(self, what: str, saga_id: str = "") -> None:
+        if self.plan.store != "none":
+            self.counts["operators"] += 1
+            operator = Operator(self, self.counts["operators"])
+            operator.process.on_change.append(lambda: self.trace(f"{operator.process.name} dies"))
+            operator.process.spawn(operator.work(what, saga_id))
 
     def do_forget(self) -> None:
         """Retention takes what the marks and the store do not need any more."""

@@ -30,6 +30,9 @@ def plan_of(seed: int) -> Plan:
     doings = [
         *(_family if replays else _sagas)(random, engines, heals_at),
         *_trouble(random, engines, partitions, heals_at, storm),
+        # With chances of its own: what is added here leaves the plans of all seeds as they were.
+        *_operators(Random(f"{seed} operators"), heals_at),
+        *_left_behind(Random(f"{seed} behind"), engines, heals_at),
     ]
     doings.sort(key=lambda doing: doing.at)
     return Plan(
@@ -125,6 +128,29 @@ def _replays(
             yield _ask(random, at, engines, "replay", saga_id, *more)
             mark = f"mark-{random.randrange(1 << 30)}"
             at += random.choice((0.0, 0.02))
+
+
+def _operators(random: Random, until: float) -> Iterator[Doing]:
+    """People at the projector; now and then a record that is not ours, to be driven past."""
+    if random.random() < 0.9:
+        return
+    key = random.choice(("nobody", *(f"{name}-{n}" for name in NAMES[:4] for n in (0, 1))))
+    if random.random() < 0.7:
+        yield Doing(random.uniform(0.2, until * 0.6), "poison", (key,))
+    for _ in range(random.choice((1, 2, 3))):
+        at = random.uniform(until * 0.4, until)
+        what = random.choice(("catch_up", "status", "drive", "drive_all", "drive_all"))
+        yield Doing(at, "operate", (what, key) if what.startswith("drive") else (what,))
+
+
+def _left_behind(random: Random, engines: int, until: float) -> Iterator[Doing]:
+    """Retention takes what a process has not read yet that was cut off meanwhile."""
+    if random.random() < 0.95:
+        return
+    at = random.uniform(0.5, until * 0.7)
+    yield Doing(at, random.choice(("cut", "cut", "pause")), (random.randrange(engines), 6.0))
+    for _ in range(2):
+        yield Doing(random.uniform(at + 2.0, at + 6.0), "forget")
 
 
 def _ask(random: Random, at: float, engines: int, call: str, *args: object) -> Doing:
