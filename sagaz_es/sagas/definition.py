@@ -25,6 +25,7 @@ from sagaz_es.core.decide import (
 )
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.errors import ConfigurationError, DefinitionError
+from sagaz_es.sagas import options as check
 from sagaz_es.sagas.config import SagaConfig, settings_of
 from sagaz_es.sagas.inspection import Inspection, start_context
 from sagaz_es.sagas.triggers import limits_of, register
@@ -87,6 +88,12 @@ class Compensation:
     on_unknown: bool = False
     type: CompensationType = CompensationType.MECHANICAL
     passes_undone: bool = False
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What the function is called with, by name."""
+        result = ("result",) if self.passes_result else ()
+        return (*result, "ctx", *(("compensation_results",) if self.passes_undone else ()))
 
     def arguments(self, step: str, context: StepContext) -> tuple[Any, ...]:
         """What the function is called with."""
@@ -297,65 +304,65 @@ def _spelled(mark: _Mark) -> str:
     return f"@{kind}({mark.step!r})"
 
 
-def _seconds(name: str, what: str, value: float, *, zero: bool = False) -> float:
-    if value < 0 or (value == 0 and not zero):
-        raise ConfigurationError(f"step {name!r}: {what} must be above 0, not {value!r}")
-    return float(value)
-
-
 def _wait(name: str, options: Mapping[str, Any]) -> Wait | None:
+    whose = f"step {name!r}"
     signal, limit = options["wait_for"], options["wait_seconds"]
     delay = options["delay_seconds"]
     if signal is None and limit is not None:
-        raise ConfigurationError(f"step {name!r}: wait_seconds goes with wait_for, a signal's name")
+        raise ConfigurationError(f"{whose}: wait_seconds goes with wait_for, a signal's name")
     if signal is not None and delay is not None:
-        raise ConfigurationError(f"step {name!r}: either wait_for or delay_seconds, not both")
+        raise ConfigurationError(f"{whose}: either wait_for or delay_seconds, not both")
     if signal is not None:
-        return Wait(signal, int(_seconds(name, "wait_seconds", limit) * _US) if limit else 0)
+        if limit is None:
+            return Wait(signal)
+        return Wait(signal, int(check.seconds(whose, "wait_seconds", limit) * _US))
     if delay is not None:
-        return Wait(delay_us=max(1, int(_seconds(name, "delay_seconds", delay, zero=True) * _US)))
+        delay = check.seconds(whose, "delay_seconds", delay, zero=True)
+        return Wait(delay_us=max(1, int(delay * _US)))
     return None
 
 
 def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> StepDefinition:
     """A definition from the options of `@action` and `add_step`, which share their meaning."""
-    if not isinstance(name, str) or not name:
-        raise DefinitionError(f"a step's name is a text that is not empty, not {name!r}")
-    retries = options["max_retries"]
-    if not isinstance(retries, int) or retries < 0:
-        raise ConfigurationError(f"step {name!r}: max_retries is 0 or more, not {retries!r}")
+    check.step_name(name)
+    whose = f"step {name!r}"
     depends_on = options["depends_on"]
-    if isinstance(depends_on, str):
-        raise DefinitionError(
-            f"step {name!r}: depends_on is a list of step names, such as [{depends_on!r}]"
-        )
+    if depends_on is not None:
+        depends_on = check.names(whose, "depends_on", depends_on, "step names")
+    check.flags(whose, options, "pivot", "at_most_once", "effects")
+    check.texts(whose, options, "idempotency_key", "wait_for")
+    check.functions(whose, options, "resolve", *Hooks.__struct_fields__)
     return StepDefinition(
         name=name,
         function=function,
         depends_on=None if depends_on is None else tuple(dict.fromkeys(depends_on)),
-        retry=Retry(
-            retries,
-            int(
-                _seconds(name, "retry_delay_seconds", options["retry_delay_seconds"], zero=True)
-                * _US
-            ),
-            int(
-                _seconds(name, "max_retry_delay_seconds", options["max_retry_delay_seconds"]) * _US
-            ),
+        retry=_retry(
+            whose,
+            options["max_retries"],
+            options["retry_delay_seconds"],
+            options["max_retry_delay_seconds"],
         ),
-        timeout_seconds=_seconds(name, "timeout_seconds", options["timeout_seconds"]),
+        timeout_seconds=check.seconds(whose, "timeout_seconds", options["timeout_seconds"]),
         pivot=options["pivot"],
         at_most_once=options["at_most_once"],
         effects=options["effects"],
         idempotency_key=options["idempotency_key"],
         description=options["description"],
-        retry_on=options["retry_on"],
-        no_retry=options["no_retry"],
+        retry_on=check.errors(whose, "retry_on", options["retry_on"]),
+        no_retry=check.errors(whose, "no_retry", options["no_retry"]),
         resolve=options.get("resolve"),
         wait=_wait(name, options),
         hooks=_hooks(options),
         left=frozenset(key for key in _LEAVABLE if isinstance(options[key], _LeftInt | _LeftFloat)),
         **_child_of(name, options.get("child"), options.get("result_keys")),
+    )
+
+
+def _retry(whose: str, most: Any, delay: Any, cap: Any, of: str = "") -> Retry:
+    return Retry(
+        check.count(whose, f"max_retries{of}", most),
+        int(check.seconds(whose, f"retry_delay_seconds{of}", delay, zero=True) * _US),
+        int(check.seconds(whose, f"max_retry_delay_seconds{of}", cap) * _US),
     )
 
 
@@ -365,10 +372,8 @@ def _child_of(name: str, saga: Any, result_keys: Iterable[str] | None) -> dict[s
         if result_keys is not None:
             raise ConfigurationError(f"step {name!r}: result_keys goes with child, a saga")
         return {}
-    if isinstance(result_keys, str):
-        raise ConfigurationError(
-            f"step {name!r}: result_keys is a list of keys, such as [{result_keys!r}]"
-        )
+    if result_keys is not None:
+        result_keys = check.names(f"step {name!r}", "result_keys", result_keys, "keys")
     given = isinstance(saga, Saga) or (isinstance(saga, type) and issubclass(saga, Saga))
     if not given and not (isinstance(saga, str) and saga):
         raise ConfigurationError(
@@ -522,8 +527,12 @@ def forward_recovery(
     _refuse_bare("forward_recovery", for_step)
 
     def mark(function: F) -> F:
-        seconds = _seconds(for_step, "timeout_seconds of its recovery", timeout_seconds)
-        recovery = Recovery(function, max_retries, seconds)
+        whose, of = f"step {for_step!r}", " of its recovery"
+        recovery = Recovery(
+            function,
+            check.count(whose, f"max_retries{of}", max_retries),
+            check.seconds(whose, f"timeout_seconds{of}", timeout_seconds),
+        )
         return _marked(function, _RecoveryMark(for_step, recovery))
 
     return mark
@@ -541,15 +550,19 @@ def _compensation(
     cap: float = 30.0,
     kind: CompensationType | str = CompensationType.MECHANICAL,
 ) -> Compensation:
+    whose, of = f"step {step!r}", " of its compensation"
+    if not callable(function):
+        raise DefinitionError(f"the compensation of {whose}: {function!r} is no function")
     taken = _positional(function)[method:]
     passes_undone = takes_undone(function)
+    check.flags(whose, {"on_unknown": on_unknown}, "on_unknown")
     return Compensation(
         function,
         passes_result=len(taken) - passes_undone >= 2,
-        retry=Retry(max_retries, int(delay * _US), int(cap * _US)),
-        timeout_seconds=_seconds(step, "timeout_seconds of its compensation", timeout_seconds),
+        retry=_retry(whose, max_retries, delay, cap, of),
+        timeout_seconds=check.seconds(whose, f"timeout_seconds{of}", timeout_seconds),
         on_unknown=on_unknown,
-        type=CompensationType(kind),
+        type=check.one_of(whose, "compensation_type", CompensationType, kind),
         passes_undone=passes_undone,
     )
 
@@ -617,6 +630,7 @@ class Saga(Inspection):
                 f"{cls.__name__}: compatible_with is a tuple of fingerprints, such as "
                 f"({cls.compatible_with!r},)"
             )
+        check.check_saga(cls.__name__, check.said_by(cls))
         if cls._collected:  # a base for others may have none
             Definition(cls.__name__, cls._collected, rules=Rules())
         if cls.context_type is not None:
@@ -644,6 +658,7 @@ class Saga(Inspection):
         log is an embedded one. `context`: what `execute` starts with."""
         if isinstance(config, str):  # one of sagaz's two classes has the version here
             config, version = None, config
+        check.check_saga("Saga", {"saga_name": name})
         self._name = name
         if name is not None and self.saga_name is None:
             self.__dict__["saga_name"] = name
@@ -659,11 +674,17 @@ class Saga(Inspection):
         if failure_strategy is not None:
             self.set_failure_strategy(failure_strategy)
         if compensation_failure_strategy is not None:
-            chosen = CompensationFailureStrategy(compensation_failure_strategy)
-            self.__dict__["compensation_failure_strategy"] = chosen
+            self.__dict__["compensation_failure_strategy"] = check.one_of(
+                self.name,
+                "compensation_failure_strategy",
+                CompensationFailureStrategy,
+                compensation_failure_strategy,
+            )
         if grace_seconds is not None:
-            self.__dict__["grace_seconds"] = grace_seconds
+            seconds = check.seconds(self.name, "grace_seconds", grace_seconds, zero=True)
+            self.__dict__["grace_seconds"] = seconds
         if replay_config is not None:
+            check.check_saga(self.name, {"replay_config": replay_config})
             self.replay_config = replay_config
 
     @property
@@ -775,6 +796,7 @@ class Saga(Inspection):
             "on_compensate": on_compensate,
         }
         step = _step(name, action, options)
+        check.check_call(f"step {name!r}", action, "ctx")
         if step.child and (at_most_once or not effects):
             raise ConfigurationError(
                 f"step {name!r} is a saga of its own: at_most_once and effects are said of that "
@@ -791,6 +813,7 @@ class Saga(Inspection):
                 on_unknown=on_unknown,
                 kind=compensation_type,
             )
+            check.check_call(f"the compensation of step {name!r}", compensation, *undo.takes)
             step = replace(step, compensation=undo)
         added.append(step)
         return self
@@ -902,8 +925,8 @@ def _with_defaults(step: StepDefinition, settings: SagaConfig) -> StepDefinition
 def _backed_off(step: StepDefinition, seconds: float) -> StepDefinition:
     if "retry_delay_seconds" not in step.left:
         return step
-    base = int(_seconds(step.name, "retry_backoff_base", seconds, zero=True) * _US)
-    return replace(step, retry=structs.replace(step.retry, base_us=base))
+    base = check.seconds(f"step {step.name!r}", "retry_backoff_base", seconds, zero=True)
+    return replace(step, retry=structs.replace(step.retry, base_us=int(base * _US)))
 
 
 def _first(*values: float | None) -> float:
@@ -950,6 +973,7 @@ def _collect(cls: type) -> tuple[StepDefinition, ...]:
     marks: list[_CompensationMark | _RecoveryMark] = []
     for value in methods.values():
         mark = _running(value)
+        _check_method(cls, mark)
         if not isinstance(mark, StepDefinition):
             marks.append(mark)
         elif mark.name in steps:
@@ -988,6 +1012,20 @@ def _running(value: Any) -> _Mark:
     if isinstance(mark, _CompensationMark):
         return replace(mark, compensation=replace(mark.compensation, function=value))
     return replace(mark, recovery=replace(mark.recovery, function=value))
+
+
+def _check_method(cls: type, mark: _Mark) -> None:
+    """Raises DefinitionError where it cannot be called as it will be."""
+    takes: tuple[str, ...] = ("ctx",)
+    if isinstance(mark, StepDefinition):
+        what, function = f"step {mark.name!r}", mark.function
+    elif isinstance(mark, _CompensationMark):
+        what, function = f"the compensation of step {mark.step!r}", mark.compensation.function
+        takes = mark.compensation.takes
+    else:
+        what, function = f"the recovery of step {mark.step!r}", mark.recovery.function
+        takes = ("ctx", "error")
+    check.check_call(f"{cls.__name__}: {what}", function, "self", *takes)
 
 
 def _undecorated(cls: type, base: type, attribute: str, inherited: Any) -> str:

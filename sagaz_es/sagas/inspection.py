@@ -16,6 +16,7 @@ from sagaz_es.core.decide import ParallelFailureStrategy
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.sagas import described, mermaid
 from sagaz_es.sagas.context import SagaContext
+from sagaz_es.sagas.options import one_of
 from sagaz_es.snapshots import from_us
 
 if TYPE_CHECKING:
@@ -78,8 +79,12 @@ class Inspection:
         return described.levels(self.definition())
 
     def set_failure_strategy(self, strategy: ParallelFailureStrategy | str) -> None:
-        """For the runs from now on: what happens to running siblings when a step has failed."""
-        self.__dict__["failure_strategy"] = ParallelFailureStrategy(strategy)
+        """For the runs from now on: what happens to running siblings when a step has failed.
+
+        Raises ConfigurationError with the strategies that there are."""
+        whose = str(getattr(self, "name", ""))
+        chosen = one_of(whose, "failure_strategy", ParallelFailureStrategy, strategy)
+        self.__dict__["failure_strategy"] = chosen
 
     # --- the last run ---
 
