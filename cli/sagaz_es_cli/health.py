@@ -35,6 +35,7 @@ def record_of(health: Health) -> dict[str, Any]:
         "partitions": list(health.partitions),
         "sagas_in_flight": health.sagas_in_flight,
         "starts_waiting": health.starts_waiting,
+        "takeovers_waiting": health.takeovers_waiting,
         "sagas_unfinished": health.sagas_unfinished,
         "oldest_pending_append_s": round(oldest, 3) if oldest else None,
         "projector_lag": health.projector_lag,

@@ -150,6 +150,18 @@ class SagaState(Struct, omit_defaults=True):
         return self.status in ENDED
 
     @property
+    def under_way(self) -> bool:
+        """Whether its writer may be at work on an attempt: the log has its start and not its end.
+
+        Where nothing is, a claim takes nothing away from anybody: what the writer begins after it
+        is rejected before it runs, and what it began before it makes the claim be rejected.
+        """
+        return any(
+            step.status in ("executing", "compensating") and not step.interrupted
+            for step in self.steps.values()
+        )
+
+    @property
     def step_graph(self) -> Graph:
         """The recorded definition."""
         return parse_graph(self.graph)

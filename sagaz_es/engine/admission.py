@@ -7,8 +7,10 @@ changes hands takes its waiting starts along.
 Of two classes with starts that wait each gets its turn, whoever came first and however many; within
 a class it goes by the order of coming.
 
-Law (begun goes on): only starts wait. A saga that was woken or taken over, or whose start was asked
-for by a step (its saga may be waiting for it), runs at once, also beyond the limit.
+What was taken over waits for room, too, and takes turns with the starts (`backlog.py`).
+
+Law (begun goes on): a saga that was woken, or whose start or end a step waits for, runs at once,
+also beyond the limit.
 Law (only what runs counts): a saga that waits for a signal, a time or a decision takes no room.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from sagaz_es.core import events as e
+from sagaz_es.engine.backlog import Backlog
 from sagaz_es.errors import HandingOver, HistoryGone, LostOwnership, SagaError
 from sagaz_es.sagas.inputs import new_id
 
@@ -84,6 +87,9 @@ class Admission:
         self._at_hand: dict[str, e.StartRequested] = {}
         self._feeding = False
         self._held_back = 0
+        self.backlog = Backlog(self)
+        self._backlogs_turn = True
+        self._needed: dict[str, int] = {}  # sagas that steps wait for: by how many
 
     def count(self) -> int:
         """How many starts wait."""
@@ -97,16 +103,18 @@ class Admission:
         """Whether a saga that is started now begins at once."""
         if in_saga.get():
             return True
-        return not self._lines and self._has_room() and not self._is_crowded(saga_name)
+        waits = self._lines or len(self.backlog)
+        return not waits and self._has_room() and not self._is_crowded(saga_name)
 
     @contextmanager
     def entering(self, saga_id: str) -> Iterator[None]:
         """It takes room already while it is found out whether it may begin."""
-        self.expect(saga_id)
+        self._beginning.add(saga_id)
         try:
             yield
         finally:
-            self.unexpect(saga_id)
+            self._beginning.discard(saga_id)
+            self.look()
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
@@ -118,18 +126,70 @@ class Admission:
             self._held_back -= 1
             self.look()
 
+    def in_flight(self) -> int:
+        """How many sagas run, or are about to."""
+        return len(self._host.runners) - len(self.backlog.outside) + len(self._beginning)
+
+    # --- taken over ---
+
     def expect(self, saga_id: str) -> None:
-        """It takes room from now on: it will run, or `unexpect` says that it does not."""
-        self._beginning.add(saga_id)
+        """It was found unfinished: no start takes its room until `unexpect`."""
+        self.backlog.expected.add(saga_id)
 
     def expects(self, saga_id: str) -> bool:
         """Whether it is being found out whether it runs here."""
-        return saga_id in self._beginning
+        return saga_id in self.backlog.expected
 
     def unexpect(self, saga_id: str) -> None:
-        """It runs, and counts as that, or it does not."""
-        self._beginning.discard(saga_id)
+        """It was taken over, or will not be."""
+        self.backlog.expected.discard(saga_id)
         self.look()
+
+    def is_outside(self, saga_id: str) -> None:
+        """A runner begins that has to ask before it runs anything."""
+        self.backlog.outside.add(saga_id)
+
+    def takes_back(self, saga_id: str, *, others_wait: bool) -> bool:
+        """Whether a saga that was taken over, and does not wait, may run something now."""
+        if saga_id in self._beginning or saga_id in self._needed:
+            self._beginning.discard(saga_id)  # it was called, and counts as a runner now
+            return True
+        return not others_wait and (not self._limit or self.in_flight() < self._limit)
+
+    def stopped(self, saga_id: str, *, parked: bool) -> None:
+        """Its runner has ended; a parked one goes on waiting for room, if it did."""
+        self._beginning.discard(saga_id)
+        self.backlog.outside.discard(saga_id)
+        if not parked:
+            self.backlog.remove(saga_id)
+        self.look()
+
+    @contextmanager
+    def waited_for(self, saga_id: str) -> Iterator[None]:
+        """Somebody waits for the saga's end. A step keeps its room meanwhile: it must not wait for
+        a saga that waits for room."""
+        if not in_saga.get():
+            yield
+            return
+        self._needed[saga_id] = self._needed.get(saga_id, 0) + 1
+        try:
+            if self.backlog.remove(saga_id):
+                self._call(saga_id)
+            yield
+        finally:
+            self._needed[saga_id] -= 1
+            if not self._needed[saga_id]:
+                del self._needed[saga_id]
+
+    def _call(self, saga_id: str) -> None:
+        self._beginning.add(saga_id)
+        runner = self._host.awake(saga_id)
+        if runner is None or runner.lets_in is None:
+            self._beginning.discard(saga_id)  # it is gone, or runs and counts as that
+        if runner is not None:
+            runner.look_again()
+
+    # --- started ---
 
     def begun(self, saga_id: str) -> e.CancelRequested | None:
         """It runs, and counts as that from now on. What it was cancelled with while it waited."""
@@ -187,8 +247,13 @@ class Admission:
         line.append(waiting)
         self.look()
 
-    def forget(self, partition: int) -> tuple[str, ...]:
-        """The partition is not served here any more: the sagas whose starts waited in it."""
+    def forget(self, partition: int, saga_ids: Iterable[str]) -> tuple[str, ...]:
+        """The partition is not served here any more: the sagas whose starts waited in it.
+
+        `saga_ids`: those that have begun there.
+        """
+        for saga_id in saga_ids:
+            self.backlog.remove(saga_id)
         gone = [one for line in self._lines.values() for one in line if one.partition == partition]
         for waiting in gone:
             self._waiting.pop(waiting.saga_id, None)
@@ -225,25 +290,49 @@ class Admission:
 
     def look(self) -> None:
         """Somebody has left, or come: let in whom there is room for."""
-        if self._lines and not self._feeding and self._goes_on():
+        if self._feeding or self._host.closing:
+            return
+        if (self._lines and self._starts_go_on()) or (len(self.backlog) and self._has_space()):
             self._feeding = True
             self._host.spawn(self._feed(), "admission")
 
-    def _goes_on(self) -> bool:
-        return not self._held_back and not self._host.closing and self._has_room()
+    def _starts_go_on(self) -> bool:
+        return not self._held_back and self._has_room()
 
     def _has_room(self) -> bool:
-        return not self._limit or len(self._host.runners) + len(self._beginning) < self._limit
+        """For a start: what was found unfinished comes first."""
+        return not self._limit or self.in_flight() + len(self.backlog.expected) < self._limit
+
+    def _has_space(self) -> bool:
+        """For what was taken over."""
+        return not self._limit or self.in_flight() < self._limit
 
     def _is_crowded(self, saga_name: str) -> bool:
         return self._host.waiting_for_turn(saga_name) >= CROWD
 
     async def _feed(self) -> None:
         try:
-            while self._goes_on() and (waiting := self._next()) is not None:
-                await self._let_in(waiting)
+            while not self._host.closing and await self._let_one_in():
+                pass
         finally:
             self._feeding = False
+
+    async def _let_one_in(self) -> bool:
+        """A saga that was taken over, or a start: each in its turn while both wait."""
+        for backlogs_turn in (self._backlogs_turn, not self._backlogs_turn):
+            if backlogs_turn:
+                saga_id = self.backlog.next() if self._has_space() else None
+                if saga_id is not None:
+                    self._backlogs_turn = False
+                    self._call(saga_id)
+                    return True
+            else:
+                waiting = self._next() if self._starts_go_on() else None
+                if waiting is not None:
+                    self._backlogs_turn = True
+                    await self._let_in(waiting)
+                    return True
+        return False
 
     def _next(self) -> Waiting | None:
         for name in list(self._lines):

@@ -29,6 +29,7 @@ class Health:
     oldest_pending_append_s: float  # how long it has been waiting; 0: none waits
     projector_lag: int | None  # records; None: there is no projector here, or it could not be told
     starts_waiting: int = 0  # requests in the log, until there is room (`max_in_flight`)
+    takeovers_waiting: int = 0  # claimed here, with a step to run, until there is room
 
 
 async def health_of(host: Host, projector: Projector | None) -> Health:
@@ -38,11 +39,12 @@ async def health_of(host: Host, projector: Projector | None) -> Health:
     return Health(
         serving=serving,
         partitions=tuple(sorted(partitions)),
-        sagas_in_flight=len(host.runners),
+        sagas_in_flight=host.admission.in_flight(),
         sagas_unfinished=sum(len(partition.cells) for partition in partitions.values()),
         oldest_pending_append_s=_oldest_append(host),
         projector_lag=await _lag(projector, partitions.keys()) if projector and serving else None,
         starts_waiting=host.admission.count(),
+        takeovers_waiting=len(host.admission.backlog),
     )
 
 

@@ -260,9 +260,9 @@ class Host:
             raise errors.SagaIdTaken(saga_id, definition.name, waiting.saga_name)
         return self.handle(saga_id, definition.name)
 
-    def give_up_waiting(self, partition: int) -> None:
+    def give_up_waiting(self, partition: Partition) -> None:
         """The partition is not served here any more: who waits for its starts asks the log."""
-        for saga_id in self.admission.forget(partition):
+        for saga_id in self.admission.forget(partition.index, partition.cells):
             self.refuse_start(saga_id, LostOwnership(saga_id))
 
     def refuse_start(self, saga_id: str, error: Exception) -> None:
@@ -538,10 +538,16 @@ class Host:
         cell: Cell,
         definition: Definition,
         first: Sequence[e.Fact],
+        *,
+        taken_over: bool = False,
     ) -> SagaRunner:
+        """Run a saga; one that was `taken_over` waits its turn before it runs a step."""
         runner = self.make_runner(partition, cell, definition)
         runner.starting = True
         saga_id = cell.state.saga_id
+        if taken_over or saga_id in self.admission.backlog:
+            runner.lets_in = self.admission.backlog.lets_in
+            self.admission.is_outside(saga_id)
         if self._stuck:
             self._stuck.discard(saga_id)
         self.runners[saga_id] = runner
@@ -594,7 +600,7 @@ class Host:
         finally:
             self.runners.pop(saga_id, None)
             self.tasks.pop(saga_id, None)
-            self.admission.look()
+            self.admission.stopped(saga_id, parked=error is None and runner.parked)
         if runner.ready is not None and not runner.ready.done():
             runner.ready.set_exception(error or EngineClosed(saga_id))
             runner.ready.exception()
@@ -707,13 +713,14 @@ class Host:
     ) -> SagaResult:
         """The saga's result, whoever brings it to its end."""
         result: SagaResult | None = None
-        if future is not None:
-            try:
-                result = await shared(future)
-            except LostOwnership:
-                pass  # handed over, or taken over: the log will tell
-        if result is None:
-            result = await self.follow(saga_id)
+        with self.admission.waited_for(saga_id):
+            if future is not None:
+                try:
+                    result = await shared(future)
+                except LostOwnership:
+                    pass  # handed over, or taken over: the log will tell
+            if result is None:
+                result = await self.follow(saga_id)
         if started and result.saga_name != started:
             raise errors.SagaIdTaken(saga_id, started, result.saga_name)
         return result

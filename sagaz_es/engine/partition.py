@@ -69,6 +69,8 @@ ENDINGS = frozenset(
     }
 )
 
+LONG_AGO = float("-inf")
+
 _AWAITED = ENDINGS | {e.SagaStarted}
 """Facts of another group's child that the parent has to hear of."""
 
@@ -162,9 +164,9 @@ class Cell:
         self.ours = ours
         self.begin = begin  # offset of its first record; -1: not in the log yet
         self.lost = False
-        self.quiet_since = 0.0
+        self.quiet_since = LONG_AGO  # of one that is not ours: when something was heard of it
         self.checkpointed_at = 0  # µs
-        self._aside: tuple[bytes, int, str] | None = None  # state, start, graph
+        self._aside: tuple[bytes, int, str, bool] | None = None  # state, start, graph, under way
 
     def put_aside(self) -> None:
         """Keep an unfinished saga's state in as few bytes as can be; nobody may hold on to it."""
@@ -174,14 +176,14 @@ class Cell:
         data = dump_state(state)
         state.graph = graph
         if len(data) <= MAX_ASIDE_BYTES:
-            self._aside = pack(data), state.started_at, graph
+            self._aside = pack(data), state.started_at, graph, state.under_way
             del self.state
 
     def __getattr__(self, name: str) -> SagaState:
         # Only where the state is not there: it costs those that run nothing.
         if name != "state" or self._aside is None:
             raise AttributeError(name)
-        packed, _, graph = self._aside
+        packed, _, graph, _ = self._aside
         state = load_state(unpack(packed))
         state.graph = graph
         self.state, self._aside = state, None
@@ -199,6 +201,11 @@ class Cell:
     def ended(self) -> bool:
         """As the state has it, without taking it up again."""
         return self._aside is None and self.state.ended
+
+    @property
+    def under_way(self) -> bool:
+        """As the state has it, without taking it up again."""
+        return self.state.under_way if self._aside is None else self._aside[3]
 
     @property
     def started_at(self) -> int:
@@ -541,7 +548,8 @@ class Partition:
             self._owner.on_lost(self, cell, event, offset)
             return
         advance(cell.state, event)
-        cell.quiet_since = asyncio.get_running_loop().time()
+        released = type(event.fact) is e.SagaReleased
+        cell.quiet_since = LONG_AGO if released else asyncio.get_running_loop().time()
         if cell.state.ended:
             self.finish(cell)
         elif event.saga_id not in self.cells:

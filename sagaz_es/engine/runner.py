@@ -87,6 +87,8 @@ class SagaRunner:
         self._cancel_decided: asyncio.Future[None] | None = None  # told once that stands
         self._draining = False
         self._turns = turns  # until it has its turn
+        self.lets_in: Callable[[SagaState], bool] | None = None
+        """Of a saga that was taken over: asked before it runs anything, until it says yes."""
         self.ready: asyncio.Future[None] | None = None
         self.starting = False  # its task is made; until it runs, nothing else may be numbered
         self.parked = False  # ended with nothing to run until somebody, or `wake_at`, wakes it
@@ -269,6 +271,10 @@ class SagaRunner:
         while True:
             now = self._attempts.now()
             decision: Decision = decide(state, self._graph, now, self.definition.rules)
+            if self.lets_in is not None and _runs_something(decision.run):
+                if not self.lets_in(state):
+                    return [], decision.wake_at, False
+                self.lets_in = None
             for fact in decision.facts:
                 self._number(fact, now)
             run = [each for each in decision.run if not each.ask or self._may_ask(each)]
@@ -411,3 +417,8 @@ class SagaRunner:
         if self._inline is not None and self.state.step(self._inline_step).status == "executing":
             self._attempts.stopped[self._inline_step] = why
             self._inline.cancel()
+
+
+def _runs_something(attempts: Sequence[Attempt]) -> bool:
+    """Whether anything of the saga's own runs: asking about a child is none of that."""
+    return any(attempt.ask not in ("child", "take_back") for attempt in attempts)

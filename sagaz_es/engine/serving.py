@@ -2,8 +2,13 @@
 
 From an assignment to running sagas: read each partition from its low-water mark, claim what is
 unfinished, go on. A partition that is lost while alive is handed over: nothing new starts there,
-running steps finish (to a limit), SagaReleased says that nothing runs any more. So only a crash can
-run a step twice, and only the steps that were under way.
+and running steps finish (to a limit). So only a crash can run a step twice, and only the steps that
+were under way.
+
+Law (nothing under way, nothing to wait for): the new owner waits while the log has the start of an
+attempt without its end, and the old one is alive and has not written SagaReleased. Everything else
+it claims at once: the acceptance rule sees to it that one of the two goes on. Source:
+docs/decisions/0053.
 """
 
 from __future__ import annotations
@@ -19,7 +24,6 @@ import msgspec
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.partition import Accepted, Cell, Partition
-from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import DefinitionChanged, MigrationFailed, SagaError, UnknownSagaName
 from sagaz_es.ports import ProjectionStore, Record
@@ -32,8 +36,8 @@ logger = logging.getLogger("sagaz_es.engine")
 
 MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
 TAKEN_AT_ONCE = 500  # unfinished sagas of a partition that are being claimed
-RELEASED_AT_ONCE = 1000  # sagas that wait, of a partition that is handed over
-RELEASE_SECONDS = 5.0  # for all of them; who is not released in time is waited for no longer
+MANY = 2000  # unfinished sagas of a partition that are packed until they are claimed
+RELEASE_SECONDS = 5.0  # for all sagas with something under way; then the others stop waiting, too
 
 
 class Serving:
@@ -74,16 +78,20 @@ class Serving:
         partition.position, partition.known_from = found.position, found.start
         partition.seen, partition.answered = found.ended, found.answered
         partition.refused = found.refused
-        for saga_id, state in found.unfinished.items():
+        many = len(found.unfinished) > MANY
+        for saga_id in sorted(found.unfinished, key=found.begins.__getitem__):  # the oldest first
+            state = found.unfinished.pop(saga_id)
             cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
             cell.quiet_since = asyncio.get_running_loop().time()
+            if many:
+                cell.put_aside()
             partition.cells[saga_id] = cell
         self._host.partitions[index] = partition
         partition.start()
         # Not what is heard from here on: a late copy of a start looks like a new saga.
-        cells = deque(partition.cells.values())
-        for cell in cells:
-            self._host.admission.expect(cell.state.saga_id)  # before any start that waits
+        cells = deque(partition.cells.items())
+        for saga_id, _ in cells:
+            self._host.admission.expect(saga_id)  # before any start that waits
         self._host.spawn(self._take_all_over(partition, cells), f"take-over of partition {index}")
         for event, offset in found.branched:
             self.on_branched(partition, event, offset)
@@ -98,13 +106,12 @@ class Serving:
                 partition.held[waiting.request_id] = waiting.offset
                 self._host.admission.line_up(waiting)
 
-    async def _take_all_over(self, partition: Partition, cells: deque[Cell]) -> None:
+    async def _take_all_over(self, partition: Partition, cells: deque[tuple[str, Cell]]) -> None:
         """Some at a time: of very many that wait for something, only those cost a task."""
 
         async def some() -> None:
             while cells:
-                cell = cells.popleft()
-                saga_id = cell.state.saga_id
+                saga_id, cell = cells.popleft()
                 try:
                     await self._take_over(partition, cell)
                 except Exception:
@@ -122,16 +129,7 @@ class Serving:
         except UnknownSagaName as error:
             self._stays_unfinished(state, error)
             return
-        membership = self._host.membership
-        if membership is not None and not state.released:
-            deadline = asyncio.get_running_loop().time() + self._host.config.drain_seconds + 5
-            while (  # noqa: ASYNC110 - the group has nothing to wait on
-                not state.released
-                and not state.ended
-                and asyncio.get_running_loop().time() < deadline
-                and await membership.predecessor_is_alive(partition.index)
-            ):
-                await asyncio.sleep(0.05)
+        await self._let_its_owner_finish(partition, state)
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
             return
         try:
@@ -142,9 +140,20 @@ class Serving:
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
             return
         cell.ours = True
-        runner = self._host.carry_on(partition, cell, definition, (claimed,))
+        runner = self._host.carry_on(partition, cell, definition, (claimed,), taken_over=True)
         runner.ready = asyncio.get_running_loop().create_future()
         await asyncio.wait([runner.ready])  # until the claim stands, or is lost
+
+    async def _let_its_owner_finish(self, partition: Partition, state: SagaState) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._host.config.drain_seconds + 5
+        while state.under_way and not state.released and loop.time() < deadline:
+            membership = self._host.membership  # None: it is about to be told what it joined with
+            if membership and not await membership.predecessor_is_alive(partition.index):
+                return
+            if partition.leaving or self._host.closing:
+                return
+            await asyncio.sleep(0.05 if membership else 0.001)
 
     async def _refold(self, partition: Partition, cell: Cell) -> None:
         """What was heard in passing may be a late copy: the whole fold says what the saga is."""
@@ -164,7 +173,7 @@ class Serving:
         """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
         partition = self._host.partitions.pop(index)
         partition.leaving = True
-        self._host.give_up_waiting(index)
+        self._host.give_up_waiting(partition)
         runners = [
             (saga_id, self._host.runners[saga_id], self._host.tasks[saga_id])
             for saga_id, cell in partition.cells.items()
@@ -172,29 +181,35 @@ class Serving:
         ]
         for _, runner, _ in runners:
             runner.drain()
-        tasks = [task for _, _, task in runners]
-        if tasks:
+        late = set[asyncio.Task[None]]()
+        if runners:
+            tasks = [task for _, _, task in runners]
             _, late = await asyncio.wait(tasks, timeout=self._host.config.drain_seconds)
             partition.closed = True
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        drained = {saga_id for saga_id, _, _ in runners}
-        parked = [
-            cell
+        # What was cut off, behind all that it has told; and what others do (a child taken back).
+        cut_off = {saga_id for saga_id, _, task in runners if task in late}
+        releases = [
+            self._host.make_runner(partition, cell)
             for saga_id, cell in partition.cells.items()
-            if cell.ours and saga_id not in drained and not cell.ended
+            if cell.ours and not cell.lost and (cell.under_way or saga_id in cut_off)
         ]
         try:
             async with asyncio.timeout(RELEASE_SECONDS):
-                await self._release([runner for _, runner, _ in runners])
-                for first in range(0, len(parked), RELEASED_AT_ONCE):
-                    some = parked[first : first + RELEASED_AT_ONCE]
-                    await self._release([self._host.make_runner(partition, cell) for cell in some])
-                    for cell in some:
-                        cell.put_aside()
+                await asyncio.gather(
+                    *(runner.release() for runner in releases if not runner.state.ended),
+                    return_exceptions=True,
+                )
         except TimeoutError:
-            logger.warning("partition %d: releasing took too long", index)
+            logger.warning(
+                "partition %d: the log did not take the release of %d sagas within %g s; the next "
+                "owner waits until this engine has left",
+                index,
+                len(releases),
+                RELEASE_SECONDS,
+            )
         await self._commit_mark(partition)
         await partition.stop()
         self._moved(partition)
@@ -205,15 +220,6 @@ class Serving:
         for saga_id in partition.cells:
             if saga_id not in self._host.tasks:
                 self._host.moved(saga_id)
-
-    async def _release(self, runners: list[SagaRunner]) -> None:
-        """Say in the log that nothing of these sagas runs here."""
-        released = [
-            runner.release()
-            for runner in runners
-            if not runner.state.ended and not runner.cell.lost
-        ]
-        await asyncio.gather(*released, return_exceptions=True)
 
     # --- told by a partition ---
 
@@ -238,14 +244,16 @@ class Serving:
     def on_lost(self, partition: Partition, cell: Cell, event: e.Event, offset: int) -> None:
         """Another engine's claim was accepted, or its word that the saga is replayed: stop at once,
         whatever runs here."""
-        saga_id = cell.state.saga_id
-        logger.warning("saga %s was taken over by another engine", saga_id)
+        saga_id = event.saga_id
         task = self._host.tasks.get(saga_id)
         if task is not None:
             task.cancel()
         else:
             self._host.moved(saga_id)
         partition.held[f"lost {saga_id}"] = max(cell.begin, 0)
+        if partition.leaving:
+            return  # to whoever has the partition now; the mark stays before it
+        logger.warning("saga %s was taken over by another engine", saga_id)
         self._host.spawn(self._look_at(partition, event, offset), f"adopt {saga_id}")
 
     def on_taken_up(self, partition: Partition, event: e.Event, offset: int) -> None:
@@ -282,7 +290,8 @@ class Serving:
                 else:
                     begin = partition.held[f"lost {saga_id}"]
                     cell = Cell(state, Accepted.of(state), ours=False, begin=begin)
-                    cell.quiet_since = asyncio.get_running_loop().time()
+                    if not state.released:
+                        cell.quiet_since = asyncio.get_running_loop().time()
                     partition.cells[saga_id] = cell
                     partition.seen.pop(saga_id, None)
             del partition.held[f"lost {saga_id}"]
@@ -337,7 +346,7 @@ class Serving:
             if partition is None or self._host.closing:
                 return
             partition.closed = True
-            self._host.give_up_waiting(index)
+            self._host.give_up_waiting(partition)
             for saga_id, cell in partition.cells.items():
                 if cell.ours and saga_id in self._host.tasks:
                     cell.lost = True

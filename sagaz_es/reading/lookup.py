@@ -34,6 +34,9 @@ FEW = 50
 """So many sagas are looked up one by one where the log has an index; more are asked of the store at
 once, and the tail behind its checkpoint is read."""
 
+WORTH_A_LOOK = 100
+"""A look into the index takes as long as reading so many records in a row."""
+
 TELL_S = 30.0
 _failed_at: WeakKeyDictionary[ProjectionStore, float] = WeakKeyDictionary()
 _told_at: WeakKeyDictionary[ProjectionStore, float] = WeakKeyDictionary()
@@ -120,7 +123,10 @@ async def current_states(
     one_by_one = aside is not None and not aside.isdisjoint(saga_ids)
     if store is not None and not one_by_one and (not is_indexed(log) or len(saga_ids) > FEW):
         answer = await asked(log, store, partition, lambda: _base(log, store, partition, saga_ids))
-    if one_by_one or (is_indexed(log) and (answer is None or not answer[1])):
+    if not one_by_one and is_indexed(log) and (answer is None or not answer[1]):
+        records = (await log.bounds(partition)).end
+        one_by_one = len(saga_ids) <= FEW or records > WORTH_A_LOOK * len(saga_ids)
+    if one_by_one:
         found: dict[str, SagaState] = {}
         for saga_id in saga_ids:
             try:

@@ -115,6 +115,7 @@ def test_it_serves_until_sigterm_and_its_probes_say_so(project: Project) -> None
             "partitions": [0, 1, 2, 3, 4, 5, 6, 7],
             "sagas_in_flight": 0,
             "starts_waiting": 0,
+            "takeovers_waiting": 0,
             "sagas_unfinished": 0,
             "oldest_pending_append_s": None,
             "projector_lag": 0,
