@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -73,6 +73,7 @@ def connect(
 
     Raises UnknownScheme, ConfigurationError, MissingDependencyError (which extra to install).
     """
+    _check_given(resources, config, instance_id)
     event_log = open_log(log)
     projection_store = open_store(store, event_log)
     config = _with_group(config or EngineConfig(), group_of(log))
@@ -97,6 +98,38 @@ def connect(
     )
 
 
+def _check_given(resources: Any, config: Any, instance_id: Any) -> None:
+    """Raises ConfigurationError with the argument's name."""
+    if resources is not None and not isinstance(resources, Mapping):
+        raise ConfigurationError(
+            'resources: a mapping of live objects, such as {"http": client}, not '
+            f"{_kind(resources)}"
+        )
+    if config is not None and not isinstance(config, EngineConfig):
+        raise ConfigurationError(f"config: an EngineConfig, not {_kind(config)}")
+    if instance_id is not None and not isinstance(instance_id, str):
+        raise ConfigurationError(f"instance_id: a text, not {_kind(instance_id)}")
+
+
+def _adapter_given(what: str, value: Any, method: str, url: str) -> bool:
+    """Whether an adapter was given in place of a URL. Raises ConfigurationError for neither."""
+    if value is None or isinstance(value, str):
+        return False
+    if hasattr(value, "engine_store"):
+        raise ConfigurationError(
+            f"{what}: a snapshot storage is given to the saga, Saga(snapshot_storage=…); write "
+            f"a URL here, such as {url}"
+        )
+    if not hasattr(value, method):
+        raise ConfigurationError(f"{what}: a URL, such as {url}, not {_kind(value)}")
+    return True
+
+
+def _kind(value: object) -> str:
+    """Of what was given by mistake: it is not shown itself, as it may hold a password."""
+    return f"a value of type {type(value).__name__}"
+
+
 def _with_group(config: EngineConfig, group: str) -> EngineConfig:
     if group and config.group not in ("", group):
         raise ConfigurationError(
@@ -119,9 +152,9 @@ def log_url(log: str | None = None) -> str:
 
 def open_log(log: str | EventLog | None = None) -> EventLog:
     """The adapter of a URL, not opened yet."""
-    if log is not None and not isinstance(log, str):
-        return log
-    address = parse_url(log_url(log), "log", LOG_SCHEMES)
+    if _adapter_given("log", log, "read_saga", DEFAULT_LOG):
+        return cast(EventLog, log)
+    address = parse_url(log_url(cast("str | None", log)), "log", LOG_SCHEMES)
     if address.scheme == "memory":
         return _memory_log(address)
     if address.scheme == "sqlite":
@@ -208,9 +241,9 @@ def _known_options(address: Address, what: str, known: tuple[str, ...]) -> dict[
 
 def open_store(store: str | ProjectionStore | None, log: EventLog) -> ProjectionStore | None:
     """The store of a URL, not opened yet; a SQLite or memory log's own where none is given."""
-    if store is not None and not isinstance(store, str):
-        return store
-    url = store or os.environ.get(STORE_VARIABLE)
+    if _adapter_given("store", store, "checkpoint", "postgresql://user@host/database"):
+        return cast(ProjectionStore, store)
+    url = cast("str | None", store) or os.environ.get(STORE_VARIABLE)
     if not url:
         return _own_store(log)
     address = parse_url(url, "store", STORE_SCHEMES)

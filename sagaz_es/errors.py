@@ -729,6 +729,20 @@ class SagaCompensationError(SagaError):
         return f"{self.step}: {self.error_type}: {self.message}" if self.error_type else self.step
 
 
+class ResourceMissing(SagaError, KeyError):
+    """A step asked for a resource that `connect` was not given."""
+
+    def __init__(self, name: object, known: tuple[str, ...]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return (
+            f"there is no resource {self.name!r}; there is: {_names(self.known)}; pass it with "
+            "connect(resources={…}), or `--resources module:name`"
+        )
+
+
 class SagaTimeoutError(SagaError, TimeoutError):
     """A step or compensation was slower than its time limit.
 

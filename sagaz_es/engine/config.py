@@ -12,6 +12,8 @@ from sagaz_es.errors import ConfigurationError
 from sagaz_es.sagas.large_values import Limits
 
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ZERO = ("drain_seconds", "request_seconds")  # at once
+_TIMES = ("takeover_seconds", "housekeeping_seconds", "checkpoint_seconds", *_ZERO)
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
@@ -38,13 +40,20 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self.limits.check("value_")
-        if self.group and not _GROUP.fullmatch(self.group):
+        for name in _TIMES:
+            seconds = getattr(self, name)
+            number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            least = "0 or more" if name in _ZERO else "above 0"
+            if not number or not (seconds > 0 or (seconds == 0 and name in _ZERO)):
+                raise ConfigurationError(f"{name} is a number of seconds {least}, not {seconds!r}")
+        if not isinstance(self.group, str) or not _GROUP.fullmatch(self.group or "none"):
             raise ConfigurationError(
                 f"group {self.group!r}: up to 64 letters, digits, '.', '_' and '-'"
             )
-        if self.max_in_flight < 0:
+        most = self.max_in_flight
+        if not isinstance(most, int) or isinstance(most, bool) or most < 0:
             raise ConfigurationError(
-                f"max_in_flight is 1 or more, or 0 for any number, not {self.max_in_flight}"
+                f"max_in_flight is 1 or more, or 0 for any number, not {most!r}"
             )
 
     @property

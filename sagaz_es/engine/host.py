@@ -40,6 +40,7 @@ from sagaz_es.errors import (
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 from sagaz_es.reading.lookup import asked, current_state, is_indexed, refused_start
 from sagaz_es.reading.tail import Tail
+from sagaz_es.sagas.context import Resources
 from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.inputs import new_id
 from sagaz_es.sagas.large_values import LargeValues
@@ -71,7 +72,7 @@ class Host:
     ) -> None:
         self.log, self.store, self.registry = log, store, registry
         self.clock, self.config, self.large_values = clock, config, large_values
-        self.resources = dict(resources)
+        self.resources = Resources(resources)
         self.writer = os.urandom(16)
         self.partitions: dict[int, Partition] = {}
         self.membership: Membership | None = None

@@ -21,8 +21,15 @@ class Registry:
         self._definitions: dict[str, Definition] = {}
         if isinstance(sagas, Mapping):
             for name, factory in sagas.items():
+                if not callable(factory) and not isinstance(factory, Saga):
+                    raise ConfigurationError(
+                        f"sagas: {factory!r} makes no saga {name!r}: a function of its name does"
+                    )
                 self._sources[name] = factory
             return
+        if isinstance(sagas, str | Saga | type) or not isinstance(sagas, Iterable):
+            shown = sagas.__name__ if isinstance(sagas, type) else "OrderSaga"
+            raise ConfigurationError(f"sagas: a list of classes, such as [{shown}], not {sagas!r}")
         for saga in sagas:
             self.add(saga)
 
@@ -109,6 +116,11 @@ class Registry:
                     "register a factory: connect(sagas={name: factory}), and pass live objects by "
                     "connect(resources=…)"
                 ) from error
+            if not isinstance(source, type) and not _takes_a_name(source):
+                raise ConfigurationError(
+                    f"saga {name!r}: its factory is called with the saga's name ({error}); write "
+                    "def make(name), or lambda name: …"
+                ) from error
             raise
         if not isinstance(saga, Saga):
             raise ConfigurationError(
@@ -141,6 +153,16 @@ def _alike(known: object, saga: object) -> bool:
 def _called(source: object) -> str:
     kind = source if isinstance(source, type) else type(source)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _takes_a_name(factory: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(factory).bind("name")
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def _needs_arguments(cls: type) -> bool:

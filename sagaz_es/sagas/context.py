@@ -18,6 +18,7 @@ from sagaz_es.errors import (
     ConfigurationError,
     LargePayloadWarning,
     MemoryFootprintError,
+    ResourceMissing,
     StepNotFound,
     UnstorableValue,
 )
@@ -131,6 +132,17 @@ class FinalContext(SagaContext):
 
     def __contains__(self, key: object) -> bool:
         return dict.__contains__(self, key) or key in self._results
+
+
+class Resources(dict[str, Any]):
+    """The live objects given to `connect`, as steps see them. Raises ResourceMissing (a KeyError)
+    with the names that there are."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ResourceMissing(name, tuple(self))
+
+    def __repr__(self) -> str:  # by name alone: a client's address may hold a password
+        return f"<resources: {', '.join(map(str, self)) or 'none'}>"
 
 
 class StepContext(SagaContext):
