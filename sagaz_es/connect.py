@@ -184,6 +184,7 @@ class SagaRecorder(recorder.SagaRecorder):
     """
 
     def __init__(self, log: str | EventLog | None, saga_name: str, **options: Any) -> None:
+        _adapter_given("log", log, "read_saga", DEFAULT_LOG)
         super().__init__(log or log_url(), saga_name, **{"opener": open_log, **options})
 
 

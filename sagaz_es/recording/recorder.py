@@ -28,7 +28,7 @@ from sagaz_es.core.texts import join_names, join_object
 from sagaz_es.engine.config import SystemClock
 from sagaz_es.errors import AppendRefused, AppendUnknown, ConfigurationError, SagaError
 from sagaz_es.ports import BlobStore, Clock, EventLog
-from sagaz_es.sagas.inputs import check_id, context_texts
+from sagaz_es.sagas.inputs import MAX_REASON_BYTES, check_id, check_text, context_texts
 from sagaz_es.sagas.large_values import LargeValues
 from sagaz_es.snapshots import to_us
 
@@ -58,7 +58,8 @@ class SagaRecorder:
     `log` is an EventLog, which stays open afterwards, or a URL for `opener`. Values over 256 KiB
     need `blobs`. After `retry_seconds` of unknown outcomes a call raises AppendUnknown: its fact
     may stand, and recording it again may tell it twice. Raises UnstorableValue with the path of a
-    value that cannot be kept, AppendRefused for a fact too large for the log.
+    value that cannot be kept, AppendRefused for a fact too large for the log, ConfigurationError
+    for what is no id, step, time, attempt or error.
     """
 
     def __init__(
@@ -124,7 +125,9 @@ class SagaRecorder:
     ) -> None:
         """It began, with this data. If other facts were first, what they set stays."""
         fact = e.SagaStarted(
-            context=await self._object(context), actor=_clean(actor), cause=_clean(cause)
+            context=await self._object(context),
+            actor=_said("actor", actor),
+            cause=_said("cause", cause),
         )
         await self._record(saga_id, fact, at)
 
@@ -137,20 +140,22 @@ class SagaRecorder:
     ) -> None:
         """It ended with effects that nobody wanted to stand. `error`: where no step said it."""
         kind, message, _ = _told(error)
-        await self._record(saga_id, e.SagaFailed(kind, message, _clean(step)), at)
+        await self._record(saga_id, e.SagaFailed(kind, message, _said("step", step)), at)
 
     async def rolled_back(
         self, saga_id: Any, error: Failure = None, at: At = None, *, step: str = ""
     ) -> None:
         """It ended, and everything that was done is undone."""
         kind, message, _ = _told(error)
-        await self._record(saga_id, e.SagaRolledBack(kind, message, _clean(step)), at)
+        await self._record(saga_id, e.SagaRolledBack(kind, message, _said("step", step)), at)
 
     async def cancelled(
         self, saga_id: Any, at: At = None, *, reason: str = "", actor: str = ""
     ) -> None:
         """Somebody cancelled it; what it did is undone."""
-        await self._record(saga_id, e.SagaCancelled(_clean(reason), _clean(actor)), at)
+        await self._record(
+            saga_id, e.SagaCancelled(_said("reason", reason), _said("actor", actor)), at
+        )
 
     # --- its steps
 
@@ -158,7 +163,7 @@ class SagaRecorder:
         self, saga_id: Any, step: str, at: At = None, *, attempt: int = 1
     ) -> None:
         """An attempt began."""
-        await self._record(saga_id, e.StepStarted(_text("step", step), attempt), at)
+        await self._record(saga_id, e.StepStarted(_text("step", step), _attempt(attempt)), at)
 
     async def step_completed(
         self,
@@ -184,7 +189,7 @@ class SagaRecorder:
             texts = await self._large.off_load(texts)
         fact = e.StepCompleted(
             step,
-            attempt,
+            _attempt(attempt),
             result=await self._value(result, "result"),
             keys_set=join_object(texts) if texts else "",
             keys_deleted=join_names(_text("deleted", key, empty=True) for key in deleted),
@@ -210,11 +215,11 @@ class SagaRecorder:
         kind, message, trace = _told(error)
         fact = e.StepFailed(
             _text("step", step),
-            attempt,
+            _attempt(attempt),
             kind,
             message,
             trace,
-            retry_at=0 if retry_at is None else self._time(retry_at),
+            retry_at=0 if retry_at is None else _us_of("retry_at", retry_at),
             unknown=unknown,
         )
         await self._record(saga_id, fact, at)
@@ -223,7 +228,9 @@ class SagaRecorder:
         self, saga_id: Any, step: str, result: Any = None, at: At = None, *, attempt: int = 1
     ) -> None:
         """The step's effect is undone; the first time, the saga goes back from there on."""
-        fact = e.StepCompensated(_text("step", step), attempt, await self._value(result, "result"))
+        fact = e.StepCompensated(
+            _text("step", step), _attempt(attempt), await self._value(result, "result")
+        )
         await self._record(saga_id, fact, at)
 
     async def compensation_failed(
@@ -231,7 +238,9 @@ class SagaRecorder:
     ) -> None:
         """The step's effect could not be undone: it stands."""
         kind, message, trace = _told(error)
-        fact = e.StepCompensationFailed(_text("step", step), attempt, kind, message, trace)
+        fact = e.StepCompensationFailed(
+            _text("step", step), _attempt(attempt), kind, message, trace
+        )
         await self._record(saga_id, fact, at)
 
     # --- inside
@@ -252,7 +261,7 @@ class SagaRecorder:
     def _time(self, at: At) -> int:
         if at is None:
             return self._clock.now()
-        return to_us(datetime.fromisoformat(at) if isinstance(at, str) else at)
+        return _us_of("at", at)
 
     async def _object(self, values: Mapping[str, Any] | None) -> str:
         texts = context_texts(values)
@@ -413,8 +422,34 @@ def _told(error: Failure) -> tuple[str, str, str]:
         return "", "", ""
     if isinstance(error, str):
         return "", _clean(error[:MAX_TRACE]), ""
+    if not isinstance(error, BaseException):
+        raise ConfigurationError(f"error: an exception or a text, not {error!r}")
     trace = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
     return type(error).__name__, _clean(str(error)[:MAX_TRACE]), _clean(trace[-MAX_TRACE:])
+
+
+def _us_of(field: str, when: Any) -> int:
+    """Raises ConfigurationError for what is no time."""
+    try:
+        return to_us(datetime.fromisoformat(when) if isinstance(when, str) else when)
+    except (ValueError, AttributeError):
+        raise ConfigurationError(
+            f"{field}: a datetime, or a text such as 2026-07-01T10:00:00Z (UTC if it has no zone), "
+            f"not {when!r}"
+        ) from None
+
+
+def _said(field: str, text: Any) -> str:
+    """Who or why, in words that can be encoded. Raises ConfigurationError."""
+    if not isinstance(text, str):
+        raise ConfigurationError(f"{field}: a text, not {text!r}")
+    return check_text(field, _clean(text), empty=True, most=MAX_REASON_BYTES)
+
+
+def _attempt(number: Any) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(f"attempt: a whole number, 1 or more, not {number!r}")
+    return number
 
 
 def _clean(text: str) -> str:

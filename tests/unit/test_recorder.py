@@ -398,3 +398,30 @@ async def test_a_large_value_goes_to_the_blob_store() -> None:
             await recorder.step_completed("o1", "b", changes={"most": "x" * 70_000_000})
     assert all(len(str(event.fact)) < 1000 for event in await events_of(log, "o1"))
     assert (await SagaHistory("o1", log, None, blobs).now()).context == {"text": text, "more": text}
+
+
+@pytest.mark.parametrize(
+    ("named", "call"),
+    [
+        ("at", lambda recorder: recorder.started("o1", at="yesterday")),
+        ("at", lambda recorder: recorder.completed("o1", at=NOON.date())),
+        ("at", lambda recorder: recorder.completed("o1", at=5)),
+        ("retry_at", lambda recorder: recorder.step_failed("o1", "a", retry_at="soon")),
+        ("actor", lambda recorder: recorder.started("o1", actor=None)),
+        ("reason", lambda recorder: recorder.cancelled("o1", reason=5)),
+        ("step", lambda recorder: recorder.step_started("o1", None)),
+        ("attempt", lambda recorder: recorder.step_started("o1", "a", attempt=0)),
+        ("attempt", lambda recorder: recorder.step_completed("o1", "a", attempt="1")),
+        ("attempt", lambda recorder: recorder.compensated("o1", "a", attempt=True)),
+        ("error", lambda recorder: recorder.step_failed("o1", "a", ValueError)),
+        ("error", lambda recorder: recorder.failed("o1", 5)),
+    ],
+)
+async def test_what_cannot_be_recorded_is_refused_by_its_name_and_nothing_is_written(
+    named: str, call: Any
+) -> None:
+    log = MemoryEventLog()
+    async with SagaRecorder(log, "order") as recorder:
+        with pytest.raises(ConfigurationError, match=f"^{named}: "):
+            await call(recorder)
+    assert await events_of(log, "o1") == []
