@@ -150,8 +150,9 @@ def log_url(log: str | None = None) -> str:
     return log or os.environ.get(LOG_VARIABLE) or DEFAULT_LOG
 
 
-def open_log(log: str | EventLog | None = None) -> EventLog:
-    """The adapter of a URL, not opened yet."""
+def open_log(log: str | EventLog | None = None, *, reading: bool = False) -> EventLog:
+    """The adapter of a URL, not opened yet. `reading`: nothing will be written, so that a file that
+    this process may only read will do."""
     if _adapter_given("log", log, "read_saga", DEFAULT_LOG):
         return cast(EventLog, log)
     address = parse_url(log_url(cast("str | None", log)), "log", LOG_SCHEMES)
@@ -160,7 +161,7 @@ def open_log(log: str | EventLog | None = None) -> EventLog:
     if address.scheme == "sqlite":
         module = _adapter("sagaz_es.log.sqlite")
         given = _known_options(address, "log", SQLITE_OPTIONS)
-        opened: EventLog = module.SQLiteEventLog(_file(address), _codec(), **given)
+        opened: EventLog = module.SQLiteEventLog(_file(address), _codec(), reading=reading, **given)
         return opened
     return _kafka_log(address)
 
@@ -240,13 +241,16 @@ def _known_options(address: Address, what: str, known: tuple[str, ...]) -> dict[
     return options
 
 
-def open_store(store: str | ProjectionStore | None, log: EventLog) -> ProjectionStore | None:
-    """The store of a URL, not opened yet; a SQLite or memory log's own where none is given."""
+def open_store(
+    store: str | ProjectionStore | None, log: EventLog, *, reading: bool = False
+) -> ProjectionStore | None:
+    """The store of a URL, not opened yet; a SQLite or memory log's own where none is given.
+    `reading`: as of `open_log`."""
     if _adapter_given("store", store, "checkpoint", "postgresql://user@host/database"):
         return cast(ProjectionStore, store)
     url = cast("str | None", store) or os.environ.get(STORE_VARIABLE)
     if not url:
-        return _own_store(log)
+        return _own_store(log, reading)
     address = parse_url(url, "store", STORE_SCHEMES)
     if address.scheme == "memory":
         from sagaz_es.storage.memory import MemoryProjectionStore
@@ -255,7 +259,7 @@ def open_store(store: str | ProjectionStore | None, log: EventLog) -> Projection
     if address.scheme == "sqlite":
         _known_options(address, "store", ())
         module = _adapter("sagaz_es.storage.sqlite")
-        opened: ProjectionStore = module.SQLiteProjectionStore(_file(address))
+        opened: ProjectionStore = module.SQLiteProjectionStore(_file(address), reading=reading)
         return opened
     module = _adapter("sagaz_es.storage.postgresql")
     schema = address.options.get("schema", "")
@@ -271,11 +275,11 @@ def _without_option(url: str, name: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(options)))
 
 
-def _own_store(log: EventLog) -> ProjectionStore | None:
+def _own_store(log: EventLog, reading: bool) -> ProjectionStore | None:
     path = getattr(log, "path", None)
     if path is not None:
         module = _adapter("sagaz_es.storage.sqlite")
-        opened: ProjectionStore = module.SQLiteProjectionStore(path)
+        opened: ProjectionStore = module.SQLiteProjectionStore(path, reading=reading)
         return opened
     if getattr(log, "indexed", False):
         from sagaz_es.storage.memory import MemoryProjectionStore
@@ -305,7 +309,9 @@ def open_blobs(store: ProjectionStore | None, log: EventLog | None = None) -> Bl
             shared = of.own_blobs = kept or MemoryBlobStore()
         return shared
     if kind == "SQLiteProjectionStore":
-        opened: BlobStore = _adapter("sagaz_es.blobs.sqlite").SQLiteBlobStore(of.path)
+        opened: BlobStore = _adapter("sagaz_es.blobs.sqlite").SQLiteBlobStore(
+            of.path, reading=of.reading
+        )
         return opened
     if kind == "PostgreSQLProjectionStore":
         module = _adapter("sagaz_es.blobs.postgresql")

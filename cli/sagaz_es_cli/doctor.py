@@ -79,7 +79,7 @@ async def checks(settings: Settings) -> AsyncIterator[Check]:
     """Everything that can be looked at, in turn."""
     if settings.apps:
         yield _app(settings.apps)
-    log = open_log(settings.log)
+    log = open_log(settings.log, reading=True)
     try:
         if missing := await missing_place(log):
             advice = "the first saga makes it; or is it another --log?"
@@ -89,7 +89,7 @@ async def checks(settings: Settings) -> AsyncIterator[Check]:
             yield check
             if check.result == WRONG and check.check == "log":
                 return
-        async for check in _store(open_store(settings.store, log), log):
+        async for check in _store(open_store(settings.store, log, reading=True), log):
             yield check
     except (SagaError, OSError) as error:
         advice = "is the address right, and the server running?"
@@ -122,6 +122,13 @@ async def _log(log: EventLog) -> AsyncIterator[Check]:
     records = sum(bound.end - bound.start for bound in ends)
     found = f"{log.name}: {counted(log.partitions, 'partition')}, {counted(records, 'record')}"
     yield Check("log", OK, found + _size(log))
+    if getattr(log, "read_only", False):
+        yield Check(
+            "file",
+            LOOK,
+            f"this user may not write {log.name}, or nothing beside it",
+            "enough to look; whatever runs sagas has to write there, as the right user",
+        )
     gone = [number for number, bound in enumerate(ends) if bound.start]
     if gone:
         yield Check(

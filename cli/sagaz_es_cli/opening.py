@@ -121,6 +121,9 @@ class Reading:
         # Nobody is at it. (Beside a projector that is, this one would only get in its way.)
         why = ""
         if ours:
+            if getattr(self.store, "read_only", False):  # made anew, in memory
+                self.store = MemoryProjectionStore()
+                projector = Projector(self.log, self.store)
             with waiting("the store catches up with the log"):
                 why = await catch_up(self.log, self.store)
         lag = sum(status.lag for status in await projector.status())
@@ -181,7 +184,7 @@ async def reading(settings: Settings, *, needs_store: bool = False) -> AsyncIter
 
     `needs_store`: what is asked for is in no log, so that a store that is down is an error.
     """
-    log, store, missing = await adapters(settings)
+    log, store, missing = await adapters(settings, reading=True)
     parts: list[Any] = [log, store]
     try:
         await log.open()
@@ -241,9 +244,14 @@ async def writing(
 
 
 @asynccontextmanager
-async def asking(settings: Settings, timeout_s: float | None = None) -> AsyncIterator[Engine]:
-    """An engine that serves no partition: what it is asked to change, others do, in that time."""
-    log, store, _ = await adapters(settings)
+async def asking(
+    settings: Settings, timeout_s: float | None = None, *, reading: bool = False
+) -> AsyncIterator[Engine]:
+    """An engine that serves no partition: what it is asked to change, others do, in that time.
+
+    `reading`: it is asked to change nothing.
+    """
+    log, store, _ = await adapters(settings, reading=reading)
     if store is not None and store.name != log.name:
         await log.open()
         store = await _opened_store(log, store, False)
@@ -298,18 +306,21 @@ async def _opened(made: Engine, *, join: bool) -> AsyncIterator[Engine]:
             await made.close()
 
 
-async def adapters(settings: Settings) -> tuple[EventLog, ProjectionStore | None, bool]:
+async def adapters(
+    settings: Settings, *, reading: bool = False
+) -> tuple[EventLog, ProjectionStore | None, bool]:
     """Log and store, not opened yet, of a command that only asks, and whether they are missing.
 
-    A log is not made by asking: an empty one stands for it.
+    A log is not made by asking: an empty one stands for it. `reading`: nothing is written, so that
+    read-only files will do.
     """
-    log = open_log(settings.log)
+    log = open_log(settings.log, reading=reading)
     missing = await missing_place(log)
     from sagaz_es.log.memory import MemoryEventLog
     from sagaz_es.storage.memory import MemoryProjectionStore
 
     if not missing:
-        store = open_store(settings.store, log)
+        store = open_store(settings.store, log, reading=reading)
         if store is not None and not check_file(store, log):
             note(f"there is no store {store.name} yet: the log answers alone")
             store = MemoryProjectionStore()

@@ -85,7 +85,7 @@ def plan(
     override = parse_overrides(overrides)
 
     async def work() -> ReplayPlan:
-        async with asking(settings) as engine:
+        async with asking(settings, reading=True) as engine:
             return await engine.plan_replay(
                 saga_id,
                 from_step,

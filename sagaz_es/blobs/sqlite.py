@@ -13,12 +13,17 @@ GET = "SELECT data FROM sagaz_blobs WHERE key = ?"
 
 
 class SQLiteBlobStore:
-    """BlobStore on a table `sagaz_blobs`. It opens the file at the first call."""
+    """BlobStore on a table `sagaz_blobs`. It opens the file at the first call.
 
-    def __init__(self, path: str, *, wait_s: float = 5.0) -> None:
+    `reading`: nothing will be put, and the file may be one that this process may only read.
+    """
+
+    def __init__(self, path: str, *, wait_s: float = 5.0, reading: bool = False) -> None:
         self.name = f"sqlite:///{path}"
         # An event that stands in the log must find its values after a crash of the machine, too.
-        self._database = SQLiteDatabase(path, "blobs", TABLES, wait_s=wait_s, durable=True)
+        self._database = SQLiteDatabase(
+            path, "blobs", TABLES, wait_s=wait_s, durable=True, reading=reading
+        )
 
     async def put(self, data: bytes) -> str:
         def put(connection: sqlite3.Connection) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
+from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, may_only_read
 from sagaz_es.databases.versions import other_version
 from sagaz_es.errors import StorageFailed, Unreachable
 
@@ -27,7 +28,8 @@ class SQLiteDatabase:
 
     What it commits survives the process; a crash of the machine takes at most the newest commits,
     and none if it is `durable`. `tables` are made where they are missing; `component` names them in
-    the table of versions.
+    the table of versions. `reading`: nothing is to be written, so that a file will do that this
+    process may only read (`read_only`, once it is open); what is not in it is empty then.
 
     Law (in order): works run one after another, in the order of the calls.
     Law (whole): what a `write` does stands whole or not at all, also if it raises or is cancelled.
@@ -44,13 +46,21 @@ class SQLiteDatabase:
         version: int = 1,
         wait_s: float = 5.0,
         durable: bool = False,
+        reading: bool = False,
     ) -> None:
         self.path = path
+        self.reading = reading
         self._component, self._tables, self._version = component, tables, version
         self._wait_s = wait_s
         self._synchronous = "FULL" if durable else "NORMAL"
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
+        self._file: ReadOnlyFile | None = None  # instead of the connection
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened as a file that this process may only read."""
+        return self._file is not None
 
     async def open(self) -> None:
         """Open the file, and make what is missing in it; again, if it was closed."""
@@ -73,7 +83,7 @@ class SQLiteDatabase:
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` makes of the connection, which is in no transaction."""
-        return await self._call(lambda: work(self._connected()))
+        return await self._call(lambda: self._read(work))
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` makes of the connection, in a transaction of its own."""
@@ -100,7 +110,14 @@ class SQLiteDatabase:
 
     # --- in the thread
 
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self.reading and self._connection is None and may_only_read(self.path):
+            self._file = self._file or ReadOnlyFile(self.path, self._wait_s, self._with_tables)
+        return self._file.read(work) if self._file is not None else work(self._connected())
+
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._file is not None:
+            raise StorageFailed(self.path, "it was opened to be read only")
         connection = self._connected()
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -120,6 +137,9 @@ class SQLiteDatabase:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _connect(self) -> sqlite3.Connection:
         directory = Path(self.path).parent
@@ -168,6 +188,17 @@ class SQLiteDatabase:
         finally:
             connection.rollback()  # does nothing after a commit
 
+    def _with_tables(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """A connection to a file that can only be read, or to empty tables if it has none."""
+        found = self._version_found(connection)
+        if found is None:
+            connection = sqlite3.connect(IN_MEMORY, isolation_level=None, check_same_thread=False)
+            for table in self._tables:
+                connection.execute(table)
+        elif found != self._version:
+            raise other_version(self.path, self._component, found, self._version)
+        return connection
+
     def _version_found(self, connection: sqlite3.Connection) -> int | None:
         known = "SELECT count(*) FROM sqlite_master WHERE name = 'sagaz_versions'"
         if not connection.execute(known).fetchone()[0]:
@@ -203,31 +234,23 @@ def tables_in(path: str) -> frozenset[str] | None:
             return None
         if file.is_dir():
             raise StorageFailed(path, "it is a directory")
+        if may_only_read(path):
+            with closing(ReadOnlyFile(path, 5)) as found:
+                return found.read(_tables_of)
         # Without a WAL nobody writes now, and SQLite need not make one to read the file.
         mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
         url = f"file:{quote(os.path.abspath(path))}?{mode}"
         with closing(sqlite3.connect(url, uri=True, timeout=5)) as connection:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            return frozenset(name for (name,) in rows)
+            return _tables_of(connection)
     except sqlite3.Error as error:
         raise explained(error, path) from error
     except OSError as error:
         raise Unreachable("SQLite", path, error.strerror or str(error)) from error
 
 
-def why_not_writable(path: str) -> str:
-    """Why nothing can be written to a database now; empty: it can. It is left as it was."""
-    try:
-        with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            # Only what is committed needs room: what a rollback takes back never saw the disk.
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            connection.execute(f"PRAGMA user_version = {version}")
-            connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        found = explained(error, path)
-        return found.detail
-    return ""
+def _tables_of(connection: sqlite3.Connection) -> frozenset[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return frozenset(name for (name,) in rows)
 
 
 VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (

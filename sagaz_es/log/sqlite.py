@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import Entry, Event
+from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, may_only_read
 from sagaz_es.errors import ConfigurationError, SagaError, UndecodableRecord
 from sagaz_es.log.checks import (
     MAX_VALUE_BYTES,
@@ -21,8 +22,8 @@ from sagaz_es.log.checks import (
 )
 from sagaz_es.log.partitioning import partition_of
 from sagaz_es.log.recent import Append, Recent
-from sagaz_es.log.sqlite_file import LogFileUnusable, connect, prepare
-from sagaz_es.log.sqlite_reader import Reader, Row
+from sagaz_es.log.sqlite_file import LogFileUnusable, connect, look_at, prepare
+from sagaz_es.log.sqlite_reader import Connections, Reader, Row, Source
 from sagaz_es.log.sqlite_writer import GroupCommit
 from sagaz_es.log.waiting import Waiters
 from sagaz_es.ports import Bounds, Chunk, Membership, Rebalanced, Record, Undecodable
@@ -40,7 +41,8 @@ class SQLiteEventLog:
 
     What waits to be appended goes into one transaction (group commit). A file that is a log keeps
     its partition count whatever `partitions` says. For local disks: a network file system has
-    neither the locks nor the shared memory that SQLite needs.
+    neither the locks nor the shared memory that SQLite needs. `reading`: nothing will be appended,
+    and the file may be one that this process may only read.
     """
 
     indexed = True  # read_saga asks an index
@@ -54,6 +56,7 @@ class SQLiteEventLog:
         max_value_bytes: int = MAX_VALUE_BYTES,
         lock_wait_s: float = 5.0,
         deadline_s: float = 20.0,
+        reading: bool = False,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise ConfigurationError(f"a log needs a file, not {path!r}; see memory:// for tests")
@@ -61,6 +64,7 @@ class SQLiteEventLog:
         # Under one name whatever the way to it: who shares the file must share the owners' locks.
         self.path = self._path = os.path.realpath(path)
         self._codec, self._partitions = codec, partitions
+        self._reading = reading
         self._max_value_bytes = max_value_bytes
         self._lock_wait_s, self._deadline_s = lock_wait_s, deadline_s
         self._open_reader: Reader | None = None
@@ -75,22 +79,28 @@ class SQLiteEventLog:
         """Raises LogFileUnusable (an Unreachable), UnsuitableTopic."""
         if self._open_reader is not None:
             return
-        self._partitions, (writing, reading, looking_out) = await asyncio.to_thread(self._connect)
+        self._partitions, source, writing = await asyncio.to_thread(self._connect)
         self._waiters = [Waiters() for _ in range(self._partitions)]
         self._recent = Recent(self._partitions)
-        self._open_reader = Reader(self._path, reading, looking_out, deadline_s=self._deadline_s)
-        self._open_writer = GroupCommit(
-            self._path,
-            writing,
-            self._committed,
-            lock_wait_s=self._lock_wait_s,
-            deadline_s=self._deadline_s,
-        )
+        self._open_reader = Reader(self._path, source, deadline_s=self._deadline_s)
+        self._open_writer = None
+        if writing is not None:
+            self._open_writer = GroupCommit(
+                self._path,
+                writing,
+                self._committed,
+                lock_wait_s=self._lock_wait_s,
+                deadline_s=self._deadline_s,
+            )
 
-    def _connect(self) -> tuple[int, list[sqlite3.Connection]]:
+    def _connect(self) -> tuple[int, Source, sqlite3.Connection | None]:
+        if self._reading and may_only_read(self._path):
+            file = ReadOnlyFile(self._path, self._lock_wait_s)
+            return look_at(self._path, self._codec, file), file, None
         partitions = prepare(self._path, self._codec, self._partitions, self._lock_wait_s)
         # For the writing thread, the reading one, and a look-out of the event loop.
-        return partitions, [connect(self._path, self._lock_wait_s) for _ in range(3)]
+        writing, reading, look_out = (connect(self._path, self._lock_wait_s) for _ in range(3))
+        return partitions, Connections(reading, look_out, self._deadline_s / 2), writing
 
     async def close(self) -> None:
         reader, self._open_reader = self._open_reader, None
@@ -103,12 +113,18 @@ class SQLiteEventLog:
         if self._look_out is not None:
             self._look_out.cancel()
             await asyncio.wait([self._look_out])
-        await self._writer.close()
+        if self._open_writer is not None:
+            await self._open_writer.close()
         await reader.close()
 
     @property
     def partitions(self) -> int:
         return self._partitions
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is open, and this process may only read its file."""
+        return self._open_reader is not None and self._open_writer is None
 
     def partition_of(self, saga_id: str) -> int:
         return partition_of(saga_id, self._partitions)
@@ -215,6 +231,8 @@ class SQLiteEventLog:
     @property
     def _writer(self) -> GroupCommit:
         if self._open_writer is None:
+            if self._open_reader is not None:
+                raise LogFileUnusable(self._path, "it was opened to be read only")
             raise RuntimeError(_NOT_OPEN)
         return self._open_writer
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import NamespaceCreated
 from sagaz_es.databases.sqlite import tables_in
+from sagaz_es.databases.sqlite_read_only import ReadOnlyFile
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,
@@ -139,16 +140,41 @@ def prepare(path: str, codec: AvroCodec, partitions: int, wait_s: float) -> int:
     Raises LogFileUnusable, UnsuitableTopic.
     """
     directory = Path(path).parent
-    if not directory.is_dir():
-        raise LogFileUnusable(path, f"the directory {str(directory)!r} does not exist")
-    if Path(path).is_dir():
-        raise LogFileUnusable(path, "it is a directory")
+    try:
+        if not directory.is_dir():
+            raise LogFileUnusable(path, f"the directory {str(directory)!r} does not exist")
+        if Path(path).is_dir():
+            raise LogFileUnusable(path, "it is a directory")
+    except PermissionError as error:
+        raise LogFileUnusable(path, error.strerror or str(error)) from error
     try:
         with closing(connect(path, wait_s)) as connection:
             first = _patiently(partial(_first_value, connection, path, codec, partitions), wait_s)
             _check_writable(connection)
     except sqlite3.Error as error:
         raise LogFileUnusable(path, _explained(path, error)) from error
+    return _partitions_of(path, codec, first)
+
+
+def look_at(path: str, codec: AvroCodec, file: ReadOnlyFile) -> int:
+    """How many partitions the log in a file has that can only be read.
+
+    Raises LogFileUnusable, NotALog, UnsuitableTopic.
+    """
+    try:
+        row = file.read(
+            lambda connection: (
+                connection.execute(_FIRST).fetchone() if _is_log(connection) else None
+            )
+        )
+    except sqlite3.Error as error:
+        raise LogFileUnusable(path, _explained(path, error)) from error
+    if row is None:
+        raise NotALog(path, "there is none in it, and it is read-only")
+    return _partitions_of(path, codec, row[0])
+
+
+def _partitions_of(path: str, codec: AvroCodec, first: bytes) -> int:
     try:
         created = codec.decode(first)
     except UndecodableRecord as error:

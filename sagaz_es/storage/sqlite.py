@@ -57,7 +57,10 @@ class _Rows(NamedTuple):
 
 
 class SQLiteProjectionStore:
-    """ProjectionStore in a file. Several processes may use it; one at a time writes."""
+    """ProjectionStore in a file. Several processes may use it; one at a time writes.
+
+    `reading`: nothing will be written, and the file may be one that this process may only read.
+    """
 
     def __init__(
         self,
@@ -67,15 +70,22 @@ class SQLiteProjectionStore:
         clock: Clock | None = None,
         report: SnapshotReport | None = None,
         wait_s: float = 5.0,
+        reading: bool = False,
     ) -> None:
         self.name = f"sqlite:///{path}"
         self.path = path
+        self.reading = reading
         self.doubts = Doubts(report)
         self._clock = clock
         self._events = EventBytes(codec)
         self._database = SQLiteDatabase(
-            path, "store", sql.TABLES, version=sql.VERSION, wait_s=wait_s
+            path, "store", sql.TABLES, version=sql.VERSION, wait_s=wait_s, reading=reading
         )
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is open, and this process may only read its file."""
+        return self._database.read_only
 
     async def open(self) -> None:
         await self._database.open()

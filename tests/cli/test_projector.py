@@ -44,7 +44,7 @@ def test_status_of_a_log_that_is_not_there_makes_none(project: Project) -> None:
 def test_a_log_without_a_store_is_wrong_usage(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("sagaz_es_cli.opening.open_store", lambda store, log: None)
+    monkeypatch.setattr("sagaz_es_cli.opening.open_store", lambda *_, **options: None)
     given = shop.run("projector", command)
     assert given.status == 2
     assert "name one with --store postgresql://… or in SAGAZ_ES_STORE" in given.stderr

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
+import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from sagaz_es.codec.avro import AvroCodec
-from sagaz_es.core.events import NamespaceCreated
+from sagaz_es.core.events import CancelRequested, NamespaceCreated
 from sagaz_es.errors import ConfigurationError, Unreachable, UnsuitableTopic
 from sagaz_es.log.sqlite import SQLiteEventLog
 from sagaz_es.log.sqlite_file import LogFileUnusable
+from sagaz_es.ports import Bounds
 from sagaz_es.testing.contracts.entries import steps
+from tests.nobody import as_nobody
 
 CODEC = AvroCodec()
 
@@ -88,12 +90,55 @@ async def test_a_read_only_file_is_refused(tmp_path: Path, directory_mode: int) 
     await log.open()
     await log.close()
     os.chmod(path, 0o444)
-    with _as_nobody(tmp_path, directory_mode):
+    with as_nobody(tmp_path, directory_mode):
         await _unusable(path, "read-only")
 
 
+@pytest.mark.parametrize("directory_mode", [0o555, 0o755, 0o777])
+async def test_a_file_that_may_only_be_read_is_read_beside_whoever_writes_it(
+    tmp_path: Path, directory_mode: int
+) -> None:
+    path = tmp_path / "sagas.db"
+    writer, reader = SQLiteEventLog(path, CODEC, 1), SQLiteEventLog(path, CODEC, reading=True)
+    await writer.open()
+    await writer.close()
+    os.chmod(path, 0o644)
+    request = CancelRequested(request_id="r-1", saga_id="order-1")
+    with as_nobody(tmp_path, directory_mode):
+        await reader.open()
+        assert (reader.read_only, reader.partitions) == (True, 1)
+        assert await reader.bounds(0) == Bounds(0, 1)
+        assert os.listdir(tmp_path) == ["sagas.db"]
+    waiting = asyncio.create_task(reader.read(0, 1, wait_s=10))
+    await writer.open()  # read without locks so far: whoever comes to write is noticed
+    await writer.append(0, [request])
+    assert [record.entry for record in (await waiting).records] == [request]
+    await writer.append(0, [request])
+    await writer.close()  # with all of the write-ahead log put into the file
+    assert len((await reader.read(0, 0)).records) == 3
+    with pytest.raises(LogFileUnusable, match="opened to be read only"):
+        await reader.append(0, [request])
+    await reader.close()
+
+
+async def test_newest_changes_that_cannot_be_read_are_told_and_not_passed_over(
+    tmp_path: Path,
+) -> None:
+    writer = SQLiteEventLog(tmp_path / "sagas.db", CODEC, 1)
+    await writer.open()
+    await writer.append(0, [CancelRequested(request_id="r-1", saga_id="order-1")])
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for end in ("", "-wal"):  # and not the shared memory, without which nobody may read along
+        shutil.copy(tmp_path / f"sagas.db{end}", copied)
+    await writer.close()
+    with as_nobody(copied, 0o555):
+        with pytest.raises(LogFileUnusable, match=r"stand in .*sagas\.db-wal.*copy both files"):
+            await SQLiteEventLog(copied / "sagas.db", CODEC, reading=True).open()
+
+
 async def test_a_directory_that_takes_no_file_is_refused(tmp_path: Path) -> None:
-    with _as_nobody(tmp_path, mode=0o555):
+    with as_nobody(tmp_path, mode=0o555):
         await _unusable(tmp_path / "sagas.db", "cannot be opened")
 
 
@@ -131,21 +176,3 @@ async def _unusable(path: Path, why: str) -> None:
     assert isinstance(caught.value, Unreachable)
     assert str(path) in str(caught.value)
     assert why in str(caught.value)
-
-
-@contextmanager
-def _as_nobody(directory: Path, mode: int = 0o755) -> Iterator[None]:
-    """In a directory of this mode, without root's power over permissions."""
-    directory.chmod(mode)
-    if os.geteuid() != 0:
-        yield
-    else:
-        for parent in directory.parents:  # pytest's own are for root alone
-            if parent.name.startswith("pytest-"):
-                parent.chmod(0o755)
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-    directory.chmod(0o755)
