@@ -44,7 +44,7 @@ from sagaz_es.sagas.context import Resources
 from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.inputs import new_id
 from sagaz_es.sagas.large_values import LargeValues
-from sagaz_es.sagas.result import SagaHandle, SagaResult, result_of
+from sagaz_es.sagas.result import HAS_RESULT, SagaHandle, SagaResult, result_of
 from sagaz_es.sagas.typed import check_texts
 
 logger = logging.getLogger("sagaz_es.engine")
@@ -689,8 +689,13 @@ class Host:
         if state.undo:
             undone = {n: step.undo_result for n, step in state.steps.items() if step.undo_result}
             undone = await self.large_values.load(undone)
+        results: Mapping[str, str] = {
+            name: step.result for name, step in state.steps.items() if step.status in HAS_RESULT
+        }
+        if self.large_values.refers(results):
+            results = await self.large_values.load(results)
         context = {key: from_text(text) for key, text in texts.items()}
-        return result_of(state, context, error, undone)
+        return result_of(state, context, error, undone, results)
 
     # --- waiting for an end ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sagaz_es.codec.values import from_text
@@ -13,7 +14,11 @@ from sagaz_es.core.effects import standing_steps
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.zones import zones_of
-from sagaz_es.errors import SagaCompensationError, SagaStepError
+from sagaz_es.errors import SagaCompensationError, SagaStepError, StepNotFound
+from sagaz_es.snapshots import from_us
+
+HAS_RESULT = frozenset({"completed", "stale", "compensating", "compensated", "compensation_failed"})
+"""Statuses of steps that have done their work."""
 
 
 @dataclass(slots=True)
@@ -42,6 +47,20 @@ class SagaResult:
     compensation_results: dict[str, Any] = field(
         default_factory=dict
     )  # by step; what they returned
+    started_at: datetime | None = None  # UTC
+    completed_at: datetime | None = None  # when it ended, however that was; None: it has not
+    result_texts: Mapping[str, str] = field(default_factory=dict, repr=False)  # see result_of
+
+    def result_of(self, step: str) -> Any:
+        """What a step returned, whether it was undone since or not; None: nothing.
+
+        Raises StepNotFound for a step that did not complete, with those that did.
+        """
+        text = self.result_texts.get(step)
+        if text is None:
+            known = tuple(self.result_texts)
+            raise StepNotFound(self.saga_id, step, known, "has no completed step")
+        return from_text(text) if text else None
 
     @property
     def is_completed(self) -> bool:
@@ -70,8 +89,10 @@ def result_of(
     context: dict[str, Any],
     error: BaseException | None = None,
     undone: Mapping[str, str] | None = None,
+    results: Mapping[str, str] | None = None,
 ) -> SagaResult:
-    """The result of a saga that has ended. `undone`: what compensations returned, as JSON."""
+    """The result of a saga that has ended. `undone`: what compensations returned, as JSON;
+    `results`: what steps did."""
     graph = state.step_graph
     certain, maybe = standing_steps(state)
     # A step that only computes leaves nothing in doubt. (Recorded sagas have no graph.)
@@ -113,6 +134,9 @@ def result_of(
         unknown_step_names=maybe,
         children={n: state.step(n).child for n in graph.child_steps if state.step(n).child},
         compensation_results={step: from_text(text) for step, text in (undone or {}).items()},
+        started_at=from_us(state.started_at) if state.started_at else None,
+        completed_at=from_us(state.ended_at) if state.ended_at else None,
+        result_texts=results or {},
     )
 
 

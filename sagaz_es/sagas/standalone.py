@@ -152,8 +152,7 @@ async def _execute(saga: Saga, context: Contents | None, saga_id: Any) -> SagaRe
         with showing(saga, lambda: _state_here(engine, saga)):
             result = await engine.run(saga, context, saga_id=saga_id)
         state = await engine.current(result.saga_id)
-        results = {name: step.result for name, step in state.steps.items() if step.done_at}
-        result.context = FinalContext(result.context, results)
+        result.context = FinalContext(result.context, result.result_texts)
         remember(saga, state, result)
         return result
 
