@@ -261,6 +261,13 @@ class Projection(Struct, frozen=True, gc=False):
     parked: tuple[ParkedRecord, ...] = ()
     unparked: tuple[str, ...] = ()  # saga ids whose parked records are taken away, before `parked`
     rejected: Mapping[str, int] = {}  # cause -> count, added to what is kept
+    refused: tuple[tuple[str, str], ...] = ()
+    """Saga and request id of requests that were refused: a start that waits goes out of the lists,
+    if it was asked for by this request. Before `waiting`."""
+    waiting: tuple[SagaState, ...] = ()
+    """Starts that were asked for: pending, of sequence 0, `cause` is the request. Each is in lists
+    and counts by status until there is a head; where there is one, it changes nothing. Before
+    `heads`."""
 
 
 SnapshotReport = Callable[[str, str, str], None]
@@ -296,7 +303,8 @@ class ProjectionStore(Protocol):
         """`expected`: the next_offset of the checkpoint that this follows; 0: there is none."""
 
     async def heads(self, saga_ids: Iterable[str]) -> dict[str, SagaState]:
-        """The head states of those that exist; one query whatever their number."""
+        """The head states of those that exist (a start that waits is none); one query whatever
+        their number."""
 
     async def archived(
         self, saga_id: str, *, after: int = 0, upto: int | None = None, limit: int = 1000
@@ -311,11 +319,13 @@ class ProjectionStore(Protocol):
         limit: int = 100,
         offset: int = 0,
     ) -> tuple[Summary, ...]:
-        """Newest start first; of equal starts, by saga id."""
+        """Newest start first; of equal starts, by saga id. With the starts that wait, as pending,
+        of sequence 0."""
 
     async def count_by_status(self) -> dict[str, int]: ...
     async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
-        """How many sagas there are of each name, recorded definition and status, in that order."""
+        """How many sagas there are of each name, recorded definition and status, in that order;
+        without the starts that wait."""
 
     async def parked(self, limit: int = 100) -> tuple[ParkedRecord, ...]:
         """By partition and offset."""

@@ -8,6 +8,7 @@ import click
 
 from sagaz_es.core.state import SagaStatus
 from sagaz_es.engine.engine import Engine
+from sagaz_es.errors import SagaNotFound
 from sagaz_es.ports import Summary
 from sagaz_es.reading.historical import HistoricalState, plain
 from sagaz_es.reading.lookup import current_state
@@ -116,12 +117,12 @@ def start(
     "--status",
     metavar="STATUS",
     type=click.Choice([str(status) for status in SagaStatus]),
-    help="Only sagas that are, for instance, executing, completed, rolled_back or failed.",
+    help="Only sagas that are, for instance, pending, executing, completed or failed.",
 )
 @click.option("--name", metavar="NAME", help="Only sagas of this name.")
 @click.option("--limit", type=LIMIT, default=100, show_default=True)
 def list_sagas(settings: Settings, status: str | None, name: str | None, limit: int) -> None:
-    """List sagas, newest first.
+    """List sagas, newest first; those that are pending are starts that wait for room in an engine.
 
     `error` also says where a saga is set aside: its status is that before the record that cannot be
     read.
@@ -194,7 +195,7 @@ def show(settings: Settings, saga_id: str) -> None:
 
     async def work() -> dict[str, Any]:
         async with reading(settings) as opened:
-            state = await past_of(opened, saga_id).now()
+            state = await _now(opened, saga_id)
             return show_record(state, await children_of(opened, state))
 
     record = run(work())
@@ -234,6 +235,18 @@ def show(settings: Settings, saga_id: str) -> None:
         return [*blocks, *rest]
 
     emit(settings.format, record, view)
+
+
+async def _now(opened: Reading, saga_id: str) -> HistoricalState:
+    past = past_of(opened, saga_id)
+    try:
+        return await past.now()
+    except SagaNotFound:
+        waiting = await past.waiting()
+        if waiting is None:
+            raise
+        note("its start waits in the log until an engine that has the class has room for it")
+        return waiting
 
 
 async def children_of(opened: Reading, state: HistoricalState) -> list[dict[str, Any]]:

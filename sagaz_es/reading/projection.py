@@ -89,6 +89,8 @@ class BatchFold:
         self._replays: list[ReplayEntry] = []
         self._parked: list[ParkedRecord] = []
         self._rejected: dict[str, int] = {}
+        self._refused: list[tuple[str, str]] = []
+        self._waiting: dict[str, SagaState] = {}
 
     def missing(self, records: Iterable[Record]) -> tuple[str, ...]:
         """The sagas among these records whose heads are not at hand."""
@@ -121,6 +123,17 @@ class BatchFold:
                     self._park(record, record.key, entry.reason)
             elif type(entry) is e.ReplayLogged:
                 self._replays.append(_logged(entry))
+            elif type(entry) is e.StartRequested:
+                self._waiting.setdefault(entry.saga_id, _asked_for(entry))
+            elif type(entry) is e.RequestRefused:
+                self._refuse(entry)
+
+    def _refuse(self, refused: e.RequestRefused) -> None:
+        """A start that it was the answer to waits no longer; other requests are nothing to us."""
+        start = self._waiting.get(refused.saga_id)
+        if start is not None and start.cause == refused.request_id:
+            del self._waiting[refused.saga_id]
+        self._refused.append((refused.saga_id, refused.request_id))
 
     def _fold(self, record: Record, event: e.Event) -> None:
         saga_id = event.saga_id
@@ -245,6 +258,8 @@ class BatchFold:
             parked=tuple(self._parked),
             unparked=unparked,
             rejected=self._rejected,
+            refused=tuple(self._refused),
+            waiting=tuple(self._waiting.values()),
         )
 
     def settle(self, cached_heads: int) -> None:
@@ -271,6 +286,20 @@ def identity_of(record: Record) -> str:
     else:
         what = f"bytes/{hashlib.sha256(record.value).hexdigest()[:16]}"
     return f"{record.offset}/{what}"
+
+
+def _asked_for(request: e.StartRequested) -> SagaState:
+    """A start that waits, as a list shows it. The writer's clock is the only one that knows."""
+    return SagaState(
+        saga_id=request.saga_id,
+        saga_name=request.saga_name,
+        started_at=request.requested_at,
+        updated_at=request.requested_at,
+        actor=request.actor,
+        cause=request.request_id,
+        caller_saga_id=request.caller_saga_id,
+        caller_step=request.caller_step,
+    )
 
 
 # --- replays ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from sagaz_es.core import history as core
 from sagaz_es.core.fold import advance
 from sagaz_es.core.history import MISSING, Change, Moment, Point, Step
 from sagaz_es.core.state import SagaState, StepState
+from sagaz_es.core.texts import split_object
 from sagaz_es.errors import HistoryGone, SagaNotFound, StateNotFound, StepNotFound
 from sagaz_es.ports import ArchivedEvent, BlobStore, EventLog, ProjectionStore
 from sagaz_es.reading.historical import (
@@ -36,6 +37,7 @@ from sagaz_es.reading.historical import (
     iso,
     named,
 )
+from sagaz_es.reading.lookup import waiting_start
 from sagaz_es.reading.past import PAGE, Base, Opener, Past
 from sagaz_es.sagas.large_values import LargeValues
 from sagaz_es.snapshots import from_us, to_us
@@ -98,6 +100,26 @@ class SagaHistory:
     async def now(self) -> HistoricalState:
         """The saga after its last event."""
         return await self._shown(*await self._fold_to(_END))
+
+    async def waiting(self) -> HistoricalState | None:
+        """A saga that has not begun, because its start waits in the log; None: none does."""
+        log = self._past.log
+        start = await waiting_start(log, self._past.saga_id, "") if log is not None else None
+        if start is None:
+            return None
+        return HistoricalState(
+            saga_id=start.saga_id,
+            saga_name=start.saga_name,
+            status="pending",
+            sequence=0,
+            timestamp=from_us(start.requested_at),
+            context=await self._decoded(split_object(start.context)),
+            completed_steps=[],
+            current_step=None,
+            source=Source(),
+            caller_saga_id=start.caller_saga_id or None,
+            caller_step=start.caller_step or None,
+        )
 
     async def diff(self, a: When, b: When) -> StateDiff:
         """What is otherwise at `b` than at `a`."""

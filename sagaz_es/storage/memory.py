@@ -62,8 +62,15 @@ class MemoryProjectionStore:
         if found != expected:
             raise CheckpointMoved(checkpoint.partition, expected, found)
         heads = [head.copy() for head in projection.heads]
+        waiting = [start.copy() for start in projection.waiting]
         rejected = dict(projection.rejected)
         # From here on nothing can fail.
+        for saga_id, request_id in projection.refused:
+            start = self._heads.get(saga_id)
+            if start is not None and not start.sequence and start.cause == request_id:
+                del self._heads[saga_id]
+        for start in waiting:
+            self._heads.setdefault(start.saga_id, start)
         for head in heads:
             self._heads[head.saga_id] = head
         for archived in projection.archive:
@@ -86,7 +93,9 @@ class MemoryProjectionStore:
 
     async def heads(self, saga_ids: Iterable[str]) -> dict[str, SagaState]:
         found = ((saga_id, self._heads.get(saga_id)) for saga_id in saga_ids)
-        return {saga_id: head.copy() for saga_id, head in found if head is not None}
+        return {
+            saga_id: head.copy() for saga_id, head in found if head is not None and head.sequence
+        }
 
     async def archived(
         self, saga_id: str, *, after: int = 0, upto: int | None = None, limit: int = 1000
@@ -121,7 +130,7 @@ class MemoryProjectionStore:
 
     async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
         counts: dict[tuple[str, str, str], tuple[int, str]] = {}
-        for head in self._heads.values():
+        for head in filter(lambda head: head.sequence, self._heads.values()):
             group = (head.saga_name, head.definition, head.status)
             counts[group] = (counts.get(group, (0, ""))[0] + 1, head.graph)
         return tuple(

@@ -97,6 +97,7 @@ class PostgreSQLProjectionStore:
     async def commit(self, projection: Projection, *, expected: int) -> None:
         # Made before anything is sent, with a breath in between: it takes some ms.
         heads = _columns(map(_saga_row, projection.heads))
+        waiting = _columns(map(_saga_row, projection.waiting))
         await asyncio.sleep(0)
         archive = _columns(map(self._archive_row, projection.archive))
         snapshots = _columns(map(_snapshot_row, projection.snapshots))
@@ -105,6 +106,10 @@ class PostgreSQLProjectionStore:
         checkpoint = projection.checkpoint
         async with self.database.transaction() as connection:
             await _move(connection, checkpoint, expected)
+            if projection.refused:
+                await self._drop_waiting(connection, projection.refused)
+            if waiting:
+                await connection.execute(sql.PUT_WAITING, *waiting)
             if heads:
                 await connection.execute(sql.PUT_SAGAS, *heads)
             if archive:
@@ -125,6 +130,14 @@ class PostgreSQLProjectionStore:
             if rejected:
                 await connection.execute(sql.REJECT, checkpoint.partition, *rejected)
 
+    async def _drop_waiting(
+        self, connection: Connection[Record], refused: Sequence[tuple[str, str]]
+    ) -> None:
+        rows = await connection.fetch(sql.WAITING, [key_of(saga_id) for saga_id, _ in refused])
+        requests = {request_id for _, request_id in refused}
+        gone = [key for key, head in rows if load_head(head, self.name).cause in requests]
+        await connection.execute("DELETE FROM sagaz_sagas WHERE saga_id = ANY($1::text[])", gone)
+
     def _archive_row(self, archived: ArchivedEvent) -> tuple[object, ...]:
         event = archived.event
         return (
@@ -140,7 +153,7 @@ class PostgreSQLProjectionStore:
         keys = list({key_of(saga_id) for saga_id in saga_ids})
         if not keys:
             return {}
-        query = "SELECT head FROM sagaz_sagas WHERE saga_id = ANY($1::text[])"
+        query = "SELECT head FROM sagaz_sagas WHERE saga_id = ANY($1::text[]) AND sequence > 0"
         heads = [load_head(head, self.name) for (head,) in await self.database.rows(query, keys)]
         return {head.saga_id: head for head in heads}
 

@@ -68,15 +68,19 @@ FIRST_CHECKPOINT = """INSERT INTO sagaz_checkpoints VALUES ($1, $3, $4, $5)
     WHERE sagaz_checkpoints.next_offset = $2"""
 NEXT_CHECKPOINT = """UPDATE sagaz_checkpoints SET next_offset = $3, last_identity = $4, log = $5
     WHERE partition = $1 AND next_offset = $2"""
-PUT_SAGAS = """INSERT INTO sagaz_sagas SELECT * FROM unnest($1::text[], $2::text[], $3::text[],
+_SAGAS = """INSERT INTO sagaz_sagas SELECT * FROM unnest($1::text[], $2::text[], $3::text[],
     $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[],
-    $11::text[], $12::text[], $13::boolean[], $14::bytea[])
+    $11::text[], $12::text[], $13::boolean[], $14::bytea[])"""
+PUT_SAGAS = f"""{_SAGAS}
     ON CONFLICT (saga_id) DO UPDATE SET saga_name = excluded.saga_name, status = excluded.status,
     sequence = excluded.sequence, started_at = excluded.started_at,
     updated_at = excluded.updated_at, ended_at = excluded.ended_at, error = excluded.error,
     definition = excluded.definition, parent_saga_id = excluded.parent_saga_id,
     root_saga_id = excluded.root_saga_id, replay_id = excluded.replay_id,
     recorded = excluded.recorded, head = excluded.head"""
+PUT_WAITING = f"{_SAGAS} ON CONFLICT DO NOTHING"
+WAITING = """SELECT saga_id, head FROM sagaz_sagas
+    WHERE saga_id = ANY($1::text[]) AND sequence = 0 FOR UPDATE"""
 HASHED = "starts_with({column}, '\\h')"
 SUMMARY = f"""SELECT saga_id, saga_name, status, sequence, started_at, updated_at, ended_at, error,
     definition, parent_saga_id, root_saga_id, replay_id, recorded,
@@ -84,7 +88,7 @@ SUMMARY = f"""SELECT saga_id, saga_name, status, sequence, started_at, updated_a
     THEN head END AS head FROM sagaz_sagas"""
 COUNT_BY_DEFINITION = """SELECT counted.status, counted.count, one.head FROM (
     SELECT status, count(*) AS count, min(saga_id) AS saga_id FROM sagaz_sagas
-    GROUP BY saga_name, definition, status) AS counted
+    WHERE sequence > 0 GROUP BY saga_name, definition, status) AS counted
     JOIN sagaz_sagas AS one USING (saga_id)"""
 ARCHIVE = """INSERT INTO sagaz_archive SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[],
     $4::bigint[], $5::text[], $6::bytea[]) ON CONFLICT DO NOTHING"""

@@ -49,6 +49,7 @@ HEADS_AT_ONCE = 4096
 class _Rows(NamedTuple):
     """What a commit writes, by table."""
 
+    waiting: list[tuple[object, ...]]
     sagas: list[tuple[object, ...]]
     archive: list[tuple[object, ...]]
     snapshots: list[tuple[object, ...]]
@@ -107,6 +108,7 @@ class SQLiteProjectionStore:
 
     def _prepared(self, projection: Projection) -> _Rows:
         return _Rows(
+            waiting=[_saga_row(start) for start in projection.waiting],
             sagas=[_saga_row(head) for head in projection.heads],
             archive=[self._archive_row(archived) for archived in projection.archive],
             snapshots=[_snapshot_row(snapshot) for snapshot in projection.snapshots],
@@ -123,6 +125,9 @@ class SQLiteProjectionStore:
         if found != expected:
             raise CheckpointMoved(checkpoint.partition, expected, found)
         many, put = connection.executemany, connection.execute
+        for saga_id, request_id in projection.refused:
+            self._drop_waiting(connection, saga_id, request_id)
+        many(sql.PUT_WAITING, rows.waiting)
         many(sql.PUT_SAGA, rows.sagas)
         many(sql.ARCHIVE, rows.archive)
         many(sql.CAPTURE, rows.snapshots)
@@ -135,6 +140,12 @@ class SQLiteProjectionStore:
         many("INSERT OR IGNORE INTO sagaz_parked VALUES (?, ?, ?, ?)", rows.parked)
         many(sql.REJECT, rows.rejected)
         put(sql.PUT_CHECKPOINT, msgspec.structs.astuple(checkpoint))
+
+    def _drop_waiting(self, connection: sqlite3.Connection, saga_id: str, request_id: str) -> None:
+        where = "WHERE saga_id = ? AND sequence = 0"
+        found = connection.execute(f"SELECT head FROM sagaz_sagas {where}", (saga_id,)).fetchone()
+        if found is not None and load_head(found[0], self.name).cause == request_id:
+            connection.execute(f"DELETE FROM sagaz_sagas {where}", (saga_id,))
 
     def _archive_row(self, archived: ArchivedEvent) -> tuple[object, ...]:
         event = archived.event
@@ -157,7 +168,8 @@ class SQLiteProjectionStore:
                 marks = 1 << (len(some) - 1).bit_length()
                 some += some[:1] * (marks - len(some))
                 wanted = ",".join("?" * marks)
-                query = f"SELECT saga_id, head FROM sagaz_sagas WHERE saga_id IN ({wanted})"
+                query = f"""SELECT saga_id, head FROM sagaz_sagas
+                    WHERE saga_id IN ({wanted}) AND sequence > 0"""
                 yield from connection.execute(query, some)
 
         rows = await self._database.read(lambda connection: list(read(connection)))
@@ -195,7 +207,7 @@ class SQLiteProjectionStore:
     async def count_by_definition(self) -> tuple[DefinitionCount, ...]:
         # Beside min(), SQLite gives the other columns of that row.
         query = """SELECT saga_name, definition, status, count(*), head, min(saga_id)
-            FROM sagaz_sagas GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
+            FROM sagaz_sagas WHERE sequence > 0 GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
         return tuple(
             DefinitionCount(name, definition, status, count, load_head(head, self.name).graph)
             for name, definition, status, count, head, _ in await self._rows(query)

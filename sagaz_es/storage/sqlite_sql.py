@@ -55,6 +55,8 @@ TABLES = (
 CHECKPOINT = """SELECT partition, next_offset, last_identity, log FROM sagaz_checkpoints
     WHERE partition = ?"""
 PUT_CHECKPOINT = "INSERT OR REPLACE INTO sagaz_checkpoints VALUES (?, ?, ?, ?)"
+PUT_WAITING = """INSERT OR IGNORE INTO sagaz_sagas
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 PUT_SAGA = """INSERT INTO sagaz_sagas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (saga_id) DO UPDATE SET saga_name = excluded.saga_name, status = excluded.status,
     sequence = excluded.sequence, started_at = excluded.started_at,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
 import yaml
+
+from sagaz_es.connect import open_log
+from sagaz_es.core import events as e
+from tests.helpers import NOON
 
 from .conftest import APP, Project, Shop
 
@@ -254,3 +259,41 @@ def test_a_store_of_another_log_is_told_also_by_commands_that_look(project: Proj
         given = project.run(*command, "--log", "sqlite:///two.db", *store)
         assert (given.status, given.stdout) == (1, ""), command
         assert "belongs to" in given.error
+
+
+# --- starts that wait ---------------------------------------------------------------------------
+
+
+def asked_to_start(shop: Shop, *ids: str) -> None:
+    async def work() -> None:
+        log = open_log(shop.log)
+        await log.open()
+        for number, saga_id in enumerate(ids):
+            request = e.StartRequested(
+                f"r-{saga_id}", saga_id, NOON + number, saga_name="order", context='{"n":7}'
+            )
+            await log.append(log.partition_of(saga_id), [request])
+        await log.close()
+
+    asyncio.run(work())
+
+
+def test_a_start_that_waits_is_listed_as_pending(shop: Shop) -> None:
+    shop.order("o-1")
+    asked_to_start(shop, "o-2", "o-3")
+    given = shop.run("saga", "list", "--status", "pending")
+    assert [(row["saga_id"], row["saga_name"], row["status"]) for row in given.json] == [
+        ("o-3", "order", "pending"),
+        ("o-2", "order", "pending"),
+    ]
+    assert len(shop.run("saga", "list").json) == 3
+
+
+def test_a_start_that_waits_is_shown_with_what_it_was_asked_with(shop: Shop) -> None:
+    asked_to_start(shop, "o-2")
+    given = shop.run("saga", "show", "o-2")
+    assert given.status == 0
+    assert (given.json["status"], given.json["context"]) == ("pending", {"n": 7})
+    assert given.json["steps"] == []
+    assert "its start waits in the log" in given.stderr
+    assert shop.run("saga", "show", "nobody").status != 0

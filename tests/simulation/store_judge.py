@@ -79,7 +79,7 @@ class _StoreJudge:
                     yield f"snapshot is not the fold: {saga_id} at {snapshot.sequence}"
         summaries = await self._kept.summaries(limit=1000)
         for summary in summaries:
-            state = self._states[summary.saga_id]
+            state = self._states.get(summary.saga_id, SagaState())
             if (summary.status, summary.sequence) != (state.status, state.sequence):
                 yield f"summary is not the fold: {summary}"
         known = sorted(saga_id for saga_id, state in self._states.items() if state.sequence)

@@ -468,3 +468,27 @@ async def test_only_unfinished_heads_are_kept_at_hand_and_no_more_than_asked(
     await projector.run_until()
     assert batch.heads == {}
     assert await store.heads(ids) == {saga_id: fold_all(history(saga_id)) for saga_id in ids}
+
+
+async def test_a_start_waits_in_the_lists_until_it_has_begun_or_was_refused(
+    log: MemoryEventLog, store: Shaky
+) -> None:
+    asked = [
+        e.StartRequested(f"r-{name}", name, NOON, saga_name="order", context='{"sku":"A1"}')
+        for name in ("waits", "begins", "refused")
+    ]
+    await log.append(0, asked)
+    await Projector(log, store).run_until()
+    assert await store.count_by_status() == {"pending": 3}
+    events = history("begins")
+    await log.append(0, events)
+    await log.append(0, [e.RequestRefused("r-refused", "refused", NOON, error="X", message="no")])
+    await log.append(0, [e.RequestRefused("a signal", "waits", NOON, error="X", message="no")])
+    # Asked for and answered in one batch, and asked for again once it was there.
+    gone = e.StartRequested("r-gone", "gone", NOON, saga_name="order")
+    await log.append(0, [gone, e.RequestRefused("r-gone", "gone", NOON, error="X", message="no")])
+    await log.append(0, [e.StartRequested("again", "begins", NOON, saga_name="order")])
+    await Projector(log, store).run_until()
+    listed = {summary.saga_id: summary.status for summary in await store.summaries()}
+    assert listed == {"waits": "pending", "begins": "completed"}
+    assert await store.heads(["waits", "begins"]) == {"begins": fold_all(events)}

@@ -29,6 +29,7 @@ import msgspec
 import pytest
 
 from sagaz_es.core.events import Event
+from sagaz_es.core.state import SagaState
 from sagaz_es.errors import CheckpointMoved
 from sagaz_es.ports import (
     ArchivedEvent,
@@ -54,6 +55,17 @@ from sagaz_es.testing.contracts.histories import (
 from sagaz_es.testing.contracts.stored_snapshots import StoredSnapshotsContract
 
 EMPTY = Checkpoint(0, 0)
+
+
+def asked_for(saga_id: str, began: int = NOON) -> SagaState:
+    """A start that waits, as a projector tells of it."""
+    return SagaState(
+        saga_id=saga_id,
+        saga_name="order",
+        started_at=began,
+        updated_at=began,
+        cause=f"asks for {saga_id}",
+    )
 
 
 class Explosive(Mapping[str, int]):
@@ -368,6 +380,55 @@ class ProjectionStoreContract(StoredSnapshotsContract, CapturedSnapshotsContract
         assert await ids(status="completed", saga_name="trip\0") == []
         assert await ids(saga_name="order", limit=1, offset=1) == ["b"]
         assert await store.count_by_status() == {"completed": 2, "rolled_back": 1, "executing": 1}
+
+    # --- starts that wait
+
+    async def test_a_start_that_waits_is_in_lists_and_counts_and_is_no_saga_yet(
+        self, store: ProjectionStore
+    ) -> None:
+        waiting = tuple(asked_for(saga_id, began=NOON + n) for n, saga_id in enumerate(ODD_IDS))
+        await store.commit(Projection(Checkpoint(0, 1), waiting=waiting), expected=0)
+        listed = await store.summaries(status="pending")
+        assert [summary.saga_id for summary in listed] == list(reversed(ODD_IDS))
+        assert {(summary.saga_name, summary.sequence) for summary in listed} == {("order", 0)}
+        assert await store.count_by_status() == {"pending": len(ODD_IDS)}
+        assert await store.heads(ODD_IDS) == {}
+        assert await store.count_by_definition() == ()
+        assert await store.forget(ODD_IDS[0]) == 1
+        assert await store.count_by_status() == {"pending": len(ODD_IDS) - 1}
+
+    async def test_once_it_has_begun_it_is_the_saga(self, store: ProjectionStore) -> None:
+        heads = [head_of(history("a")), head_of(history("b"))]
+        first = Projection(Checkpoint(0, 1), (heads[0],), waiting=(asked_for("a"), asked_for("b")))
+        await store.commit(first, expected=0)
+        await store.commit(Projection(Checkpoint(0, 2), (heads[1],)), expected=1)
+        again = Projection(Checkpoint(0, 3), waiting=(asked_for("a"), asked_for("b")))
+        await store.commit(again, expected=2)
+        assert await store.heads(["a", "b"]) == {"a": heads[0], "b": heads[1]}
+        assert await store.count_by_status() == {"completed": 2}
+
+    async def test_a_refused_start_goes_out_of_the_lists_and_nothing_else_does(
+        self, store: ProjectionStore
+    ) -> None:
+        begun = head_of(history("d"))
+        begun.cause = "asks for d"
+        waiting = tuple(map(asked_for, ("a", "b\0", "c")))
+        await store.commit(Projection(Checkpoint(0, 1), (begun,), waiting=waiting), expected=0)
+        refused = (
+            ("a", "asks for something else"),
+            ("b\0", "asks for b\0"),
+            ("d", "asks for d"),
+            ("nobody", "asks for nobody"),
+        )
+        await store.commit(Projection(Checkpoint(0, 2), refused=refused), expected=1)
+        assert [summary.saga_id for summary in await store.summaries()] == ["a", "c", "d"]
+        # Refused, and asked for again by somebody else.
+        other = asked_for("a")
+        other.cause = "asks again"
+        both = Projection(Checkpoint(0, 3), refused=(("a", "asks for a"),), waiting=(other,))
+        await store.commit(both, expected=2)
+        await store.commit(Projection(Checkpoint(0, 4), refused=refused[:1]), expected=3)
+        assert await store.count_by_status() == {"pending": 2, "completed": 1}
 
     async def test_sagas_are_counted_by_definition(self, store: ProjectionStore) -> None:
         heads = [head_of(history(saga_id)) for saga_id in ("a", "b", "c", "d")]
