@@ -252,11 +252,17 @@ def _step_started(state: SagaState, fact: e.StepStarted) -> None:
         signal=_taken_signal(state, step),
         child=step.child,
         # What this attempt finds out says nothing about an earlier one.
-        unknown=step.unknown or step.interrupted,
+        unknown=step.unknown or (step.interrupted and not _is_child(state, fact.step)),
     )
     state.current = fact.step
     if state.failed_step == fact.step:
         _forget_failure(state)
+
+
+def _is_child(state: SagaState, step: str) -> bool:
+    """Whether the step is a saga: its method says what that starts with, and does nothing."""
+    node = state.step_graph.by_name.get(step)
+    return node is not None and bool(node.child)
 
 
 def _forget_failure(state: SagaState) -> None:

@@ -129,10 +129,11 @@ class Children:
         return child
 
     async def _now(self, home: Partition, saga_id: str) -> SagaState | None:
-        heard = self._ended.pop(saga_id, None)
-        if heard is not None:
-            return heard
+        heard, known = self._ended.pop(saga_id, None), home.seen.get(saga_id)
         cell = home.cells.get(saga_id)
+        if heard is not None and cell is None:
+            if known is None or known.sequence <= heard.sequence:
+                return heard  # otherwise it has gone on since
         if cell is not None:
             await self._host.begun(saga_id)
             return cell.look()
@@ -302,6 +303,8 @@ async def answer(host: Host, home: Partition, request: e.UndoRequested) -> None:
             raise SagaStillRunning(child.branch, "pending", child.saga_id)
         if request.request_id in head.answered or has_gone_back(head):
             return
+        if not await _is_taken_back(host, home, request):
+            return  # it had gone back, and was replayed on its own since
         cell = home.cells.get(head.saga_id)
         if cell is None and head.ended:
             break
@@ -334,3 +337,17 @@ async def answer(host: Host, home: Partition, request: e.UndoRequested) -> None:
         cause=request.request_id,
     )
     await host.resume(home, head, definition, (claimed, back))
+
+
+async def _is_taken_back(host: Host, home: Partition, request: e.UndoRequested) -> bool:
+    """Whether a step of its caller, or of the newest branch of that, waits for it to go back. An
+    engine that takes the partition over may read a request that has had its answer."""
+    cell = home.cells.get(request.caller_saga_id)
+    caller = cell.look() if cell is not None else None
+    if caller is None or caller.branch:
+        caller = await current_state(host.log, host.store, request.caller_saga_id)
+        caller = caller and await head_of_family(host.log, host.store, caller)
+    return caller is not None and any(
+        step.child == request.saga_id and step.status == "compensating"
+        for step in caller.steps.values()
+    )

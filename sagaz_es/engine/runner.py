@@ -310,12 +310,20 @@ class SagaRunner:
         if outcome is None:
             if step not in self._news_of:
                 self._asked.add((step, self._asking[step]))
+        elif self._is_overtaken(step, outcome):
+            pass  # asked how its child ends, and goes back by now: it is asked for that
         elif type(outcome) is tuple:
             for fact in outcome:
                 self._number(fact)
         else:
             assert isinstance(outcome, e.Fact)
             self._number(outcome)
+
+    def _is_overtaken(self, step: str, outcome: Outcome) -> bool:
+        """Whether this is how a child has ended, and its step is being undone already."""
+        first = outcome[0] if type(outcome) is tuple else outcome
+        forward = isinstance(first, e.ChildEnded | e.StepFailed)
+        return forward and self.state.step(step).status == "compensating"
 
     def _never_began(self, step: str) -> e.Fact:
         """Its task was stopped before its first turn: the action was not called."""

@@ -164,10 +164,17 @@ class Serving:
         if state is None or state.ended:
             partition.cells.pop(saga_id, None)
             if state is not None:
-                ended = partition.seen[saga_id] = Accepted.of(state)
-                ended.end_offset = partition.position
+                self._remember(partition, state)
         elif state.sequence >= cell.state.sequence:
             cell.state, cell.accepted = state, Accepted.of(state)
+
+    def _remember(self, partition: Partition, state: SagaState) -> None:
+        """A saga has ended elsewhere, or is left to others: its id is taken, and a step that waits
+        for it asks again."""
+        accepted = partition.seen[state.saga_id] = Accepted.of(state)
+        accepted.end_offset = partition.position
+        if state.saga_id in partition.waiting:
+            self.on_awaited(partition, state.saga_id, None)
 
     async def _let_go(self, index: int) -> None:
         """Start nothing new there, let running steps finish, write SagaReleased, forget it."""
@@ -285,8 +292,7 @@ class Serving:
                 if known is not None and state.sequence < known.sequence:
                     continue  # more of it was heard meanwhile
                 if state.ended or state.recorded or not self.serves(state.saga_name):
-                    accepted = partition.seen[saga_id] = Accepted.of(state)
-                    accepted.end_offset = partition.position
+                    self._remember(partition, state)
                 else:
                     begin = partition.held[f"lost {saga_id}"]
                     cell = Cell(state, Accepted.of(state), ours=False, begin=begin)

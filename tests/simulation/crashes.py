@@ -26,7 +26,6 @@ OTHERS = {
     "sagas/orchestrator.py": "sagaz's list of sagas, over the store",
     "reading/past.py": "answers about the past, and changes nothing; the judge asks it",
     "reading/replay_log.py": "lists replays",
-    "engine/children.py": "no saga of the simulation has children",
 }
 """Modules of the engine that a simulated process does not use, and why."""
 

@@ -37,6 +37,7 @@ class Judge:
             self._beliefs,
             self._lost_writes,
             self._ledger,
+            self._children,
             self._released,
             self._standing,
             self._folds,
@@ -93,7 +94,9 @@ class Judge:
         for saga, placed in self.log.completions:
             fact = placed.event.fact
             assert isinstance(fact, e.StepCompleted)
-            if saga.steps[fact.step].effects:
+            if saga.steps[fact.step].child:
+                yield from self._handed_on(saga, fact)
+            elif saga.steps[fact.step].effects:
                 told = json.loads(fact.keys_set or "{}").get(fact.step)
                 place_of = (saga.saga_id, fact.step, fact.attempt)
                 if told is None or told != returned.get(place_of):
@@ -101,6 +104,45 @@ class Judge:
                         f"event without its effect: {saga.saga_id}/{fact.step} completed with "
                         f"{told}, the world has {returned.get(place_of)}"
                     )
+
+    def _handed_on(self, saga: Saga, fact: e.StepCompleted) -> Iterator[str]:
+        """The result of a step that is a saga is what that saga's steps did in the world."""
+        told = json.loads(fact.result)
+        (started,) = (
+            p.event.fact.child_saga_id
+            for p in saga.accepted
+            if isinstance(p.event.fact, e.ChildStarted)
+            and (p.event.fact.step, p.event.fact.attempt) == (fact.step, fact.attempt)
+        )
+        for name, step in self.log.sagas[started].steps.items():
+            effect = self.simulation.world.effects.get(f"{started}/{name}")
+            if (
+                effect is not None
+                and not step.child
+                and told.get(name, effect.token) != effect.token
+            ):
+                yield (
+                    f"event without its effect: {saga.saga_id}/{fact.step} completed with "
+                    f"{told}, {name} of its child made {effect.token}"
+                )
+
+    def _children(self) -> Iterator[str]:
+        """What a family's head has of its children is what these are."""
+        for child_id, decided in self.log.children.items():
+            child = self.log.sagas.get(child_id)
+            if child is None or child.caller[1] != decided.step or child.branch:
+                continue  # never begun; or replayed on its own since, which its parent ignores
+            head = self.log.head(self.log.sagas[child.caller[0]])
+            step = head.steps[decided.step]
+            holds = step.child_id == child_id
+            known = holds and (step.status in ("completed", "stale", "undo_failed") or step.let_be)
+            again = any(
+                (decided.step, child.caller[0]) in m.allowed for m in self._family(head.saga_id)
+            )
+            if child.status == "completed" and head.ended and not known and not again:
+                yield f"orphan: {child_id} stands, and {head.saga_id} ({head.status}) has {step!r}"
+            if holds and step.status == "completed" and head.ended and child.status != "completed":
+                yield f"orphan: {child_id} is {child.status}, for {head.saga_id} it is done"
 
     def _released(self) -> Iterator[str]:
         """Who has let a saga go has nothing of it running any more."""
@@ -147,7 +189,7 @@ class Judge:
             for name, step in saga.steps.items():
                 owner = step.owner or saga.saga_id
                 root = self._root(saga.saga_id)
-                if step.status == "completed" and step.effects:
+                if step.status == "completed" and step.effects and not step.child:
                     if owner not in stands.get((root, name), ()):
                         yield f"family ledger: {name} of {saga.saga_id} is done and does not stand"
 
@@ -267,29 +309,35 @@ class Judge:
                     yield f"promise: {saga.saga_id} was cancelled, and never goes back"
             elif promise.kind == "result":
                 told = str(promise.detail.status)
-                ends = {state for state in _ends(saga)}
+                ends = set(self._ends(saga))
                 if told not in ends:
                     yield f"promise: {saga.saga_id} ended {told}, the log says {sorted(ends)}"
         for request, count in self.log.requests.items():
             if count > 1:
                 yield f"asked once: request {request} led to {count} facts"
 
+    def _ends(self, saga: Saga) -> Iterator[str]:
+        """Every status at which who waited may have been told of it."""
+        for placed in saga.accepted:
+            fact = placed.event.fact
+            if type(fact) in ENDINGS:
+                yield ENDINGS[type(fact)]
+            elif isinstance(fact, e.RecoveryDecided):
+                yield "forward_recovery"
+            elif isinstance(fact, e.StepOutcomeUnknown) or self._is_stuck(fact):
+                yield "executing"
+                yield "compensating"  # a saga may go back with a step whose outcome nobody knows
+
+    def _is_stuck(self, fact: e.Fact) -> bool:
+        """Whether it starts a child that waits for a person at some time."""
+        child = self.log.sagas.get(fact.child_saga_id) if type(fact) is e.ChildStarted else None
+        return child is not None and not {"forward_recovery", "executing"}.isdisjoint(
+            self._ends(child)
+        )
+
     def _was_refused(self, saga_id: str) -> bool:
         starts = [r for r in self.log.asked.values() if isinstance(r, e.StartRequested)]
         return any(r.saga_id == saga_id and r.request_id in self.log.refused for r in starts)
-
-
-def _ends(saga: Saga) -> Iterator[str]:
-    """Every status at which who waited may have been told of it."""
-    for placed in saga.accepted:
-        fact = placed.event.fact
-        if type(fact) in ENDINGS:
-            yield ENDINGS[type(fact)]
-        elif isinstance(fact, e.RecoveryDecided):
-            yield "forward_recovery"
-        elif isinstance(fact, e.StepOutcomeUnknown):
-            yield "executing"
-            yield "compensating"  # a saga may go back with a step whose outcome nobody knows
 
 
 _STEPS = {

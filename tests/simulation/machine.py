@@ -555,7 +555,7 @@ class Simulation:
             if saga.paused:
                 self.ask(node, "resume", saga_id, request)
             for step, state in saga.steps.items():
-                if state.status == "waiting":
+                if state.status == "waiting" and not state.child:
                     for name in ("yes", "sure"):
                         self.ask(node, "signal", saga_id, name, f"{request}-{name}")
                 elif state.status == "unknown":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagaz_es.core import events as e
+from sagaz_es.log.partitioning import partition_of
 from sagaz_es.ports import Record
 from sagaz_es.testing.simulation import Broker
 
@@ -46,6 +47,10 @@ class Step:
     owner: str = ""  # whose effect it is, where a branch inherited it
     forced: bool = False  # its failure was asked for; what starts beside it may start
     let_be: bool = False  # a person said so of its undoing
+    child: str = ""  # the name of the saga that it is
+    child_id: str = ""  # the last one that it started
+    child_runs: bool = False  # it waits for that, and has not heard
+    heard: str = ""  # how that has ended, by ChildEnded
 
     def __repr__(self) -> str:
         return self.status + ("?" if self.maybe else "") + ("~" if self.interrupted else "")
@@ -89,6 +94,8 @@ class Saga:
     undone: bool = False
     allowed: set[tuple[str, str]] = field(default_factory=set)  # (step, owner): may happen again
     reopened: bool = False  # claimed after its end: something about it is decided anew
+    caller: tuple[str, str] = ("", "")  # of a child: the saga and its step that started it
+    ends: list[str] = field(default_factory=list)  # every status that it has ended with
     accepted: list[Placed] = field(default_factory=list)
 
     @property
@@ -98,6 +105,14 @@ class Saga:
     @property
     def branched(self) -> bool:
         return bool(self.replay_id)
+
+    @property
+    def gone_back(self) -> bool:
+        """It has ended, and nothing of it stands that it could undo."""
+        if self.status not in ("rolled_back", "cancelled"):
+            return False
+        stands = (s for s in self.steps.values() if s.status in ("completed", "stale"))
+        return not self.undone or not any(step.compensable for step in stands)
 
     def ancestors(self, name: str) -> set[str]:
         found: set[str] = set()
@@ -123,8 +138,11 @@ class Saga:
 class Log:
     """All sagas of a log, and what is wrong with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
         self.sagas: dict[str, Saga] = {}
+        self.children: dict[str, e.ChildStarted] = {}
+        """What decided about each child, by its id."""
         self.wrong: list[str] = []
         self.starts: dict[tuple[str, str, str, int], list[Placed]] = {}
         """Accepted starts of attempts, by (do or undo, saga, step, attempt)."""
@@ -147,9 +165,25 @@ class Log:
             return saga is not None
         if isinstance(request, e.CancelRequested):
             return saga is not None and (saga.ended or saga.status == "compensating")
+        if isinstance(request, e.UndoRequested) and request.caller_saga_id:
+            return saga is not None and (self._went_back(saga) or not _takes_back(self, saga))
         if isinstance(request, e.UndoRequested):
             return saga is not None and saga.undone
         return isinstance(request, e.ReplayLogged)
+
+    def _went_back(self, saga: Saga | None) -> bool:
+        """Whether its family did so at any time; it may have been replayed since."""
+        while saga is not None:
+            if not {"rolled_back", "cancelled"}.isdisjoint(saga.ends):
+                return True
+            saga = self.sagas.get(saga.branch) if saga.branch else None
+        return False
+
+    def head(self, saga: Saga) -> Saga:
+        """The newest branch of its family."""
+        while saga.branch and saga.branch in self.sagas:
+            saga = self.sagas[saga.branch]
+        return saga
 
     def hear(self, request: e.Request) -> None:
         if isinstance(request, e.RequestRefused):
@@ -175,7 +209,10 @@ class Log:
         other = isinstance(fact, e.SagaClaimed | e.SagaReleased | e.SagaStarted)
         request = "" if other else e.request_of(fact)
         if request:
-            self.requests[request] = self.requests.get(request, 0) + 1
+            if request.startswith("take back "):  # whoever is the family's head answers it
+                self.requests.setdefault(request, 1)
+            else:
+                self.requests[request] = self.requests.get(request, 0) + 1
             if request in saga.answered:
                 return  # it answers a request that was answered: nothing changes
             saga.answered.add(request)
@@ -218,7 +255,7 @@ class Truth:
 
 def read_log(broker: Broker) -> Log:
     """Every saga of a log."""
-    log = Log()
+    log = Log(len(broker.partitions))
     for partition in broker.partitions:
         for record in partition.records:
             if isinstance(record.entry, e.Event):
@@ -256,10 +293,12 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
             node.get("at_most_once", False),
             node.get("pivot", False),
             node.get("effects", True),
+            child=node.get("child", ""),
         )
+    saga.caller = fact.caller_saga_id, fact.caller_step
     saga.replay_id, saga.parent = fact.replay_id, fact.head_saga_id
     if not fact.replay_id:
-        return None
+        return _begun_as_child(log, saga, fact) if fact.caller_saga_id else None
     verdicts = {step: verdict for step, verdict, _ in json.loads(fact.plan)}
     for effect in json.loads(fact.standing or "[]"):
         step = saga.steps[effect["step"]]
@@ -267,11 +306,25 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
             step.status = "completed" if verdicts[effect["step"]] == "reuse" else "stale"
             step.owner, step.maybe = effect["owner"], effect.get("unknown", False)
             step.attempt = effect.get("attempt", 1)
+            step.child_id = effect.get("child", "")
         else:
             saga.allowed.add((effect["step"], effect["owner"]))
     parent = log.sagas.get(fact.head_saga_id)
     if parent is None or parent.branch != saga.saga_id:
         return "its head was not branched"
+    return None
+
+
+def _begun_as_child(log: Log, saga: Saga, fact: e.SagaStarted) -> Reason:
+    parent = log.sagas.get(fact.caller_saga_id)
+    step = parent.steps.get(fact.caller_step) if parent is not None else None
+    decided = log.children.get(saga.saga_id)
+    if parent is None or step is None or decided is None or step.child_id != saga.saga_id:
+        return "no ChildStarted has decided it"
+    if parent.ended or not (step.child_runs or step.status == "undoing"):
+        return f"its parent is {parent.status}, the step {step.status}"
+    if (saga.name, fact.context) != (decided.child_saga_name, decided.context):
+        return f"it starts as {saga.name} with {fact.context}, decided was {decided}"
     return None
 
 
@@ -295,7 +348,7 @@ def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> 
     before, attempt = step.status, step.attempt
     again = before == "started" and step.interrupted
     step.status, step.attempt = "started", fact.attempt
-    step.maybe, step.interrupted = step.maybe or again, False
+    step.maybe, step.interrupted = step.maybe or (again and not step.child), False
     if saga.status != "executing":
         return f"the saga is {saga.status}"
     if saga.paused:
@@ -321,6 +374,9 @@ def _step_completed(log: Log, saga: Saga, fact: e.StepCompleted, placed: Placed)
     log.completions.append((saga, placed))
     before, interrupted = step.status, step.interrupted
     step.status, step.owner, step.maybe = "completed", "", False
+    if step.child:
+        ran, step.child_runs = step.child_runs, False
+        return None if ran and step.heard == "completed" else f"its child is {step.heard or 'on'}"
     if before == "unknown" and step.at_most_once:
         return None
     if before != "started" or interrupted or step.attempt != fact.attempt:
@@ -335,6 +391,11 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
     step.forced = fact.forced
     step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
     if before == "waiting" and fact.error_type == "SignalTimeout":
+        return None
+    if before == "waiting" and step.child_runs:
+        step.child_runs = False
+        if step.heard and fact.unknown != (step.heard in ("failed", "partially_committed")):
+            return f"its child is {step.heard}, and unknown is {fact.unknown}"
         return None
     if before == "unknown" and fact.error_type == "NotHappened":
         return None
@@ -378,22 +439,25 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
             return f"step {name} runs"
     if list(names) != _reverse(saga, names):
         return f"{names} are not in reverse order"
+    taken_back = fact.cause.startswith("take back ")
+    if taken_back and not _takes_back(log, saga):
+        return "no step of its caller goes back"
     stuck = [name for name in names if saga.steps[name].status == "undo_failed"]
     for name in stuck:
         saga.steps[name].status = "completed"
-    if reopened:
+    if reopened and not taken_back:
         if fact.goal == "undone":
             wanted = {n for n, s in saga.steps.items() if _stands(s) and not s.owner and s.effects}
             return None if wanted == set(names) else f"it is {sorted(wanted)} that it executed"
         return None if stuck == list(names) else "its compensations are not stuck"
-    if before not in ("executing", "forward_recovery"):
+    if before not in ("executing", "forward_recovery") and not (reopened and taken_back):
         return f"the saga is {before}"
     locked = saga.locked()
     for name, step in saga.steps.items():
-        certain = step.status in ("completed", "stale", "undoing")
+        certain = step.status in ("completed", "stale", "undoing") or step.child_runs
         maybe = step.on_unknown and (
             (step.maybe and step.status in ("failed", "unknown", "pending"))
-            or (step.status == "started" and step.interrupted)
+            or (step.status == "started" and step.interrupted and not step.child)
         )
         wanted_here = step.compensable and name not in locked and (certain or maybe)
         if wanted_here and name not in names:
@@ -401,6 +465,19 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
         if name in names and not wanted_here:
             return f"{name} is {step!r}, and is to be undone"
     return None
+
+
+def _takes_back(log: Log, saga: Saga) -> bool:
+    """Whether a step whose child this is, or the family of this, is being undone."""
+    family = {saga.saga_id}
+    while saga.parent and saga.parent in log.sagas:
+        saga = log.sagas[saga.parent]
+        family.add(saga.saga_id)
+    return any(
+        step.child_id in family and step.status == "undoing"
+        for caller in log.sagas.values()
+        for step in caller.steps.values()
+    )
 
 
 def _stands(step: Step) -> bool:
@@ -436,7 +513,7 @@ def _undo_started(log: Log, saga: Saga, fact: e.StepCompensationStarted, placed:
     elif saga.status == "compensating":
         todo = set(saga.undo)
         wanted = ("completed", "stale", "failed", "unknown", "pending")
-        if before not in wanted and not again:
+        if before not in wanted and not again and not step.child_runs:
             if not (before == "started"):
                 return f"the step is {before}"
     else:
@@ -458,7 +535,13 @@ def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
         step.status = "undone"
     else:  # a branch goes forward from here
         step.status, step.owner, step.attempt, step.undo_attempt = "pending", "", 0, 0
-    step.maybe = False
+    step.maybe = step.child_runs = False
+    if step.child:
+        child, step.child_id = log.sagas.get(step.child_id), ""
+        begun = child is not None and child.caller[1] == fact.step
+        if child is not None and begun and not log.head(child).gone_back:
+            return f"its child {child.saga_id} is {log.head(child).status}"
+        interrupted = False  # who takes over asks on
     if before != "undoing" or interrupted or attempt != fact.attempt:
         return f"attempt {fact.attempt}, but the step is {before}, attempt {attempt}"
     return None
@@ -504,7 +587,12 @@ def _recovery(log: Log, saga: Saga, fact: e.RecoveryDecided, _: Placed) -> Reaso
 def _ended(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
     before, reopened = saga.status, saga.reopened
     saga.status, saga.reopened = ENDINGS[type(fact)], False
+    saga.ends.append(saga.status)
     saga.undone |= isinstance(fact, e.ReplayUndone)
+    for step in saga.steps.values():
+        child = log.sagas.get(step.child_id)
+        if child is not None and not child.ends and child.caller[0] == saga.saga_id:
+            return f"its child {child.saga_id} is {child.status}"
     if isinstance(fact, e.SagaCompleted):
         left = sorted(name for name, step in saga.steps.items() if not step.done)
         return f"{left} are not done" if left or before != "executing" else None
@@ -524,6 +612,34 @@ def _branched(log: Log, saga: Saga, fact: e.ReplayBranched, _: Placed) -> Reason
     if before:
         return f"it is branched as {before}"
     return None if saga.ended else f"the saga is {saga.status}"
+
+
+def _child_started(log: Log, saga: Saga, fact: e.ChildStarted, _: Placed) -> Reason:
+    step = saga.steps[fact.step]
+    before, interrupted = step.status, step.interrupted
+    step.status, step.child_id, step.child_runs = "waiting", fact.child_saga_id, True
+    step.maybe, step.heard = False, ""
+    used = fact.child_saga_id in log.children
+    log.children[fact.child_saga_id] = fact
+    if before != "started" or interrupted or step.attempt != fact.attempt:
+        return f"attempt {fact.attempt}, but the step is {before}, attempt {step.attempt}"
+    if fact.child_saga_name != step.child:
+        return f"the step is a saga {step.child}"
+    if partition_of(saga.saga_id, log.partitions) != partition_of(
+        fact.child_saga_id, log.partitions
+    ):
+        return "it lives in another partition"
+    return "another child has its id" if used else None
+
+
+def _child_ended(log: Log, saga: Saga, fact: e.ChildEnded, _: Placed) -> Reason:
+    step, child = saga.steps[fact.step], log.sagas.get(fact.child_saga_id)
+    step.heard = fact.status
+    if not step.child_runs or step.child_id != fact.child_saga_id:
+        return f"it waits for {step.child_id if step.child_runs else 'none'}"
+    if child is None or fact.status not in child.ends:
+        return f"it is {child.status if child else 'not begun'}"
+    return None
 
 
 def _paused(log: Log, saga: Saga, fact: Any, _: Placed) -> Reason:
@@ -560,8 +676,8 @@ _RULES: dict[type[e.Fact], Any] = {
     e.SagaPaused: _paused,
     e.SagaResumed: _paused,
     e.SignalReceived: _while_running,
-    e.ChildStarted: _free,
-    e.ChildEnded: _free,
+    e.ChildStarted: _child_started,
+    e.ChildEnded: _child_ended,
     e.SubjectErased: _free,
     **{ending: _ended for ending in ENDINGS},
 }

@@ -143,6 +143,31 @@ MUTANTS = (
         "unknown=False,",
     ),
     Mutant(
+        "a child that runs is not taken back",
+        "sagaz_es.core.decide",
+        "certain |= bool(step.child_start)",
+        "certain |= False",
+    ),
+    Mutant(
+        "of a child that was replayed the old saga is taken back",
+        "sagaz_es.engine.children",
+        "        if child.branch:\n            found = await head_of_family(self._host.log,",
+        "        if False:\n            found = await head_of_family(self._host.log,",
+    ),
+    Mutant(
+        "the next owner of a parent does not ask for its child",
+        "sagaz_es.core.decide",
+        'run.append(Attempt(node.name, step.attempt, ask="child"))\n            continue',
+        'run.extend([Attempt(node.name, step.attempt, ask="child")] * (state.epoch == 0))\n'
+        "            continue",
+    ),
+    Mutant(
+        "how a child ends is recorded though its step is being undone",
+        "sagaz_es.engine.runner",
+        'return forward and self.state.step(step).status == "compensating"',
+        "return False",
+    ),
+    Mutant(
         "an undone step counts as standing",
         "sagaz_es.core.effects",
         'if step.status in ("completed", "stale", "compensating", "compensation_failed"):',

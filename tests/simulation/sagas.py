@@ -32,6 +32,11 @@ async def compute(ctx: Any) -> Any:
     return await ctx.resources["world"].compute(ctx)
 
 
+async def begins_with(ctx: Any) -> Any:
+    """What a child starts with."""
+    return await ctx.resources["world"].begins_with(ctx)
+
+
 async def did_it_happen(ctx: Any) -> Any:
     return ctx.resources["world"].did_it_happen(ctx)
 
@@ -141,6 +146,30 @@ def _sagas() -> tuple[Saga | type[Saga], ...]:
     return (order, diamond, wide, wire, asked, strict, loose, Late, Trip)
 
 
-REGISTRY = Registry(_sagas())
+def _parents() -> tuple[Saga, ...]:
+    """Sagas whose steps are sagas, which may have a pivot, or children of their own."""
+    part, step = _made("part")
+    step("one", do, undo, max_retries=0)
+    step("two", do, undo, max_retries=1, on_unknown=True)
+
+    whole, step = _made("whole")
+    step("prepare", do, undo, max_retries=0)
+    step("buy", begins_with, child=part, result_keys=["one"], max_retries=1)
+    step("close", do, undo, max_retries=1)
+
+    pair, step = _made("pair", failure_strategy=ParallelFailureStrategy.FAIL_FAST)
+    step("go", begins_with, child=part, depends_on=[], max_retries=1)
+    step("fly", begins_with, child=Trip, depends_on=[], max_retries=0)
+    step("note", do, undo, depends_on=["go", "fly"], max_retries=0)
+
+    house, step = _made("house", failure_strategy=ParallelFailureStrategy.WAIT_ALL)
+    step("plan", do, undo, depends_on=[], max_retries=0)
+    step("build", begins_with, child=whole, depends_on=["plan"], max_retries=0)
+    step("garden", do, undo, depends_on=["plan"], max_retries=0)
+    return part, whole, pair, house
+
+
+PLAIN = Registry(_sagas()).names
+PARENTS = ("whole", "pair", "house")
+REGISTRY = Registry((*_sagas(), *_parents()))
 """Shared by all simulated processes: what a definition is does not change."""
-NAMES = REGISTRY.names

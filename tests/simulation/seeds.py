@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
+from sagaz_es.core.children import child_id
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy
 from sagaz_es.testing.simulation import Weather
 from tests.simulation.machine import Doing, Plan
-from tests.simulation.sagas import NAMES, REGISTRY
+from tests.simulation.sagas import PARENTS, PLAIN, REGISTRY
 from tests.simulation.world import Habits
 
 POLICIES = (
@@ -27,8 +28,9 @@ def plan_of(seed: int) -> Plan:
     storm = random.choice((0.0, 0.5, 1.0, 1.0, 2.0))  # how bad the weather is
     replays = random.random() < 0.2  # one family, and many who replay it
     heals_at = random.uniform(8.0, 14.0) if replays else random.uniform(3.0, 9.0)
+    parents = Random(f"{seed} children").random() < 0.12
     doings = [
-        *(_family if replays else _sagas)(random, engines, heals_at),
+        *(_family if replays else _sagas)(random, engines, heals_at, parents),
         *_trouble(random, engines, partitions, heals_at, storm),
         # With chances of its own: what is added here leaves the plans of all seeds as they were.
         *_operators(Random(f"{seed} operators"), heals_at),
@@ -60,10 +62,10 @@ def plan_of(seed: int) -> Plan:
     )
 
 
-def _sagas(random: Random, engines: int, until: float) -> list[Doing]:
+def _sagas(random: Random, engines: int, until: float, parents: bool) -> list[Doing]:
     doings: list[Doing] = []
-    for number in range(random.choice((1, 2, 2, 3, 4))):
-        name = random.choice(NAMES)
+    for number in range(random.choice((1, 1, 2) if parents else (1, 2, 2, 3, 4))):
+        name = random.choice(PARENTS if parents else PLAIN)
         given = f"{name}-{number}"
         saga_id = given if random.random() < 0.7 else None
         at = random.uniform(0.2, until * 0.6)
@@ -76,18 +78,35 @@ def _sagas(random: Random, engines: int, until: float) -> list[Doing]:
             late = random.uniform(at, until)
             doings.append(_ask(random, late, engines, "run", name, saga_id, 0))
         for _ in range(random.choice((0, 1, 1, 2))):
-            doings += _wish(random, engines, given, name, at, until)
+            doings += _wish(random, engines, *_kin(random, name, given), at, until)
         if random.random() < 0.3:
-            doings += _replays(random, engines, given, name, until, random.choice((1, 2, 3)))
+            many = random.choice((1, 2, 3))
+            doings += _replays(random, engines, *_kin(random, name, given), until, many)
+        if parents and random.random() < 0.05:  # somebody else has the child's id
+            whose, of = _kin(random, name, given)
+            doings.append(_ask(random, at, engines, "run", of, whose, 0))
     return doings
 
 
-def _family(random: Random, engines: int, until: float) -> list[Doing]:
-    name = random.choice(("order", "diamond", "wide", "trip", "strict", "loose"))
+def _kin(random: Random, name: str, saga_id: str) -> tuple[str, str]:
+    """A saga, or the first child of one of its steps, or of that: its id and name."""
+    children = [node for node in REGISTRY.by_name(name).graph.steps if node.child]
+    if not children or random.random() < 0.6:
+        return saga_id, name
+    node = random.choice(children)
+    return _kin(random, node.child, child_id(saga_id, node.name))
+
+
+def _family(random: Random, engines: int, until: float, parents: bool) -> list[Doing]:
+    plain = ("order", "diamond", "wide", "trip", "strict", "loose")
+    name = random.choice(PARENTS if parents else plain)
     saga_id = f"{name}-0"
     begun = _ask(random, random.uniform(0.2, 1.0), engines, "run", name, saga_id, 0)
-    many = random.choice((6, 10, 16))
-    return [begun, *_replays(random, engines, saga_id, name, until, many)]
+    many = random.choice((4, 8) if parents else (6, 10, 16))
+    doings = [begun]
+    for _ in range(many):
+        doings += _replays(random, engines, *_kin(random, name, saga_id), until, 1)
+    return doings
 
 
 def _wish(
@@ -134,7 +153,7 @@ def _operators(random: Random, until: float) -> Iterator[Doing]:
     """People at the projector; now and then a record that is not ours, to be driven past."""
     if random.random() < 0.9:
         return
-    key = random.choice(("nobody", *(f"{name}-{n}" for name in NAMES[:4] for n in (0, 1))))
+    key = random.choice(("nobody", *(f"{name}-{n}" for name in PLAIN[:4] for n in (0, 1))))
     if random.random() < 0.7:
         yield Doing(random.uniform(0.2, until * 0.6), "poison", (key,))
     for _ in range(random.choice((1, 2, 3))):
@@ -187,7 +206,7 @@ def _trouble(
         elif kind == "lead_elsewhere":
             doings.append(Doing(at, kind, (random.randrange(partitions), random.uniform(0.1, 2))))
         else:
-            key = random.choice(("nobody", *(f"{name}-{n}" for name in NAMES[:4] for n in (0, 1))))
+            key = random.choice(("nobody", *(f"{name}-{n}" for name in PLAIN[:4] for n in (0, 1))))
             doings.append(Doing(at, kind, (key,)))
     if random.random() < 0.2:
         doings.append(Doing(random.uniform(until * 0.5, until), "forget"))

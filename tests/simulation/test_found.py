@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from sagaz_es import Engine, Saga, SagaStatus, action
+from sagaz_es import Engine, Saga, SagaStatus, action, child
 from sagaz_es.core import events as e
 from sagaz_es.core.decide import cancel, decide
 from sagaz_es.core.fold import advance
@@ -23,6 +23,7 @@ from tests.helpers import (
     FaultyLog,
     Gate,
     Ledger,
+    LedgerSaga,
     OrderSaga,
     engine_on,
     story,
@@ -291,3 +292,74 @@ async def test_a_branch_that_a_dead_engine_decided_begins_though_ours_was_being_
         await until(lambda: "ship" in ledger.standing)
         assert (await (await engine.handle("others")).result()).success
     assert ledger.standing == ["reserve", "charge", "ship"]
+
+
+# --- a child that ends while its parent begins to go back -----------------------------------------
+
+
+class Quick(LedgerSaga):
+    """Two saga steps beside each other."""
+
+    saga_name = "quick"
+    failure_strategy = "fail_fast"
+
+    @child("order", OrderSaga, depends_on=[])
+    async def order(self, ctx: Any) -> Any:
+        return None
+
+    @action("notify", depends_on=[], max_retries=0)
+    async def notify(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+
+async def test_a_child_that_ends_as_it_begins_to_be_taken_back_is_recorded_as_that_alone() -> None:
+    log, ledger = FaultyLog(), Ledger()
+    notify, begins = ledger.gate("notify"), Gate(late=True)
+    ledger.fails("notify", Declined())
+    ledger.fails("reserve", Declined())
+    log.outcomes.extend(["", "", begins])  # the parent's start, ChildStarted, the child's start
+    async with engine_on(log, Quick(), OrderSaga, ledger=ledger) as engine:
+        handle = await engine.start("quick", saga_id="s")
+        await begins.entered()
+        notify.open()
+        await until(lambda: engine.host.runners["s"].state.status == "compensating")
+        begins.open()
+        assert (await handle.result()).status is SagaStatus.ROLLED_BACK
+    assert (await story(log, "s"))[3:] == [
+        "ChildStarted order",
+        "StepFailed notify",
+        "CompensationStarted",
+        "StepCompensationStarted order",
+        "StepCompensated order",
+        "SagaRolledBack notify",
+    ]
+    assert ledger.standing == []
+
+
+# --- a child that another engine takes over, and that ends before anybody here has looked ---------
+
+
+async def test_a_parent_hears_of_a_child_that_was_taken_over_and_has_ended_by_then() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    reserve = ledger.gate("reserve")
+    async with engine_on(log, Quick(), OrderSaga, ledger=ledger) as engine:
+        handle = await engine.start("quick", saga_id="s")
+        await reserve.entered()
+        child_id = engine.host.runners["s"].state.step("order").child
+        number = engine.host.runners[child_id].state.sequence
+        done = (
+            f for step in ("charge", "ship") for f in (e.StepStarted(step), e.StepCompleted(step))
+        )
+        taken = (
+            e.SagaClaimed("take-over"),
+            e.StepStarted("reserve", 2),
+            e.StepCompleted("reserve", 2),
+        )
+        await log.append(
+            0,
+            [
+                e.Event(child_id, "order", b"other", 1, number + n, 1, fact)
+                for n, fact in enumerate((*taken, *done, e.SagaCompleted()), 1)
+            ],
+        )
+        assert (await asyncio.wait_for(handle.result(), 10)).success

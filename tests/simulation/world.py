@@ -113,6 +113,15 @@ class World:
         execution.ended = "returned"
         return {"counted": len(ctx)}
 
+    async def begins_with(self, ctx: Any) -> dict[str, Any]:
+        """What the child that is a step starts with: nothing happens yet."""
+        execution = await self._begin("compute", ctx, ctx.idempotency_key, None)
+        if self.random.random() < self.habits.fails / 2:
+            execution.ended = "raised"
+            raise Declined(ctx.step)
+        execution.ended = "returned"
+        return {"first": ctx.get("first", 0)}
+
     def did_it_happen(self, ctx: Any) -> Any:
         """What became of an attempt of unknown outcome."""
         if self.random.random() < 0.3 and self.habits.fails:

@@ -14,7 +14,7 @@ from sagaz_es.core.decide import (
     go_back,
     take_back,
 )
-from sagaz_es.core.fold import fold_all
+from sagaz_es.core.fold import advance, fold_all
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.state import SagaState
 from sagaz_es.errors import PivotPassed
@@ -49,6 +49,19 @@ def test_fail_fast_goes_back_at_once_and_undoes_the_running_child() -> None:
     decision = decide(after(*BEGUN, *FAILED), GRAPH, 2000, FAST)
     assert isinstance(decision.facts[0], e.CompensationStarted)
     assert decision.facts[0].steps == '["pay"]'
+
+
+def test_a_method_that_was_interrupted_before_it_named_a_child_leaves_nothing_to_undo() -> None:
+    later = (
+        e.SagaClaimed("take-over"),
+        e.StepStarted("pay", 2),
+        e.StepFailed("pay", 2, "Declined"),
+    )
+    state = after(e.StepStarted("pay"))
+    for number, fact in enumerate(later, 3):
+        advance(state, e.Event("s", "order", b"B" * 16, 1, number, 2000, fact))
+    assert not state.step("pay").unknown
+    assert go_back(state, GRAPH).steps == "[]"
 
 
 def test_wait_all_asks_the_child_until_it_has_ended() -> None:

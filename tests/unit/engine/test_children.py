@@ -522,6 +522,24 @@ def verdicts(plan: Any) -> dict[str, str]:
     return {step.step: str(step.verdict) for step in plan.steps}
 
 
+async def test_a_request_to_go_back_that_had_its_answer_does_not_undo_a_later_replay() -> None:
+    """Whoever takes a partition over reads requests again that nothing in the log answers: the
+    child had gone back by itself."""
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("capture", Declined("no funds"))
+    async with shop(ledger, log) as engine:
+        await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        child_id = "order-1/payment"
+        replay = await engine.replay(await engine.plan_replay(child_id, "authorize"))
+        assert replay.success and replay.new_saga_id is not None
+        late = e.UndoRequested("take back", child_id, caller_saga_id="order-1")
+        await log.append(0, [late])
+        await engine.run(PaymentSaga, {"amount": 1}, saga_id="behind it")
+        await until(lambda: not engine.host.partitions[0].held)
+        assert await engine.status(replay.new_saga_id) is SagaStatus.COMPLETED
+    assert ledger.standing == ["authorize", "capture"] * 2  # the replay's, and the saga's behind it
+
+
 async def test_a_replay_reuses_a_child_that_stands() -> None:
     ledger, log = Ledger(), MemoryEventLog(2)
     async with shop(ledger, log) as engine:
