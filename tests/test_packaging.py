@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -153,3 +154,14 @@ def run(code: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
+
+
+def test_no_sql_text_numbers_its_parameters() -> None:
+    """Python 3.12.0 to 3.12.3 take `?1` for a name, and warn; `?{n}` of an f-string makes one."""
+    numbered = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (ROOT / "sagaz_es").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\?\d|[( ]\?\{", line.partition("#")[0])
+    ]
+    assert numbered == []

@@ -23,8 +23,8 @@ _READ = """SELECT offset, saga_id, appended_at, replay_id, value FROM sagaz_log
     WHERE partition = ? AND offset >= ? ORDER BY offset LIMIT ?"""
 _SAGA = """SELECT offset, saga_id, appended_at, replay_id, value FROM sagaz_log
     WHERE saga_id = ? AND partition = ? AND offset >= ? ORDER BY offset"""
-_BOUNDS = """SELECT (SELECT min(offset) FROM sagaz_log WHERE partition = ?1),
-    (SELECT max(offset) FROM sagaz_log WHERE partition = ?1)"""
+_BOUNDS = """SELECT (SELECT min(offset) FROM sagaz_log WHERE partition = ?),
+    (SELECT max(offset) FROM sagaz_log WHERE partition = ?)"""
 _MARK = "SELECT low_water_mark, note FROM sagaz_marks WHERE group_name = ? AND partition = ?"
 
 _A = TypeVar("_A")
@@ -141,5 +141,5 @@ def _rows(connection: sqlite3.Connection, partition: int, offset: int, limit: in
 
 
 def _bounds(connection: sqlite3.Connection, partition: int) -> Bounds:
-    first, last = connection.execute(_BOUNDS, (partition,)).fetchone()
+    first, last = connection.execute(_BOUNDS, (partition, partition)).fetchone()
     return Bounds(0, 0) if first is None else Bounds(first, last + 1)

@@ -131,7 +131,8 @@ class SQLiteProjectionStore:
         many(sql.PUT_SAGA, rows.sagas)
         many(sql.ARCHIVE, rows.archive)
         many(sql.CAPTURE, rows.snapshots)
-        many(sql.KEEP, projection.keep_snapshots.items())
+        kept = projection.keep_snapshots.items()
+        many(sql.KEEP, ((saga_id, saga_id, number) for saga_id, number in kept))
         for entry in projection.replays:
             _merge(connection, entry, self.name)
         for saga_id in projection.unparked:

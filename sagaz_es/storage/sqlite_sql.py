@@ -81,8 +81,8 @@ NEAREST = f"""SELECT snapshot_id, row FROM sagaz_snapshots WHERE saga_id = ? AND
     {NEWEST} LIMIT ? OFFSET ?"""
 LISTED = f"""SELECT snapshot_id, row FROM sagaz_snapshots WHERE saga_id = ? AND {LIVE}
     AND created_at <= ? AND (? OR step = ?) {NEWEST} LIMIT ? OFFSET ?"""
-KEEP = f"""DELETE FROM sagaz_snapshots WHERE saga_id = ?1 AND fold_version <> {NOT_FOLDED}
+KEEP = f"""DELETE FROM sagaz_snapshots WHERE saga_id = ? AND fold_version <> {NOT_FOLDED}
     AND number NOT IN (SELECT number FROM sagaz_snapshots
-    WHERE saga_id = ?1 AND fold_version <> {NOT_FOLDED} {NEWEST} LIMIT ?2)"""
+    WHERE saga_id = ? AND fold_version <> {NOT_FOLDED} {NEWEST} LIMIT ?)"""
 REJECT = """INSERT INTO sagaz_rejected VALUES (?, ?)
     ON CONFLICT (cause) DO UPDATE SET count = count + excluded.count"""
