@@ -116,16 +116,24 @@ class ConfigurationError(SagaError, ValueError):
 
 
 class UnknownSagaName(SagaError):
-    """No class is registered under this saga name."""
+    """No class is registered under this saga name. `saga_id`: of one that is unfinished because of
+    that, in the partition that the engine serves."""
 
-    def __init__(self, saga_name: str, known: tuple[str, ...] = ()) -> None:
-        super().__init__(saga_name, known)
-        self.saga_name, self.known = saga_name, known
+    def __init__(self, saga_name: str, known: tuple[str, ...] = (), saga_id: str = "") -> None:
+        super().__init__(saga_name, known, saga_id)
+        self.saga_name, self.known, self.saga_id = saga_name, known, saga_id
 
     def __str__(self) -> str:
+        what = f"registered under the name {self.saga_name!r}; registered: {_names(self.known)}"
+        if self.saga_id:
+            what = (
+                f"saga {self.saga_id!r} is not carried on: the engine that serves it has no saga "
+                f"class {what}"
+            )
+        else:
+            what = f"no saga class is {what}"
         return (
-            f"no saga class is registered under the name {self.saga_name!r}; registered: "
-            f"{_names(self.known)}; pass it with connect(sagas=[…]) or --app module:Class; "
+            f"{what}; pass it with connect(sagas=[…]) or --app module:Class; "
             "services with different classes on one log each name a group (?group=name in its URL)"
         )
 

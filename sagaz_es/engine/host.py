@@ -734,8 +734,8 @@ class Host:
     async def follow(self, saga_id: str) -> SagaResult:
         """Wait in the log for the end of a saga that runs elsewhere, or whose start waits.
 
-        Raises what its start was refused with; DefinitionChanged, MigrationFailed where this engine
-        would have to carry it on.
+        Raises what its start was refused with; DefinitionChanged, MigrationFailed, UnknownSagaName
+        where this engine would have to carry it on.
         """
         partition = self.log.partition_of(saga_id)
         heard = asyncio.Event()
@@ -764,7 +764,7 @@ class Host:
                         raise refusal(refused)
                 elif needs_nobody_else(state):
                     return await self.result(state)
-                elif (unfit := self._serving.refusal_of(saga_id)) is not None:
+                elif (unfit := self.refusal_of(saga_id)) is not None:
                     raise unfit
                 if state is not None and state.recorded and not told:
                     told = True
@@ -787,10 +787,15 @@ class Host:
         for follower in self._followers.get(saga_id, ()):
             follower.set()
 
+    def refusal_of(self, saga_id: str) -> SagaError | None:
+        """Why this engine does not carry on an unfinished saga that is its own to carry on."""
+        return self._serving.refusal_of(saga_id)
+
     async def check_fits(self, saga_id: str) -> None:
-        """Raises DefinitionChanged, MigrationFailed where this engine would have to carry an
-        unfinished saga on, and its code does not fit; waits until its take-over was tried."""
-        while (unfit := self._serving.refusal_of(saga_id)) is None:
+        """Raises DefinitionChanged, MigrationFailed, UnknownSagaName where this engine would have
+        to carry an unfinished saga on, and its code does not fit, or is not here; waits until its
+        take-over was tried."""
+        while (unfit := self.refusal_of(saga_id)) is None:
             partition = self.partition_for(saga_id)
             cell = partition.cells.get(saga_id) if partition is not None else None
             if cell is None or cell.ours or not self.admission.expects(saga_id):

@@ -245,6 +245,7 @@ class Partition:
         self._owner = owner
         self.position = 0
         self.known_from = 0  # every saga that began at or after this offset is in cells or seen
+        self.served_from = 0  # what stands before it was there when this engine came
         self.cells: dict[str, Cell] = {}
         self.seen: dict[str, Accepted] = {}
         """Sagas since `known_from` that ended here, are recorded, or are another group's: their ids

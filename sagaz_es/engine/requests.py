@@ -161,10 +161,26 @@ class Answers:
 
     async def _begin(self, partition: Partition, request: e.Request) -> None:
         if isinstance(request, e.CancelRequested | decisions.Decision):
-            await _taken_over(partition, request.saga_id)
+            await self._taken_over(partition, request)
         if isinstance(request, decisions.Decision):
             await self._host.admission.at_once(request.saga_id)
         await self._do(partition, request)
+
+    async def _taken_over(self, partition: Partition, request: e.Request) -> None:
+        """Wait while the saga is another engine's, whose death may not be noticed yet. Raises
+        HandingOver; and why its code is not here or does not fit, to who asks while that is so.
+
+        Who asked before this engine came is not there to hear of it, and meant the code of then:
+        that waits in the log for an engine that can.
+        """
+        saga_id = request.saga_id
+        asks_now = partition.held.get(request.request_id, 0) >= partition.served_from
+        while (cell := partition.cells.get(saga_id)) is not None and not cell.ours:
+            if partition.leaving:
+                raise HandingOver(saga_id)
+            if asks_now and (unfit := self._host.refusal_of(saga_id)) is not None:
+                raise unfit
+            await asyncio.sleep(0.05)
 
     async def _refuse(self, partition: Partition, request: e.Request, error: Exception) -> None:
         refused = e.RequestRefused(
@@ -221,12 +237,3 @@ class Answers:
             await decisions.answer(host, request)
         else:
             raise RequestRefusedError(f"{type(request).__name__} is not served by this version")
-
-
-async def _taken_over(partition: Partition, saga_id: str) -> None:
-    """Wait while the saga is another engine's: its death may not be noticed yet, or its class may
-    not be here. Raises HandingOver."""
-    while (cell := partition.cells.get(saga_id)) is not None and not cell.ours:
-        if partition.leaving:
-            raise HandingOver(saga_id)
-        await asyncio.sleep(0.05)

@@ -76,6 +76,7 @@ class Serving:
         partition = Partition(index, self._host.log, self._host.writer, self)
         partition.note = found.note
         partition.position, partition.known_from = found.position, found.start
+        partition.served_from = found.position
         partition.seen, partition.answered = found.ended, found.answered
         partition.refused = found.refused
         many = len(found.unfinished) > MANY
@@ -127,7 +128,8 @@ class Serving:
         try:
             definition = self._host.registry.by_name(state.saga_name)
         except UnknownSagaName as error:
-            self._stays_unfinished(state, error)
+            unknown = UnknownSagaName(error.saga_name, error.known, state.saga_id)
+            self._stays_unfinished(state, unknown)
             return
         await self._let_its_owner_finish(partition, state)
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
@@ -443,9 +445,7 @@ class Serving:
         sequence, error = self._unfit.get(saga_id, (0, None))
         if cell is None or cell.ours or cell.state.sequence != sequence:
             return None
-        if isinstance(error, DefinitionChanged | MigrationFailed):
-            return type(error)(*error.args)  # a new one: it may be raised more than once
-        return None
+        return type(error)(*error.args) if error is not None else None  # it may be raised often
 
 
 async def _place(store: ProjectionStore, partition: Partition) -> int:

@@ -17,10 +17,12 @@ from sagaz_es.errors import (
     MigrationFailed,
     PlanOutdated,
     ReplayError,
+    SagaError,
+    UnknownSagaName,
 )
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.sagas.definition import RecordedSaga, RecoveryAction
-from tests.helpers import Declined, Ledger, LedgerSaga, OrderSaga, engine_on, facts, story
+from tests.helpers import Declined, Ledger, LedgerSaga, OrderSaga, SetClock, engine_on, facts, story
 
 OLD = OrderSaga.fingerprint()
 
@@ -378,3 +380,67 @@ async def test_a_decision_on_a_saga_of_changed_code_is_refused_at_once() -> None
     async with engine_on(log, ApprovedAndTold, ledger=ledger) as engine:
         with pytest.raises(DefinitionChanged):
             await engine.decide_recovery("w", "act", "retry", actor="ann")
+
+
+# --- asked from elsewhere -------------------------------------------------------------------------
+
+
+class Elsewhere(LedgerSaga):
+    saga_name: ClassVar[str | None] = "elsewhere"
+
+    @action("only")
+    async def only(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+
+WITH_CODE = pytest.mark.parametrize(
+    ("code", "error", "why"),
+    [
+        (ApprovedAndTold, DefinitionChanged, "step 'tell' is new"),
+        (Elsewhere, UnknownSagaName, "no saga class registered under the name 'approved'"),
+    ],
+)
+FROM_ELSEWHERE = {name: ask for name, ask in ASKED.items() if name != "run"}
+
+
+@WITH_CODE
+@pytest.mark.parametrize("asked", FROM_ELSEWHERE)
+async def test_who_asks_beside_an_engine_whose_code_does_not_fit_is_refused_with_the_reason(
+    asked: str, code: type[LedgerSaga], error: type[SagaError], why: str
+) -> None:
+    ledger = Ledger()
+    log = await waiting(ledger)
+    async with engine_on(log, code, ledger=ledger):
+        asker = engine_on(log, Approved, ledger=ledger)
+        await asker.open(join=False)
+        with pytest.raises(error, match=why):
+            await FROM_ELSEWHERE[asked](asker)
+        await asker.close()
+    async with engine_on(log, Approved, ledger=ledger) as engine:  # nothing of it comes later
+        assert await engine.status("w") is SagaStatus.EXECUTING
+        assert not (await engine.current("w")).paused
+        await engine.signal("w", "word")
+        assert (await (await engine.handle("w")).result()).success
+
+
+@pytest.mark.parametrize("asked", FROM_ELSEWHERE)
+async def test_an_engine_without_the_class_refuses_at_once_and_says_which(asked: str) -> None:
+    log = await waiting(Ledger())
+    async with engine_on(log, Elsewhere, ledger=Ledger()) as engine:
+        with pytest.raises(UnknownSagaName) as refused:
+            await FROM_ELSEWHERE[asked](engine)
+        assert "saga 'w' is not carried on" in str(refused.value)
+        assert "registered: 'elsewhere'" in str(refused.value)
+        with pytest.raises(UnknownSagaName):
+            await (await engine.handle("w")).result()
+
+
+async def test_what_was_asked_before_waits_for_the_code_that_can() -> None:
+    ledger = Ledger()
+    log = await waiting(ledger)
+    await log.append(0, [e.SignalSent("asked before", "w", 0, "olga", name="word")])
+    async with engine_on(log, ApprovedAndTold, ledger=ledger, clock=SetClock()) as engine:
+        with pytest.raises(DefinitionChanged):  # its take-over was tried
+            await engine.signal("w", "word")
+    async with engine_on(log, Approved, ledger=ledger, clock=SetClock()) as engine:
+        assert (await (await engine.handle("w")).result()).success
