@@ -27,11 +27,14 @@ from sagaz_es.core.texts import join_object, split_object
 from sagaz_es.errors import (
     ChildIdTaken,
     HandingOver,
+    LogBusy,
+    LogFull,
     LostOwnership,
     SagaEnded,
     SagaError,
     SagaNotFound,
     SagaStillRunning,
+    StorageFailed,
     UnknownSagaName,
 )
 from sagaz_es.reading.lookup import current_state, head_of_family
@@ -44,6 +47,9 @@ logger = logging.getLogger("sagaz_es.engine")
 T = TypeVar("T")
 
 RETRY_S, MAX_RETRY_S = 0.5, 30.0
+AWAY = (StorageFailed, OSError, LogBusy, LogFull)
+MAX_AWAY_S = 1.0
+"""Log or store may be back at any moment; other causes take longer."""
 
 Answer: TypeAlias = SagaState | e.RequestRefused | None
 """How a saga ended, or why nothing comes of what was asked; None: not yet, there will be news."""
@@ -89,7 +95,8 @@ class Children:
                 return None
             except (SagaError, OSError) as error:
                 logger.warning("saga %s, about its child: %s; trying again", parent.saga_id, error)
-            await asyncio.sleep(delay)
+                most = MAX_AWAY_S if isinstance(error, AWAY) else MAX_RETRY_S
+            await asyncio.sleep(min(delay, most))
             delay = min(2 * delay, MAX_RETRY_S)
 
     async def _child(self, home: Partition, parent: SagaState, step: str) -> Answer:

@@ -47,8 +47,9 @@ T = TypeVar("T")
 WAIT_S = 1.0
 """One long poll. Short, so that a partition that is given up is soon left."""
 
-BACKOFF_S = 0.05
-"""The first wait for a store that failed is twice that; it doubles up to 5 s."""
+BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+"""The first wait for a store that failed is twice that; it doubles. Not for long: a store that was
+away for a minute is not to be found back only seconds later."""
 
 BUSY, MOST_LINGERS = 50, 5
 """A batch of so many records makes the next wait twice as long, and so on up to five times."""
@@ -425,7 +426,10 @@ class Projector:
             logger.warning("the projector waits: %s", error)
         if self._on_failure is not None:
             self._on_failure(error)
-        await asyncio.sleep(min(BACKOFF_S * 2 ** min(failures, 10), 5.0))
+        # Partitions that failed together do not all come back at one moment: each waits for
+        # between half and all of it. (By a count and not by chance: a simulation is repeatable.)
+        part = 0.5 + self.counters["store_failures"] * 0.618 % 0.5
+        await asyncio.sleep(min(BACKOFF_S * 2 ** min(failures, 10), MAX_BACKOFF_S) * part)
 
     def _step_back(self, moved: CheckpointMoved) -> None:
         self.counters["stepped_back"] += 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import pickle
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 
@@ -25,6 +26,7 @@ from sagaz_es.ports import ParkedRecord, Projection
 from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.memory import MemoryProjectionStore
 from sagaz_es.testing.contracts.histories import NOON, declined_facts, history, order_facts
+from sagaz_es.testing.virtual_time import VirtualTimeLoop
 
 BEFORE = dump_policy(SnapshotPolicy(SnapshotStrategy.BEFORE_EACH_STEP))
 
@@ -183,6 +185,26 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
     assert len(await store.snapshots("order-17")) == 3
     assert (told, projector.counters["store_failures"]) == ([error, error], 2)
     assert projector.counters["stepped_back"] == 0
+
+
+def test_a_store_that_was_away_for_long_is_found_back_soon() -> None:
+    loop, store = VirtualTimeLoop(), Shaky()
+    asked: list[float] = []
+
+    async def run() -> None:
+        log = MemoryEventLog(1)
+        await log.append(0, history("order-17"))
+        store.failing = [(Unreachable("store", "here"), False)] * 200
+        projector = Projector(log, store, on_failure=lambda _: asked.append(loop.time()))
+        await projector.run_until()
+
+    loop.run_until_complete(run())
+    loop.close()
+    waits = [later - sooner for sooner, later in pairwise(asked)]
+    assert waits[0] < 0.3
+    assert max(waits) <= 1.0
+    assert min(waits[10:]) >= 0.5
+    assert len(set(waits[10:])) > 100  # partitions that failed together spread
 
 
 async def test_of_two_projectors_at_one_partition_one_steps_back(

@@ -14,8 +14,10 @@ import pytest
 
 from sagaz_es import Engine, Saga, SagaListener, SagaStatus, action, child, compensate
 from sagaz_es.core import events as e
-from sagaz_es.errors import PlanOutdated, UndoRefused
+from sagaz_es.errors import PlanOutdated, UndoRefused, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.ports import Record
+from sagaz_es.testing.virtual_time import VirtualTimeLoop
 from tests.helpers import (
     QUIET,
     After,
@@ -92,6 +94,33 @@ async def children_of(log: MemoryEventLog, saga_id: str) -> list[str]:
 
 
 # --- forward --------------------------------------------------------------------------------------
+
+
+class Away(MemoryEventLog):
+    """A log whose index answers nothing until a time of the loop's."""
+
+    back_at = 0.0
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> tuple[Record, ...]:
+        if asyncio.get_running_loop().time() < self.back_at:
+            raise Unreachable("the log", "here")
+        return await super().read_saga(saga_id, from_offset)
+
+
+def test_a_child_begins_soon_after_a_long_outage_has_ended() -> None:
+    loop, ledger, log = VirtualTimeLoop(), Ledger(), Away(1)
+
+    async def run() -> float:
+        async with shop(ledger, log, clock=loop) as engine:
+            handle = await engine.start(OrderSaga, {"total": 90})
+            log.back_at = loop.time() + 585
+            assert (await handle.result()).success
+            return loop.time() - log.back_at
+
+    late_s = loop.run_until_complete(run())
+    loop.close()
+    assert 0 < late_s < 2
+    assert ledger.order == ["reserve", "authorize", "capture", "ship"]
 
 
 async def test_a_child_step_runs_a_saga_and_merges_the_named_keys_of_its_context() -> None:
