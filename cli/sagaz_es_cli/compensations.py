@@ -16,6 +16,7 @@ from sagaz_es_cli.opening import reading, run
 from sagaz_es_cli.options import (
     LIMIT,
     AnyFunction,
+    Group,
     Settings,
     actor_option,
     command,
@@ -30,7 +31,7 @@ PAGE = 100
 """Failed sagas asked of the store at a time."""
 
 
-@click.group()
+@click.group(cls=Group)
 def compensations() -> None:
     """Compensations that are stuck: look at them, try them again, let them be."""
 

@@ -19,7 +19,7 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.errors import MissingDependencyError, SagaError
 from sagaz_es_cli import exits, logs, sources
 from sagaz_es_cli.opening import run
-from sagaz_es_cli.options import Settings, command, resources_option
+from sagaz_es_cli.options import Group, Settings, command, resources_option
 from sagaz_es_cli.resources import resources_of
 
 logger = logging.getLogger("sagaz_es.worker")
@@ -28,7 +28,7 @@ NAMED = 10
 """So many sagas are named in one line."""
 
 
-@click.group()
+@click.group(cls=Group)
 def engine() -> None:
     """Workers: processes that carry sagas on."""
 

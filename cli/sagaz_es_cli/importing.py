@@ -30,7 +30,8 @@ def add_import(group: click.Group) -> None:
             sagaz-es import fines.csv --saga-name fine --saga-id-column case \\
                 --step-column activity --time-column when --infer-types
             sagaz-es import orders.csv --saga-name order --saga-id-column order \\
-                --step-column step --time-column at --ends ship --ends refund=rolled_back
+                --step-column step --time-column at \\
+                --ends ship --ends refund=rolled_back
             """,
     )
     @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))

@@ -20,6 +20,7 @@ from sagaz_es_cli.decisions import add_decisions
 from sagaz_es_cli.doctor import add_doctor
 from sagaz_es_cli.engine import engine
 from sagaz_es_cli.importing import add_import
+from sagaz_es_cli.options import Group
 from sagaz_es_cli.projector import projector
 from sagaz_es_cli.render import printable
 from sagaz_es_cli.replay import replay
@@ -31,7 +32,7 @@ from sagaz_es_cli.versions import add_versions
 DEBUG_VARIABLE = "SAGAZ_ES_DEBUG"
 
 
-class _Group(click.Group):
+class _Group(Group):
     """Turns every error into its exit status, once."""
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -204,6 +205,18 @@ def _log_beside(store: str | None) -> str | None:
     return store if alone and not Path(DEFAULT_LOG.removeprefix("sqlite:///")).exists() else None
 
 
+class Group(click.Group):
+    """A group that says of each command its whole first sentence, over two lines if need be."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [
+            (name, self.commands[name].get_short_help_str(limit=1000))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 class Command(click.Command):
     """A command with the common options, shown apart from its own. `keys`: those of its JSON."""
 
@@ -232,6 +245,10 @@ class Command(click.Command):
         formatter.write_text(f"Exit status: {', '.join(statuses)}.")
 
 
+EXAMPLE_COLUMNS = 74
+"""Beside their indentation and a backslash."""
+
+
 def command(
     group: click.Group, name: str, *, examples: str, keys: str = ""
 ) -> Callable[[AnyFunction], Command]:
@@ -253,7 +270,8 @@ def command(
             log = log or _log_beside(store)
             function(Settings(log or None, store or None, apps, chosen), **own)
 
-        lines = "\n".join(f"  {line}" for line in inspect.cleandoc(examples).splitlines())
+        folded = [part for line in inspect.cleandoc(examples).splitlines() for part in _fold(line)]
+        lines = "\n".join(f"  {line}" for line in folded)
         made = click.command(name, cls=Command, epilog=f"\b\nExamples:\n{lines}")(call)
         made.keys = " ".join(keys.split())
         made.params.extend(common_options())
@@ -261,3 +279,16 @@ def command(
         return made
 
     return decorate
+
+
+def _fold(line: str) -> list[str]:
+    """A command line as a terminal of 80 columns shows it, with `\\` before options."""
+    lines = [""]
+    for part in re.split(r" (?=--?[a-z])", line):
+        joined = f"{lines[-1]} {part}" if lines[-1] else part
+        if len(joined.removesuffix(" \\")) <= EXAMPLE_COLUMNS or not lines[-1].strip():
+            lines[-1] = joined
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    {part}")
+    return lines

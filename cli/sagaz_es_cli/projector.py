@@ -15,7 +15,7 @@ from sagaz_es.ports import ProjectionStore
 from sagaz_es.reading.projector import PartitionStatus, Projector
 from sagaz_es_cli import exits
 from sagaz_es_cli.opening import reading, run, writing
-from sagaz_es_cli.options import LIMIT, Settings, command
+from sagaz_es_cli.options import LIMIT, Group, Settings, command
 from sagaz_es_cli.render import Block, Line, cells, counted, emit, note
 from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_projections import rebuild as making_anew
@@ -25,7 +25,7 @@ from sagaz_es_projections import verify as comparing
 Statuses = tuple[PartitionStatus, ...]
 
 
-@click.group()
+@click.group(cls=Group)
 def projector() -> None:
     """Keep a store (lists, snapshots, archive) up to date with the log."""
 

@@ -14,13 +14,13 @@ from sagaz_es_cli import exits
 from sagaz_es_cli.asking import by_whoever_serves, need_engines_or_code, user
 from sagaz_es_cli.history import add_list_changes, add_time_travel
 from sagaz_es_cli.opening import asking, reading, run, unless_interrupted
-from sagaz_es_cli.options import AnyFunction, Settings, command, resources_option
+from sagaz_es_cli.options import AnyFunction, Group, Settings, command, resources_option
 from sagaz_es_cli.overrides import parse_overrides
 from sagaz_es_cli.render import Block, Fields, Line, cells, emit, note
 from sagaz_es_cli.tables import Column, Rows
 
 
-@click.group()
+@click.group(cls=Group)
 def replay() -> None:
     """Plan and run replays, take them back, and look at the past of a saga."""
 

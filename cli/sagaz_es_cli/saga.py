@@ -18,6 +18,7 @@ from sagaz_es_cli.history import past_of, state_blocks, state_record
 from sagaz_es_cli.opening import Reading, reading, run, unless_interrupted
 from sagaz_es_cli.options import (
     LIMIT,
+    Group,
     JsonObject,
     Settings,
     actor_option,
@@ -30,7 +31,7 @@ from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_cli.times import age, iso, shown
 
 
-@click.group()
+@click.group(cls=Group)
 def saga() -> None:
     """Start sagas, list them, look at one, cancel one."""
 

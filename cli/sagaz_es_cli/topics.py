@@ -9,11 +9,11 @@ import click
 from sagaz_es.connect import open_log
 from sagaz_es.errors import ConfigurationError, UnsuitableTopic
 from sagaz_es_cli.opening import inspect, run
-from sagaz_es_cli.options import Settings, command
+from sagaz_es_cli.options import Group, Settings, command
 from sagaz_es_cli.render import Block, Fields, emit
 
 
-@click.group()
+@click.group(cls=Group)
 def topics() -> None:
     """The Kafka topic that holds the sagas of a namespace."""
 
