@@ -578,6 +578,22 @@ class PivotPassed(RequestRefusedError):
         )
 
 
+class PivotUndecided(RequestRefusedError):
+    """A saga was asked to go back while nobody knows whether its pivot has happened, and only a
+    person can find that out, or let the pivot be tried again."""
+
+    def __init__(self, saga_id: str, pivot: str) -> None:
+        super().__init__(saga_id, pivot)
+        self.saga_id, self.pivot = saga_id, pivot
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} cannot go back yet: its pivot {self.pivot!r} may have "
+            f"happened; see `sagaz-es saga resolve {self.saga_id} --step {self.pivot}`, or resume "
+            "the saga if it is paused"
+        )
+
+
 class SagaIdTaken(RequestRefusedError):
     """The id that a saga was to be started with is that of a saga of another name."""
 

@@ -7,6 +7,8 @@ facts, carries its state forward by them, and runs the attempts only after it ha
 Law (total): every state has a decision; nothing raises.
 Law (ready means ready): a step starts when its own dependencies are done, not when a level is.
 Law (no way back behind a pivot): nothing that a completed pivot depends on, nor it, is undone.
+Law (no way back beside an open pivot): a saga does not go back while a pivot of it runs, or may
+have happened and can still be tried or asked about. Source: docs/decisions/0046.
 Law (reverse): a step is undone after everything that depends on it, over steps without
 compensation.
 """
@@ -21,14 +23,15 @@ from msgspec import Struct, structs
 
 from sagaz_es.core import events as e
 from sagaz_es.core.effects import standing
-from sagaz_es.core.graph import Graph
+from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.state import SagaState, StepState
 from sagaz_es.core.texts import join_names, names
-from sagaz_es.errors import PivotPassed, SagaEnded
+from sagaz_es.errors import PivotPassed, PivotUndecided, SagaEnded
 
 
 class ParallelFailureStrategy(StrEnum):
-    """What happens to running siblings when a step has failed for good."""
+    """What happens to running siblings when a step has failed for good. A pivot that runs is waited
+    for, whatever the strategy."""
 
     FAIL_FAST = "fail_fast"  # they are cancelled
     WAIT_ALL = "wait_all"  # they finish first
@@ -93,7 +96,8 @@ DEFAULT_RULES = Rules()
 class Decision(Struct, frozen=True, gc=False):
     """Facts to append now, attempts to run once they are accepted, when to ask again at the latest.
 
-    `stop_running`: attempts under way are to be cancelled; their outcomes come first.
+    `stop_running`: attempts under way are to be cancelled, except those of pivots; their outcomes
+    come first.
     """
 
     facts: tuple[e.Fact, ...] = ()
@@ -112,7 +116,7 @@ def decide(state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULE
         if deadline and completed_pivots(state, graph):
             deadline = 0  # behind a pivot a saga only goes forward
         if deadline and now >= deadline:
-            return _too_late(state, graph)
+            return _too_late(state, graph, now, rules)
         decision = IDLE if state.paused else _forward(state, graph, now, rules)
         if deadline and not 0 < decision.wake_at <= deadline:
             return structs.replace(decision, wake_at=deadline)
@@ -122,8 +126,10 @@ def decide(state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULE
     return IDLE
 
 
-def _too_late(state: SagaState, graph: Graph) -> Decision:
-    """The saga's deadline has passed, and no pivot forbids to go back."""
+def _too_late(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision:
+    """The saga's deadline has passed, and no completed pivot forbids to go back."""
+    if open_pivots(state, graph):
+        return settle_pivots(state, graph, now, rules)
     if _running(state):
         return Decision(run=_children(state, graph), stop_running=True)
     return Decision(_lost(state, graph, DEADLINE) or (go_back(state, graph, reason=DEADLINE),))
@@ -149,11 +155,19 @@ def _forward(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decision
     stale = [name for name, step in steps.items() if step.status in _TO_UNDO_FIRST]
     if stale:
         return _undo_wave(stale, state, graph, now, rules)
+    return _go_on(graph.steps, state, graph, now, rules)
+
+
+def _go_on(
+    nodes: Iterable[StepNode], state: SagaState, graph: Graph, now: int, rules: Rules
+) -> Decision:
+    """What these steps can do now. The saga has completed if all of them are done."""
+    steps = state.steps
     facts: list[e.Fact] = []
     run: list[Attempt] = []
     wake_at = 0
     open_steps = False
-    for node in graph.steps:
+    for node in nodes:
         step = steps.get(node.name)
         status = "pending" if step is None else step.status
         if status == "completed" or status == "skipped":
@@ -267,8 +281,12 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
             until += rules.grace_us
         if now < until:
             return Decision(run=children, wake_at=until)
-        if running:
+        undecided = open_pivots(state, graph)
+        if not undecided.issuperset(running):
             return Decision(run=children, stop_running=True)
+    if open_pivots(state, graph):
+        settling = settle_pivots(state, graph, now, rules)
+        return structs.replace(settling, run=(*children, *settling.run))
     lost = _lost(state, graph)
     if lost:
         return Decision(lost)
@@ -311,6 +329,29 @@ def _behind_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
         for name, step in state.steps.items()
         if step.status == "failed" and not pivots.isdisjoint(graph.ancestors.get(name, ()))
     )
+
+
+def open_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
+    """Pivots that run, or that may have happened and can still be tried again or asked about: until
+    their outcome is known there is no telling whether there is a way back."""
+    return frozenset(name for name in graph.pivots if _is_open(state.step(name)))
+
+
+def _is_open(step: StepState) -> bool:
+    if step.status == "pending":  # until its next attempt
+        return step.unknown
+    return step.status in ("executing", "outcome_unknown")
+
+
+def settle_pivots(
+    state: SagaState, graph: Graph, now: int, rules: Rules = DEFAULT_RULES
+) -> Decision:
+    """What brings the outcome of the open pivots to light, and nothing else. A paused saga tries
+    nothing."""
+    if state.paused:
+        return IDLE
+    undecided = open_pivots(state, graph)
+    return _go_on([graph.by_name[name] for name in sorted(undecided)], state, graph, now, rules)
 
 
 def locked_by_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
@@ -540,7 +581,8 @@ def failed_attempt(
 def cancel(state: SagaState, graph: Graph, request: e.CancelRequested) -> tuple[e.Fact, ...]:
     """The facts that follow from a request to cancel, once nothing runs any more.
 
-    None if the saga already goes back. Raises PivotPassed, SagaEnded (unless it is cancelled).
+    None if the saga already goes back. Raises PivotPassed, SagaEnded (unless it is cancelled), and
+    PivotUndecided while `settle_pivots` comes first.
     """
     if state.ended:
         if state.status == "cancelled":
@@ -551,6 +593,8 @@ def cancel(state: SagaState, graph: Graph, request: e.CancelRequested) -> tuple[
         raise PivotPassed(state.saga_id, pivots[-1])
     if state.status == "compensating":
         return ()
+    if undecided := open_pivots(state, graph):
+        raise PivotUndecided(state.saga_id, min(undecided))
     return (
         *_lost(state, graph),
         go_back(

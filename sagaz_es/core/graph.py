@@ -101,6 +101,12 @@ class Graph:
         }
 
     @cached_property
+    def pivots(self) -> tuple[str, ...]:
+        """Steps behind which there is no way back. Not those that are sagas of their own: such a
+        saga goes back as a whole, or says that it does not."""
+        return tuple(step.name for step in self.steps if step.pivot and not step.child)
+
+    @cached_property
     def child_steps(self) -> tuple[str, ...]:
         """Steps that are sagas of their own."""
         return tuple(step.name for step in self.steps if step.child)

@@ -307,8 +307,10 @@ class Engine:
     async def cancel(self, saga_id: Any, *, reason: str = "", actor: str = "") -> None:
         """Stop the saga and undo what it did; returns once that is decided.
 
-        Raises SagaNotFound, SagaEnded, PivotPassed; here and below DefinitionChanged,
-        MigrationFailed, where this engine serves the saga and its code does not fit.
+        A pivot that runs is not stopped: what becomes of it decides, and that may take as long as
+        its retries do. Raises SagaNotFound, SagaEnded, PivotPassed, PivotUndecided; here and below
+        DefinitionChanged, MigrationFailed, where this engine serves the saga and its code does not
+        fit.
         """
         self._check_open()
         check_said(actor, reason)

@@ -11,6 +11,7 @@ import logging
 
 from sagaz_es.core import events as e
 from sagaz_es.core.children import Caller
+from sagaz_es.core.decide import open_pivots
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
 from sagaz_es.engine import children, compensations, decisions, replayer
@@ -92,16 +93,65 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
         return bool((await known_state(host, saga_id)).goal)
 
     while not await goes_back():
-        runner = host.awake(saga_id)
-        if runner is None:
-            await host.ask(request, _goes_back, goes_back, confirmed=went_back)
+        runner, home = host.awake(saga_id), host.partition_for(saga_id)
+        if runner is None or (home is None and runner.awaits_pivot):
+            try:
+                await host.ask(request, _goes_back, goes_back, confirmed=went_back)
+            except TimeoutError:
+                await _tell_what_it_waits_for(host, saga_id)
+                raise
             return
         try:
-            await runner.request_cancel(request)
+            if home is not None and runner.awaits_pivot:
+                await _after_pivot(host, home, request)
+            else:
+                await runner.request_cancel(request)
             return
         except LostOwnership:
             host.check_open(saga_id)  # it goes on elsewhere, and may go back there
             await asyncio.sleep(ASK_AGAIN_S)
+
+
+async def _after_pivot(host: Host, home: Partition, request: e.CancelRequested) -> None:
+    """Until a cancel is decided that a pivot comes before, which may take as long as the pivot's
+    retries do. It is, although who asked goes away, and although this engine does."""
+    deciding = host.spawn(_decided(host, home, request), f"cancel {request.saga_id}")
+    await asyncio.wait([deciding])
+    if deciding.cancelled():
+        raise EngineClosed(request.saga_id)
+    error = deciding.result()
+    if error is not None:
+        raise error
+
+
+async def _decided(host: Host, home: Partition, request: e.CancelRequested) -> Exception | None:
+    """Put a cancel in the log and carry it out; what it was refused with, or what came between."""
+    home.held[request.request_id] = home.position  # ours to answer when we read it
+    error: Exception | None = None
+    try:
+        await host.log.append(home.index, [request])
+        runner = host.awake(request.saga_id)
+        if runner is None:
+            raise LostOwnership(request.saga_id)
+        await runner.request_cancel(request)
+    except RequestRefusedError as refused:
+        error = refused
+        await _refuse(host, home, request, refused)
+    except (SagaError, OSError) as failure:
+        error = failure
+    if not home.leaving:  # else it is the next owner's
+        home.held.pop(request.request_id, None)
+    return error
+
+
+async def _tell_what_it_waits_for(host: Host, saga_id: str) -> None:
+    """Raises TimeoutError if a cancel that nobody has answered yet waits for a pivot."""
+    state = await known_state(host, saga_id)
+    for pivot in sorted(open_pivots(state, state.step_graph)):
+        raise TimeoutError(
+            f"saga {saga_id!r} is in its pivot {pivot!r}: the cancel stays in the log, and is "
+            "decided once the outcome of the pivot is known"
+        ) from None
 
 
 def _goes_back(fact: e.Fact) -> bool:
@@ -150,7 +200,7 @@ class Answers:
             except (StorageFailed, OSError) as failure:
                 error = failure  # ours, not the request's: it is answered once that is over
             except (SagaError, TypeError, ValueError) as refused:
-                await self._refuse(partition, request, refused)
+                await _refuse(self._host, partition, request, refused)
                 break
             if partition.leaving or partition.closed:
                 return  # the next owner answers; until then the request holds the mark
@@ -181,18 +231,6 @@ class Answers:
             if asks_now and (unfit := self._host.refusal_of(saga_id)) is not None:
                 raise unfit
             await asyncio.sleep(0.05)
-
-    async def _refuse(self, partition: Partition, request: e.Request, error: Exception) -> None:
-        refused = e.RequestRefused(
-            request.request_id,
-            request.saga_id,
-            self._host.clock.now(),
-            error=type(error).__name__,
-            message=str(error),
-        )
-        await partition.refuse(refused)
-        if isinstance(request, e.StartRequested):
-            self._host.refuse_start(request.saga_id, error)
 
     async def _do(self, partition: Partition, request: e.Request) -> None:
         host = self._host
@@ -237,3 +275,16 @@ class Answers:
             await decisions.answer(host, request)
         else:
             raise RequestRefusedError(f"{type(request).__name__} is not served by this version")
+
+
+async def _refuse(host: Host, home: Partition, request: e.Request, error: Exception) -> None:
+    refused = e.RequestRefused(
+        request.request_id,
+        request.saga_id,
+        host.clock.now(),
+        error=type(error).__name__,
+        message=str(error),
+    )
+    await home.refuse(refused)
+    if isinstance(request, e.StartRequested):
+        host.refuse_start(request.saga_id, error)

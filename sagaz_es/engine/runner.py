@@ -13,10 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from sagaz_es.core import events as e
-from sagaz_es.core.decide import DEADLINE, Attempt, Decision, cancel, decide, is_too_late
+from sagaz_es.core.decide import (
+    DEADLINE,
+    Attempt,
+    Decision,
+    Rules,
+    cancel,
+    decide,
+    is_too_late,
+    open_pivots,
+    settle_pivots,
+)
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, dump_state
@@ -30,13 +40,17 @@ from sagaz_es.engine.attempts import (
 )
 from sagaz_es.engine.partition import Cell, Partition
 from sagaz_es.engine.turns import Turns
-from sagaz_es.errors import LostOwnership, RequestRefusedError, SagaEnded
+from sagaz_es.errors import LostOwnership, PivotUndecided, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
 from sagaz_es.sagas.definition import Definition
 
 logger = logging.getLogger("sagaz_es.engine")
 
 PARK_US = 1_000_000  # a shorter wait is waited out by the loop itself
+
+Todo: TypeAlias = tuple[list[Attempt], int, bool]
+"""Attempts that may run now, when to decide again at the latest (µs; 0: when something happens),
+whether what runs is to be stopped."""
 
 
 class SagaRunner:
@@ -89,6 +103,7 @@ class SagaRunner:
         self._turns = turns  # until it has its turn
         self.lets_in: Callable[[SagaState], bool] | None = None
         """Of a saga that was taken over: asked before it runs anything, until it says yes."""
+        self._no_room = False  # it was not let in, the last time it was asked
         self.ready: asyncio.Future[None] | None = None
         self.starting = False  # its task is made; until it runs, nothing else may be numbered
         self.parked = False  # ended with nothing to run until somebody, or `wake_at`, wakes it
@@ -107,14 +122,27 @@ class SagaRunner:
     # --- asked from outside ---
 
     def request_cancel(self, request: e.CancelRequested) -> asyncio.Future[None]:
-        """Stop what runs and go back. Raises PivotPassed, SagaEnded before anything is stopped."""
-        cancel(self.state, self._graph, request)
+        """Stop what runs and go back. Raises PivotPassed, SagaEnded before anything is stopped.
+
+        While a pivot's outcome is open, nothing is stopped and nothing new begins until it is
+        known; then the answer is PivotPassed, or PivotUndecided if only a person can find it out.
+        """
+        try:
+            cancel(self.state, self._graph, request)
+        except PivotUndecided:
+            pass
+        else:
+            self._stop_attempts()
         if self._cancelled is None:
             self._cancelled = asyncio.get_running_loop().create_future()
         self._cancel_request = request
-        self._stop_attempts()
-        self._wake()
+        self.look_again()
         return self._cancelled
+
+    @property
+    def awaits_pivot(self) -> bool:
+        """Whether a cancel is decided only once the outcome of a pivot is known."""
+        return bool(open_pivots(self.state, self._graph))
 
     def cancel_first(self, request: e.CancelRequested) -> None:
         """Go back before anything has run; for a saga that is about to begin."""
@@ -222,9 +250,8 @@ class SagaRunner:
             if stop:
                 late = is_too_late(state, self._graph, self._attempts.now())
                 self._stop_attempts(DEADLINE if late else "")
-            if self._cancel_request is not None and attempts and not attempts[0].undo:
-                self._withdraw(attempts)
-                attempts = [attempt for attempt in attempts if attempt.undo]
+            if self._cancel_request is not None and attempts:
+                attempts = self._withdraw(attempts)
                 if not attempts:
                     continue
             if len(attempts) == 1 and not self._running and not wake_at:
@@ -253,26 +280,33 @@ class SagaRunner:
             return False
         return not wake_at or wake_at - self._attempts.now() > PARK_US
 
-    def _decide(self) -> tuple[list[Attempt], int, bool]:
+    def _decide(self) -> Todo:
         """Number every fact that follows now, and what may run once they are accepted."""
         if self._running:
             for step in [name for name, task in self._running.items() if task.done()]:
                 task = self._running.pop(step)
                 self._take(step, self._never_began(step) if task.cancelled() else task.result())
         self._news = False
-        if self._cancel_request is not None and not self._running:
-            self._answer_cancel(self._cancel_request)
-        if self._draining or self._cancel_request is not None:
+        if self._cancel_request is not None:
+            first = self._decide_cancel(self._cancel_request)
+            if first is not None:
+                return first
+        if self._draining:
             return [], 0, False
-        attempts: list[Attempt] = []
-        state = self.state
         if self._turns is not None and (wake_at := self._wait_for_turn(self._turns)):
             return [], max(0, wake_at), False
+        return self._follow(decide)
+
+    def _follow(self, decide: Callable[[SagaState, Graph, int, Rules], Decision]) -> Todo:
+        attempts: list[Attempt] = []
+        state = self.state
+        self._no_room = False
         while True:
             now = self._attempts.now()
-            decision: Decision = decide(state, self._graph, now, self.definition.rules)
+            decision = decide(state, self._graph, now, self.definition.rules)
             if self.lets_in is not None and _runs_something(decision.run):
                 if not self.lets_in(state):
+                    self._no_room = True
                     return [], decision.wake_at, False
                 self.lets_in = None
             for fact in decision.facts:
@@ -335,31 +369,56 @@ class SagaRunner:
             error_message=stopped_because("it was stopped before it ran", why),
         )
 
-    def _withdraw(self, attempts: list[Attempt]) -> None:
-        """A cancel came while their start was on its way: they never ran. What undoes goes on."""
+    def _withdraw(self, attempts: list[Attempt]) -> list[Attempt]:
+        """A cancel came while their start was on its way: they never ran. What is left of them:
+        what undoes, and what finds out about a pivot that may have happened before."""
+        left = []
         for attempt in attempts:
-            if attempt.ask or attempt.undo:
-                continue
-            self._number(
-                e.StepFailed(
-                    attempt.step,
-                    attempt.attempt,
-                    error_type="Cancelled",
-                    error_message="the saga was cancelled before the step ran",
+            if attempt.undo or (attempt.step in self._graph.pivots and self._in_doubt(attempt)):
+                left.append(attempt)
+            elif not attempt.ask:
+                self._number(
+                    e.StepFailed(
+                        attempt.step,
+                        attempt.attempt,
+                        error_type="Cancelled",
+                        error_message="the saga was cancelled before the step ran",
+                    )
                 )
-            )
+        return left
 
-    def _answer_cancel(self, request: e.CancelRequested) -> None:
-        self._cancel_request = None
-        answer = self._cancelled
+    def _in_doubt(self, attempt: Attempt) -> bool:
+        return self.state.step(attempt.step).unknown
+
+    def _decide_cancel(self, request: e.CancelRequested) -> Todo | None:
+        """What comes before the answer to a cancel; None: it is answered, and the saga goes on,
+        back or, if that was refused, forward."""
         try:
-            for fact in cancel(self.state, self._graph, request):
-                self._number(fact)
-        except RequestRefusedError as error:
-            if answer is not None and not answer.done():
-                answer.set_exception(error)
-        else:
-            self._cancel_decided = answer
+            back = cancel(self.state, self._graph, request)
+        except PivotUndecided as undecided:
+            first = ([], 0, False) if self._draining else self._follow(settle_pivots)
+            attempts, wake_at, _ = first
+            waits = not self._running.keys().isdisjoint(open_pivots(self.state, self._graph))
+            if attempts or wake_at or waits or self._no_room or self._draining:
+                return first
+            self._refuse_cancel(undecided)
+            return None
+        except RequestRefusedError as refused:
+            self._refuse_cancel(refused)
+            return None
+        if self._running:
+            self._stop_attempts()
+            return [], 0, False
+        for fact in back:
+            self._number(fact)
+        self._cancel_request, self._cancel_decided = None, self._cancelled
+        self._cancelled = None
+        return None
+
+    def _refuse_cancel(self, error: RequestRefusedError) -> None:
+        self._cancel_request = None
+        if self._cancelled is not None and not self._cancelled.done():
+            self._cancelled.set_exception(error)
         self._cancelled = None
 
     def _number(self, fact: e.Fact, now: int = 0) -> None:
@@ -398,9 +457,8 @@ class SagaRunner:
                 timer = asyncio.create_task(self._clock.sleep_until(wake_at))
                 timer.add_done_callback(lambda done: None if done.cancelled() else woken.set())
             try:
-                if self._cancel_request is None or self._running:
-                    if not (self._draining and not self._running):
-                        await woken.wait()
+                if not (self._draining and not self._running):
+                    await woken.wait()
             finally:
                 if timer is not None:
                     timer.cancel()
@@ -417,14 +475,20 @@ class SagaRunner:
             self._inline = None
 
     def _stop_attempts(self, why: str = "") -> None:
-        """Cancel forward attempts under way; compensations are left to finish."""
+        """Cancel forward attempts under way, each once; compensations and pivots are left to
+        finish."""
+        left = open_pivots(self.state, self._graph)
         for step, task in self._running.items():
-            if self.state.step(step).status == "executing" and not task.done():
+            if self._may_stop(step, left) and not task.done():
                 self._attempts.stopped[step] = why
                 task.cancel()
-        if self._inline is not None and self.state.step(self._inline_step).status == "executing":
+        if self._inline is not None and self._may_stop(self._inline_step, left):
             self._attempts.stopped[self._inline_step] = why
             self._inline.cancel()
+
+    def _may_stop(self, step: str, left: frozenset[str]) -> bool:
+        runs = self.state.step(step).status == "executing"
+        return runs and step not in left and step not in self._attempts.stopped
 
 
 def _runs_something(attempts: Sequence[Attempt]) -> bool:

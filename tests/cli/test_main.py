@@ -78,6 +78,7 @@ def test_wrong_usage_is_status_2_on_stderr(shop: Shop, arguments: tuple[str, ...
         (errors.PlanOutdated("s", "it moved"), 3),
         (errors.SagaStillRunning("s", "executing"), 3),
         (errors.PivotPassed("s", "ship"), 3),
+        (errors.PivotUndecided("s", "ship"), 3),
         (errors.UndoRefused("r", "no"), 3),
         (errors.DefinitionChanged("s", "order", ()), 3),
         (errors.InvalidOverride("x", "column 1"), 2),

@@ -390,6 +390,8 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
     step.status, step.interrupted = ("pending" if fact.retry_at else "failed"), False
     step.forced = fact.forced
     step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
+    if step.pivot and fact.unknown and fact.error_type in ("Cancelled", "Interrupted"):
+        return "a pivot is left to its end"
     if before == "waiting" and fact.error_type == "SignalTimeout":
         return None
     if before == "waiting" and step.child_runs:
@@ -454,6 +456,10 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
         return f"the saga is {before}"
     locked = saga.locked()
     for name, step in saga.steps.items():
+        if step.pivot and (
+            step.status in ("started", "unknown") or (step.status == "pending" and step.maybe)
+        ):
+            return f"pivot {name} is {step!r}: nobody knows whether it happened"
         certain = step.status in ("completed", "stale", "undoing") or step.child_runs
         maybe = step.on_unknown and (
             (step.maybe and step.status in ("failed", "unknown", "pending"))

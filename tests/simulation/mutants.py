@@ -48,6 +48,12 @@ MUTANTS = (
         "unknown=fact.unknown,",
     ),
     Mutant(
+        "a saga goes back while its pivot runs",
+        "sagaz_es.core.decide",
+        "return frozenset(name for name in graph.pivots if _is_open(state.step(name)))",
+        "return frozenset()",
+    ),
+    Mutant(
         "a step runs before its start is confirmed",
         "sagaz_es.engine.runner",
         "                await self._send()\n                if self._attempts.observed:",
