@@ -307,14 +307,19 @@ async def answer(host: Host, home: Partition, request: e.UndoRequested) -> None:
             raise SagaNotFound(request.saga_id, host.log.name)
         head = await head_of_family(host.log, host.store, child)
         if head is None:
-            raise SagaStillRunning(child.branch, "pending", child.saga_id)
+            await _look_again(home, child.branch)
+            continue
         if request.request_id in head.answered or has_gone_back(head):
             return
         if not await _is_taken_back(host, home, request):
             return  # it had gone back, and was replayed on its own since
         cell = home.cells.get(head.saga_id)
         if cell is None and head.ended:
-            break
+            try:
+                await _undo(host, home, head, request)
+                return
+            except SagaStillRunning:
+                pass  # another engine has taken it up
         if cell is not None and cell.ours:
             runner = host.awake(head.saga_id)
             if runner is not None:
@@ -331,9 +336,17 @@ async def answer(host: Host, home: Partition, request: e.UndoRequested) -> None:
                     pass  # meanwhile: look again
                 else:
                     return
-        if home.leaving:
-            raise HandingOver(head.saga_id)
-        await asyncio.sleep(0.05)  # another engine's: its death may not be noticed yet
+        await _look_again(home, head.saga_id)
+
+
+async def _look_again(home: Partition, saga_id: str) -> None:
+    """Soon: it is another engine's, or begins. Raises HandingOver."""
+    if home.leaving:
+        raise HandingOver(saga_id)
+    await asyncio.sleep(0.05)
+
+
+async def _undo(host: Host, home: Partition, head: SagaState, request: e.UndoRequested) -> None:
     definition = host.registry.by_name(head.saga_name)
     claimed = await host.claim(head, "take-back")
     back = take_back(

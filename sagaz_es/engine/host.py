@@ -509,8 +509,7 @@ class Host:
             raise HandingOver(state.saga_id)
         # No await between this look and the new cell: of two who take it up at once one does.
         other = partition.cells.get(state.saga_id)
-        seen = partition.seen.get(state.saga_id) if other is None else other.accepted
-        if other is not None or (seen is not None and seen.sequence != state.sequence):
+        if other is not None or partition.knows_more(state):
             raise SagaStillRunning(
                 state.saga_id, state.status if other is None else other.state.status
             )

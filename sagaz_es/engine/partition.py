@@ -593,6 +593,12 @@ class Partition:
         if self.waiting and cell.state.saga_id in self.waiting:
             self._owner.on_awaited(self, cell.state.saga_id, cell)
 
+    def knows_more(self, state: SagaState) -> bool:
+        """Whether more was heard of an ended saga than this state, read off the log, has in it."""
+        seen = self.seen.get(state.saga_id)
+        taken_up = f"lost {state.saga_id}" in self.held  # by others, who are being looked at
+        return taken_up or (seen is not None and seen.sequence != state.sequence)
+
     def forget_before(self, offset: int) -> None:
         """The store, or the log's index, answers for everything that ended before `offset`."""
         self.older = None

@@ -471,7 +471,7 @@ async def _append_to_head(
     host: Host, partition: Partition, plan: ReplayPlan, head: SagaState, fact: e.ReplayBranched
 ) -> None:
     """Append ReplayBranched as the next event of the head; the acceptance rule picks the winner."""
-    if plan.head_saga_id in partition.cells:
+    if plan.head_saga_id in partition.cells or partition.knows_more(head):
         raise PlanOutdated(plan.saga_id, "another replay of it is being decided")
     accepted = Accepted.of(head)
     ours = head.writer == host.writer

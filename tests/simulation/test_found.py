@@ -14,7 +14,7 @@ from sagaz_es.core.decide import cancel, decide
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.state import SagaState
-from sagaz_es.errors import EngineClosed, PlanOutdated, Unreachable
+from sagaz_es.errors import EngineClosed, PlanOutdated, SagaStillRunning, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk
 from tests.helpers import (
@@ -363,3 +363,53 @@ async def test_a_parent_hears_of_a_child_that_was_taken_over_and_has_ended_by_th
             ],
         )
         assert (await asyncio.wait_for(handle.result(), 10)).success
+
+
+# --- an ended saga that another engine takes up while this one looks at it ------------------------
+
+
+class _Overtaking(FaultyLog):
+    """What is read of "s" is out of date when it arrives: another engine has claimed it by then."""
+
+    engine: Engine | None = None
+    reads = 0  # until it happens
+    gate: Gate | None = None  # behind that, before the next answer
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> Any:
+        if self.gate is not None:
+            await self.gate.pass_through()
+        found = await super().read_saga(saga_id, from_offset)
+        self.reads -= saga_id == "s"
+        if (engine := self.engine) is not None and not self.reads:
+            self.engine, self.gate = None, Gate()
+            last = found[-1].entry
+            assert isinstance(last, e.Event)
+            claim = e.SagaClaimed("retry")
+            await self.append(0, [e.Event("s", "order", b"other", 1, last.sequence + 1, 1, claim)])
+            # Its own append behind that: now it has read what lies between.
+            await engine.host.partitions[0].refuse(e.RequestRefused("nobody's", "nobody"))
+        return found
+
+
+@pytest.mark.parametrize(("asks", "reads"), [("retry", 1), ("replay", 2)])
+async def test_what_another_engine_takes_up_is_not_taken_up_from_an_older_state(
+    asks: str, reads: int
+) -> None:
+    log, ledger = _Overtaking(), Ledger()
+    ledger.fails("charge", Declined())
+    ledger.fails("undo reserve", *[Declined()] * 10)
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await engine.run(OrderSaga, saga_id="s")).status is SagaStatus.FAILED
+    calls = len(ledger.calls)
+    async with engine_on(log, ledger=ledger) as engine:  # which knows nothing of it
+        plan = await engine.plan_replay("s", "ship")
+        engine.host.partitions[0].forget_before(log._partitions[0].records[-1].offset + 1)
+        log.engine, log.reads = engine, reads
+        with pytest.raises(SagaStillRunning if asks == "retry" else PlanOutdated):
+            if asks == "retry":
+                await engine.retry_compensation("s", "reserve", reason="again")
+            else:
+                await engine.replay(plan)
+        assert log.gate is not None
+        log.gate.open()
+    assert len(ledger.calls) == calls
