@@ -16,6 +16,7 @@ from sagaz_es.connect import connect, open_blobs, open_log, open_store
 from sagaz_es.core.state import SagaState
 from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.containment import contain_exits
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.errors import SagaSetAside, StorageFailed, UnknownSagaName
@@ -64,6 +65,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop, task, number)
+        contain_exits(loop)
         return await work
 
     try:

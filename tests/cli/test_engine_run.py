@@ -202,6 +202,38 @@ def test_it_ends_at_the_drain_limit_though_a_step_sits_in_a_thread(project: Proj
     assert shown["status"] == "executing", "the next worker carries it on"
 
 
+EXITS = """
+    import asyncio, sys
+    from sagaz_es import Saga, action
+
+    class Exits(Saga):
+        saga_name = "exits"
+
+        @action("left", max_retries=0)
+        async def left(self, ctx):
+            self.task = asyncio.get_running_loop().create_task(self.end())
+            await asyncio.sleep(0.05)
+
+        @action("gathered", max_retries=0)
+        async def gathered(self, ctx):
+            await asyncio.gather(self.end(), asyncio.sleep(0))
+
+        async def end(self):
+            sys.exit(3)
+"""
+
+
+def test_a_task_of_a_step_that_exits_does_not_end_the_worker(project: Project) -> None:
+    (project.path / "exits.py").write_text(textwrap.dedent(EXITS))
+    with project.start("engine", "run", "--app", "exits", "--log-format", "json") as process:
+        Lines(process).until("serving")
+        result = elsewhere(project, "exits", "e-1")
+        assert result.steps == {"left": "completed", "gathered": "failed"}
+        assert "RuntimeError: SystemExit(3) in a task of saga 'e-1'" in str(result.error)
+        assert elsewhere(project, "exits", "e-2").status == "rolled_back", "it is still there"
+        assert stopped(process)[0] == 0
+
+
 # --- what it logs ---------------------------------------------------------------------------------
 
 
