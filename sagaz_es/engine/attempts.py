@@ -28,7 +28,7 @@ from sagaz_es.core.decide import (
 )
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
-from sagaz_es.engine.deadline import Deadline
+from sagaz_es.engine.deadline import Deadline, Deadlines
 from sagaz_es.errors import (
     ChildSagaFailed,
     ContextMismatch,
@@ -101,9 +101,11 @@ class Attempts:
         clock: Clock,
         resources: Mapping[str, Any],
         blobs: Blobs | None,
+        deadlines: Deadlines,
         children: Children | None = None,
     ) -> None:
         self._children = children
+        self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
         self._errors: dict[str, BaseException] = {}  # by step, of its last attempt that failed
         self.stopped: dict[str, str] = {}  # steps whose attempt is cancelled on purpose; why
@@ -154,7 +156,7 @@ class Attempts:
                 await self._tell_entered(attempt, context)
             task = asyncio.current_task(self._loop)
             assert task is not None
-            limit = Deadline(self._loop, task, plan.timeout_seconds)
+            limit = Deadline(self._deadlines, task, plan.timeout_seconds)
             try:
                 with limit:
                     if attempt.undo and isinstance(plan, Compensation):

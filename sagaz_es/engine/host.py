@@ -22,6 +22,7 @@ from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.children import Children
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.deadline import Deadlines
 from sagaz_es.engine.known_ids import KnownIds
 from sagaz_es.engine.partition import ENDINGS, Accepted, Cell, Partition
 from sagaz_es.engine.registry import Registry
@@ -74,6 +75,7 @@ class Host:
         self.clock, self.config, self.large_values = clock, config, large_values
         self.resources = Resources(resources)
         self.writer = os.urandom(16)
+        self.deadlines: Deadlines  # of steps; made when it opens, in its event loop
         self.partitions: dict[int, Partition] = {}
         self.membership: Membership | None = None
         self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
@@ -98,6 +100,7 @@ class Host:
 
     async def open(self, instance_id: str | None) -> None:
         """Join the group; returns when what it gave is taken over."""
+        self.deadlines = Deadlines(asyncio.get_running_loop())
         self.membership = await self.log.join(
             self._serving.on_change, instance_id=instance_id, group=self.config.group
         )
@@ -568,6 +571,7 @@ class Host:
             clock=self.clock,
             resources=self.resources,
             blobs=self.large_values,
+            deadlines=self.deadlines,
             turns=self._turns_in(partition, cell.state, definition),
             children=self.children,
         )

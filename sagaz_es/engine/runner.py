@@ -38,6 +38,7 @@ from sagaz_es.engine.attempts import (
     fact_size,
     stopped_because,
 )
+from sagaz_es.engine.deadline import Deadlines
 from sagaz_es.engine.partition import Cell, Partition
 from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, PivotUndecided, RequestRefusedError, SagaEnded
@@ -66,6 +67,7 @@ class SagaRunner:
         clock: Clock,
         resources: Mapping[str, Any],
         blobs: Blobs | None,
+        deadlines: Deadlines,
         turns: Turns | None = None,
         children: Children | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class SagaRunner:
             clock=clock,
             resources=resources,
             blobs=blobs,
+            deadlines=deadlines,
             children=children,
         )
         self._out: list[e.Event] = []

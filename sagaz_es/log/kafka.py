@@ -202,15 +202,11 @@ class KafkaEventLog:
     async def append(self, partition: int, entries: Sequence[Entry]) -> int:
         if not entries:
             raise ValueError("an append holds at least one entry")
-        records = [
-            _encoded(
-                partition,
-                key_of(entry),
-                self._codec.encode(entry),
-                entry.replay_id if type(entry) is Event else "",
-            )
-            for entry in entries
-        ]
+        encode = self._codec.encode
+        records = []
+        for entry in entries:
+            replay_id = entry.replay_id if type(entry) is Event else ""
+            records.append(_encoded(partition, key_of(entry), encode(entry), replay_id))
         return await self._append(partition, records)
 
     async def append_raw(self, partition: int, key: str, value: bytes) -> int:
@@ -298,4 +294,4 @@ def _in(seconds: float) -> float:
 def _encoded(partition: int, key: str, value: bytes, replay_id: str = "") -> Encoded:
     check_size(partition, key, value, MAX_VALUE_BYTES)
     headers = [(REPLAY_ID, replay_id.encode())] if replay_id else NO_HEADERS
-    return Encoded(key.encode() or None, value, headers)
+    return key.encode() or None, value, headers

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from aiokafka import AIOKafkaProducer, codec
 from aiokafka.errors import (
@@ -45,18 +45,18 @@ REFUSED = (
 NO_HEADERS: list[tuple[str, bytes]] = []  # aiokafka asks for a list; nobody writes into it
 
 
-class Encoded(NamedTuple):
-    """A record as it goes out."""
+Encoded: TypeAlias = tuple[bytes | None, bytes, list[tuple[str, bytes]]]
+"""A record as it goes out: its key, value and headers."""
 
-    key: bytes | None
-    value: bytes
-    headers: list[tuple[str, bytes]] = NO_HEADERS
 
-    @property
-    def size(self) -> int:
-        """What it takes in a batch, at most."""
-        headers = sum(HEADER_BYTES + len(name) + len(text) for name, text in self.headers)
-        return RECORD_BYTES + len(self.key or b"") + len(self.value) + headers
+def batch_size(records: Sequence[Encoded]) -> int:
+    """What they take as a batch of their own, at most; bytes."""
+    size = BATCH_BYTES + RECORD_BYTES * len(records)
+    for key, value, headers in records:
+        size += len(value) + (len(key) if key else 0)
+        for name, text in headers:
+            size += HEADER_BYTES + len(name) + len(text)
+    return size
 
 
 class _Append(NamedTuple):
@@ -112,7 +112,7 @@ class Appender:
 
     async def append(self, partition: int, records: Sequence[Encoded]) -> int:
         """See `EventLog.append`."""
-        size = BATCH_BYTES + sum(record.size for record in records)
+        size = batch_size(records)
         if size > self.limit:
             raise AppendRefused(
                 partition,

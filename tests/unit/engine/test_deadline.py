@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
-from sagaz_es.engine.deadline import Deadline
+from sagaz_es.engine.deadline import Deadline, Deadlines
 
 Limit = Callable[[float], AbstractAsyncContextManager[Any]]
 
@@ -18,8 +20,17 @@ Limit = Callable[[float], AbstractAsyncContextManager[Any]]
 async def deadline(seconds: float) -> Any:
     task = asyncio.current_task()
     assert task is not None
-    with Deadline(asyncio.get_running_loop(), task, seconds):
+    with Deadline(_of_this_loop(), task, seconds):
         yield
+
+
+_deadlines: WeakKeyDictionary[asyncio.AbstractEventLoop, Deadlines] = WeakKeyDictionary()
+
+
+def _of_this_loop() -> Deadlines:
+    """One for all limits of a test, as an engine has it."""
+    loop = asyncio.get_running_loop()
+    return _deadlines.setdefault(loop, Deadlines(loop))
 
 
 LIMITS = [asyncio.timeout, deadline]
@@ -138,3 +149,28 @@ async def test_the_outer_of_two_limits_ends_both(limit: Limit) -> None:
 
     assert await outcome(work) == ("TimeoutError", 0)
     assert seen == []
+
+
+async def test_of_many_limits_those_that_are_over_end_and_no_other() -> None:
+    """One timer serves them all: whatever is begun and dropped meanwhile, in any order."""
+    deadlines = Deadlines(asyncio.get_running_loop())
+    ended: dict[int, str] = {}
+    chance = random.Random(7)
+
+    async def step(number: int, limit: float, takes: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            with Deadline(deadlines, task, limit):
+                await asyncio.sleep(takes)
+            ended[number] = "done"
+        except TimeoutError:
+            ended[number] = "late"
+
+    plans = [(0.02, 30.0) if chance.random() < 0.5 else (30.0, 0.02) for _ in range(200)]
+    plans += [(0.0, 30.0), (30.0, 0.0), (0.01, 0.0)]
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(step(number, *plan) for number, plan in enumerate(plans)))
+    expected = ["late" if limit < takes else "done" for limit, takes in plans]
+    assert ended == dict(enumerate(expected))
+    assert len(deadlines) == 0
