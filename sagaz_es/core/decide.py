@@ -368,6 +368,8 @@ def locked_by_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
 
 def completed_pivots(state: SagaState, graph: Graph) -> tuple[str, ...]:
     """Names of the pivots that have completed, in the order of running."""
+    if not graph.has_pivot:
+        return ()
     return tuple(
         name
         for name in graph.order

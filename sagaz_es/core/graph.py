@@ -107,6 +107,11 @@ class Graph:
         return tuple(step.name for step in self.steps if step.pivot and not step.child)
 
     @cached_property
+    def has_pivot(self) -> bool:
+        """Whether any step is one, its saga's or its child's."""
+        return any(step.pivot for step in self.steps)
+
+    @cached_property
     def child_steps(self) -> tuple[str, ...]:
         """Steps that are sagas of their own."""
         return tuple(step.name for step in self.steps if step.child)

@@ -114,9 +114,8 @@ class Attempts:
         self._clock = clock
         self._resources = resources
         self._blobs = blobs
-        self._values: dict[
-            str, tuple[str, Any]
-        ] = {}  # key -> text and its value, if it is a scalar
+        self.values: dict[str, tuple[str, Any]] = {}
+        """Key -> text and its value, if it is a scalar: nobody can change that in place."""
         self._observers = Observers(definition) if definition.observed else None
         self.observed = definition.observed
         self._untold: list[tuple[Any, ...]] = []  # accepted once the next append is
@@ -134,7 +133,6 @@ class Attempts:
 
     async def perform(self, attempt: Attempt) -> Outcome:
         """Run it to its outcome. None: who was asked does not know, or not yet."""
-        current_saga.set(self._state.saga_id)
         if attempt.ask == "recover":
             return await self._recover(attempt)
         if attempt.ask == "resolve":
@@ -362,7 +360,7 @@ class Attempts:
             resources=self._resources,
             results=results,
             signal=signal,
-            known=self._values,
+            known=self.values,
             undone=undone,
             saga_name=state.saga_name,
         )

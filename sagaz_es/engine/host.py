@@ -13,12 +13,12 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sagaz_es import errors
-from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.children import NOBODY, Caller
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.admission import Admission, in_saga
 from sagaz_es.engine.alarms import Alarms
+from sagaz_es.engine.attempts import current_saga
 from sagaz_es.engine.changes import branch_state, claim
 from sagaz_es.engine.children import Children
 from sagaz_es.engine.config import EngineConfig
@@ -41,7 +41,7 @@ from sagaz_es.errors import (
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
 from sagaz_es.reading.lookup import asked, current_state, is_indexed, refused_start
 from sagaz_es.reading.tail import Tail
-from sagaz_es.sagas.context import Resources
+from sagaz_es.sagas.context import Resources, values_of
 from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.inputs import new_id
 from sagaz_es.sagas.large_values import LargeValues
@@ -583,6 +583,7 @@ class Host:
         saga_id = cell.state.saga_id
         error: BaseException | None = None
         in_saga.set(True)
+        current_saga.set(saga_id)  # the tasks and threads of its steps inherit both
         try:
             await runner.run(first)
         except asyncio.CancelledError as stopped:
@@ -623,7 +624,8 @@ class Host:
             return
         if error is None and cell.state.ended:
             try:
-                outcome.set_result(await self.result(cell.state, runner.error))
+                known = runner.scalars
+                outcome.set_result(await self.result(cell.state, runner.error, known))
             except Exception as failure:  # a large value that cannot be read back
                 outcome.set_exception(failure)
             return
@@ -684,7 +686,13 @@ class Host:
         except Exception as failure:  # a large value that cannot be read back
             outcome.set_exception(failure)
 
-    async def result(self, state: SagaState, error: BaseException | None = None) -> SagaResult:
+    async def result(
+        self,
+        state: SagaState,
+        error: BaseException | None = None,
+        known: dict[str, tuple[str, Any]] | None = None,
+    ) -> SagaResult:
+        """The result of a saga that has ended, or waits for a person. `known`: see `values_of`."""
         texts: Mapping[str, str] = state.context
         if self.large_values.refers(texts):
             texts = await self.large_values.load(texts)
@@ -697,7 +705,7 @@ class Host:
         }
         if self.large_values.refers(results):
             results = await self.large_values.load(results)
-        context = {key: from_text(text) for key, text in texts.items()}
+        context = values_of(texts, known)
         return result_of(state, context, error, undone, results)
 
     # --- waiting for an end ---

@@ -118,6 +118,11 @@ class SagaRunner:
         return self._attempts.error
 
     @property
+    def scalars(self) -> dict[str, tuple[str, Any]]:
+        """What its steps have read: key -> text and value; see `values_of`."""
+        return self._attempts.values
+
+    @property
     def state(self) -> SagaState:
         """The saga as this runner predicts it."""
         return self.cell.state

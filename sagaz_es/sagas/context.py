@@ -188,7 +188,7 @@ class StepContext(SagaContext):
         undone: Mapping[str, str] | None = None,
         saga_name: str = "",
     ) -> None:
-        dict.__init__(self, _values(texts, known))
+        dict.__init__(self, values_of(texts, known))
         self._before = dict(texts)  # `texts` goes on while steps run side by side
         self._reads: set[str] = set()
         self._written: set[str] = set()
@@ -393,7 +393,7 @@ def _is_unicode(key: str) -> bool:
         return False
 
 
-def _values(texts: Mapping[str, str], known: dict[str, tuple[str, Any]] | None) -> dict[str, Any]:
+def values_of(texts: Mapping[str, str], known: dict[str, tuple[str, Any]] | None) -> dict[str, Any]:
     """Each text's value, a copy of the step's own.
 
     `known` keeps scalars for the steps that follow: nobody can change them in place.
