@@ -76,6 +76,7 @@ class Host:
         self.resources = Resources(resources)
         self.writer = os.urandom(16)
         self.deadlines: Deadlines  # of steps; made when it opens, in its event loop
+        self.joined: asyncio.Event  # set once `membership` is there; made likewise
         self.partitions: dict[int, Partition] = {}
         self.membership: Membership | None = None
         self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
@@ -101,9 +102,11 @@ class Host:
     async def open(self, instance_id: str | None) -> None:
         """Join the group; returns when what it gave is taken over."""
         self.deadlines = Deadlines(asyncio.get_running_loop())
+        self.joined = asyncio.Event()
         self.membership = await self.log.join(
             self._serving.on_change, instance_id=instance_id, group=self.config.group
         )
+        self.joined.set()
         self.spawn(self._serving.keep_house(), "housekeeping")
         self.spawn(self._alarms.run(), "alarms")
 

@@ -150,12 +150,15 @@ class Serving:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._host.config.drain_seconds + 5
         while state.under_way and not state.released and loop.time() < deadline:
-            membership = self._host.membership  # None: it is about to be told what it joined with
-            if membership and not await membership.predecessor_is_alive(partition.index):
+            # What it joined with it is told behind its first partitions; or it is closed.
+            await self._host.joined.wait()
+            membership = self._host.membership
+            assert membership is not None
+            if not await membership.predecessor_is_alive(partition.index):
                 return
             if partition.leaving or self._host.closing:
                 return
-            await asyncio.sleep(0.05 if membership else 0.001)
+            await asyncio.sleep(0.05)
 
     async def _refold(self, partition: Partition, cell: Cell) -> None:
         """What was heard in passing may be a late copy: the whole fold says what the saga is."""

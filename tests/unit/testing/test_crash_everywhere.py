@@ -342,7 +342,7 @@ def test_a_saga_that_hangs_after_a_crash_is_found() -> None:
     assert (violation.kind, violation.step) == ("raised", "lock")
 
     class LocksForEver(Locks):
-        @action("lock", timeout_seconds=1e10)
+        @action("lock", timeout_seconds=1e9)
         async def lock(self, ctx: Any) -> None:
             await super().lock(ctx)
 
