@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
+from sagaz_es.log.partitioning import partition_of
 from tests.simulation.machine import Simulation
 from tests.simulation.model import ENDINGS, Saga, read_log
 from tests.simulation.store_judge import judge_stores
@@ -38,6 +39,7 @@ class Judge:
             self._lost_writes,
             self._ledger,
             self._children,
+            self._turns,
             self._released,
             self._standing,
             self._folds,
@@ -143,6 +145,28 @@ class Judge:
                 yield f"orphan: {child_id} stands, and {head.saga_id} ({head.status}) has {step!r}"
             if holds and step.status == "completed" and head.ended and child.status != "completed":
                 yield f"orphan: {child_id} is {child.status}, for {head.saga_id} it is done"
+
+    def _turns(self) -> Iterator[str]:
+        """Where one saga runs at a time, of two starts of a class that wait the first begins first,
+        unless somebody wants something of the second."""
+        if self.simulation.plan.in_flight != 1:
+            return
+        asked = (doing.args for doing in self.simulation.plan.doings if doing.what == "ask")
+        wanted = {args[2] for args in asked if args[1] != "run"}
+        begun: dict[tuple[object, ...], list[tuple[list[int], Saga]]] = {}
+        for saga in self.log.sagas.values():
+            first = saga.accepted[0].event
+            places = self.log.places.get(getattr(first.fact, "cause", ""))
+            if places:
+                index = partition_of(saga.saga_id, self.log.partitions)
+                line = begun.setdefault((index, saga.name, first.writer), [])
+                line.append((places, saga))
+        for line in begun.values():
+            line.sort(key=lambda one: one[1].accepted[0].offset)
+            for number, (places, saga) in enumerate(line):
+                for earlier, other in line[number + 1 :]:
+                    if max(earlier) < min(places) and saga.saga_id not in wanted:
+                        yield f"out of turn: {saga.saga_id} began before {other.saga_id}"
 
     def _released(self) -> Iterator[str]:
         """Who has let a saga go has nothing of it running any more."""

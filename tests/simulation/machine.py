@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import structs
+
 from sagaz_es.core import events as e
 from sagaz_es.core.snapshot import SnapshotPolicy
 from sagaz_es.engine.config import EngineConfig
@@ -76,6 +78,8 @@ class Plan:
     doings: tuple[Doing, ...]
     heals_at: float
     deaths: tuple[tuple[str, str, int], ...] = ()  # process, point, which time
+    in_flight: int = 0  # how many sagas run at once in an engine; 0: as many as there are
+    bounded: bool = False  # whether nothing happens that may run one more
 
 
 @dataclass
@@ -116,6 +120,8 @@ class Simulation:
         )
         self.database = Database(self.broker)
         self.world = World(self.broker, random.Random(f"{plan.seed} world"), plan.habits)
+        self.world.bound = plan.in_flight if plan.bounded else 0
+        self.config = structs.replace(CONFIG, max_in_flight=plan.in_flight or 1000)
         self.nodes: list[Node] = []  # the latest life of each
         self.dead: list[Node] = []
         self.promises: list[Promise] = []
@@ -249,7 +255,7 @@ class Simulation:
                 store,
                 resources={"world": self.world},
                 clock=clock,
-                config=CONFIG,
+                config=self.config,
                 instance_id=f"engine-{number}" if plan.static else None,
                 projector=projector if plan.store == "inside" else None,
             )

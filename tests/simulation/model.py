@@ -150,6 +150,7 @@ class Log:
         self.rejected = 0
         self.requests: dict[str, int] = {}  # id -> accepted facts that answer it
         self.asked: dict[str, e.Request] = {}
+        self.places: dict[str, list[int]] = {}  # request -> the offsets at which it stands
         self.refused: set[str] = set()
 
     @property
@@ -185,11 +186,12 @@ class Log:
             saga = self.sagas[saga.branch]
         return saga
 
-    def hear(self, request: e.Request) -> None:
+    def hear(self, request: e.Request, offset: int) -> None:
         if isinstance(request, e.RequestRefused):
             self.refused.add(request.request_id)
         else:
             self.asked.setdefault(request.request_id, request)
+            self.places.setdefault(request.request_id, []).append(offset)
 
     def take(self, event: e.Event, offset: int) -> None:
         saga = self.sagas.get(event.saga_id)
@@ -261,7 +263,7 @@ def read_log(broker: Broker) -> Log:
             if isinstance(record.entry, e.Event):
                 log.take(record.entry, record.offset)
             elif isinstance(record.entry, e.Request):
-                log.hear(record.entry)
+                log.hear(record.entry, record.offset)
     return log
 
 

@@ -174,6 +174,30 @@ MUTANTS = (
         "return False",
     ),
     Mutant(
+        "one saga more than there is room for is let in",
+        "sagaz_es.engine.admission",
+        "self.in_flight() + len(self.backlog.expected) < self._limit",
+        "self.in_flight() + len(self.backlog.expected) <= self._limit",
+    ),
+    Mutant(
+        "what is taken over runs beyond the bound",
+        "sagaz_es.engine.backlog",
+        "        if self._admission.takes_back(saga_id, others_wait=bool(self._lines)):",
+        "        if True:",
+    ),
+    Mutant(
+        "who came last begins first",
+        "sagaz_es.engine.admission",
+        "waiting = line.popleft()",
+        "waiting = line.pop()",
+    ),
+    Mutant(
+        "a start that waits is forgotten with its partition",
+        "sagaz_es.engine.serving",
+        "                self._host.admission.line_up(waiting)",
+        "                pass",
+    ),
+    Mutant(
         "an undone step counts as standing",
         "sagaz_es.core.effects",
         'if step.status in ("completed", "stale", "compensating", "compensation_failed"):',

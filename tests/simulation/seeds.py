@@ -29,8 +29,14 @@ def plan_of(seed: int) -> Plan:
     replays = random.random() < 0.2  # one family, and many who replay it
     heals_at = random.uniform(8.0, 14.0) if replays else random.uniform(3.0, 9.0)
     parents = Random(f"{seed} children").random() < 0.12
+    few = Random(f"{seed} few")
+    crowd = few.random() < 0.06
     doings = [
-        *(_family if replays else _sagas)(random, engines, heals_at, parents),
+        *(
+            _crowd(few, engines, heals_at)
+            if crowd
+            else (_family if replays else _sagas)(random, engines, heals_at, parents)
+        ),
         *_trouble(random, engines, partitions, heals_at, storm),
         # With chances of its own: what is added here leaves the plans of all seeds as they were.
         *_operators(Random(f"{seed} operators"), heals_at),
@@ -59,6 +65,8 @@ def plan_of(seed: int) -> Plan:
         random.random() < 0.3,
         tuple(doings),
         heals_at,
+        in_flight=few.choice((1, 1, 2, 3)) if crowd or few.random() < 0.05 else 0,
+        bounded=crowd and all(doing.what != "jump" for doing in doings),
     )
 
 
@@ -85,6 +93,21 @@ def _sagas(random: Random, engines: int, until: float, parents: bool) -> list[Do
         if parents and random.random() < 0.05:  # somebody else has the child's id
             whose, of = _kin(random, name, given)
             doings.append(_ask(random, at, engines, "run", of, whose, 0))
+    return doings
+
+
+def _crowd(random: Random, engines: int, until: float) -> list[Doing]:
+    """More starts than an engine has room for, of two classes that wait for nobody."""
+    names = random.sample(("order", "diamond", "wide", "strict", "loose"), 2)
+    at, doings = 0.2, list[Doing]()
+    for number in range(random.choice((5, 7, 10))):
+        name = random.choice(names)
+        saga_id = f"{name}-{number}" if random.random() < 0.8 else None
+        for _ in range(random.choice((1, 1, 2)) if saga_id else 1):
+            doings.append(_ask(random, at, engines, "run", name, saga_id, 0))
+            at += random.choice((0.0, 0.01, 0.3))
+        if saga_id and random.random() < 0.15:
+            doings.append(_ask(random, random.uniform(at, until), engines, "cancel", saga_id))
     return doings
 
 

@@ -8,6 +8,9 @@ taken back under a key stays taken back.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -75,11 +78,17 @@ class World:
     undone: set[str] = field(default_factory=set)  # keys taken back, known before or not
     wrong: list[str] = field(default_factory=list)  # what no world would allow
     writers: dict[str, bytes] = field(default_factory=dict)  # of processes
+    bound: int = 0  # how many sagas of one process may be at work at once; 0: any number
+    at_work: dict[str, Counter[str]] = field(default_factory=dict)  # process -> saga -> calls
 
     # --- called by steps ---
 
     async def do(self, ctx: Any) -> dict[str, Any]:
         """A step's effect."""
+        with self._at_work(ctx):
+            return await self._do(ctx)
+
+    async def _do(self, ctx: Any) -> dict[str, Any]:
         execution = await self._begin("do", ctx, ctx.idempotency_key, None)
         fate = self.random.random()
         if fate < self.habits.fails:
@@ -96,6 +105,10 @@ class World:
 
     async def undo(self, ctx: Any, result: Any) -> str:
         """The effect of a step is taken back."""
+        with self._at_work(ctx):
+            return await self._undo(ctx, result)
+
+    async def _undo(self, ctx: Any, result: Any) -> str:
         key = ctx.idempotency_key.removesuffix("/compensation")
         execution = await self._begin("undo", ctx, key, result)
         if self.random.random() < self.habits.undo_fails:
@@ -109,6 +122,10 @@ class World:
 
     async def compute(self, ctx: Any) -> dict[str, Any]:
         """A step without effects."""
+        with self._at_work(ctx):
+            return await self._compute(ctx)
+
+    async def _compute(self, ctx: Any) -> dict[str, Any]:
         execution = await self._begin("compute", ctx, ctx.idempotency_key, None)
         execution.ended = "returned"
         return {"counted": len(ctx)}
@@ -135,6 +152,20 @@ class World:
         return self.random.choice((*actions, RecoveryAction.RETRY))
 
     # --- inside ---
+
+    @contextmanager
+    def _at_work(self, ctx: Any) -> Iterator[None]:
+        process, saga_id = _process().name, ctx.saga_id
+        running = self.at_work.setdefault(process, Counter())
+        running[saga_id] += 1
+        if self.bound and len(running) > self.bound:
+            self.wrong.append(f"{process} has {', '.join(running)} at work at once")
+        try:
+            yield
+        finally:
+            running[saga_id] -= 1
+            if not running[saga_id]:
+                del running[saga_id]
 
     def _end(self, saga_id: str) -> int:
         partition = partition_of(saga_id, len(self.broker.partitions))
