@@ -29,6 +29,7 @@ from sagaz_es.core.decide import (
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.deadline import Deadline, Deadlines
+from sagaz_es.engine.saga_time import SagaTime
 from sagaz_es.errors import (
     ChildSagaFailed,
     ContextMismatch,
@@ -39,7 +40,6 @@ from sagaz_es.errors import (
     SagaTimeoutError,
     UnstorableValue,
 )
-from sagaz_es.ports import Clock
 from sagaz_es.sagas.context import StepContext
 from sagaz_es.sagas.definition import (
     Compensation,
@@ -98,7 +98,7 @@ class Attempts:
         state: SagaState,
         definition: Definition,
         *,
-        clock: Clock,
+        time: SagaTime,
         resources: Mapping[str, Any],
         blobs: Blobs | None,
         deadlines: Deadlines,
@@ -111,7 +111,7 @@ class Attempts:
         self.stopped: dict[str, str] = {}  # steps whose attempt is cancelled on purpose; why
         self._state = state
         self._definition = definition
-        self._clock = clock
+        self._time = time
         self._resources = resources
         self._blobs = blobs
         self.values: dict[str, tuple[str, Any]] = {}
@@ -126,10 +126,6 @@ class Attempts:
         if self._state.failed_step:
             return self._errors.get(self._state.failed_step)
         return next(reversed(self._errors.values()), None)
-
-    def now(self) -> int:
-        """µs; never before the saga's last event: a clock that steps back must not lower it."""
-        return max(self._clock.now(), self._state.updated_at)
 
     async def perform(self, attempt: Attempt) -> Outcome:
         """Run it to its outcome. None: who was asked does not know, or not yet."""
@@ -304,7 +300,7 @@ class Attempts:
         fact = failed_attempt(
             self._state,
             attempt,
-            self.now(),
+            self._time.now(),
             plan.retry,
             error_type="Cancelled" if stopped else type(error).__name__,
             error_message=message or _message(error),

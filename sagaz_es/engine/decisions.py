@@ -48,6 +48,7 @@ async def decide(host: Host, request: Decision) -> None:
 
     async def stands() -> bool:
         """Whether it was answered before. Raises what it would be refused with."""
+        await host.check_fits(request.saga_id)  # refused now, it is not in the log for later
         state = await current_state(host.log, host.store, request.saga_id)
         if state is None:
             if await waiting_start(host.log, request.saga_id, host.config.group) is not None:
@@ -60,7 +61,6 @@ async def decide(host: Host, request: Decision) -> None:
         if state.recorded:
             raise SagaIsRecorded(request.saga_id, _ASKED[type(request)])
         fact_of(state, request)
-        await host.check_fits(request.saga_id)  # refused now, it is not in the log for later
         return False
 
     def answers(fact: e.Fact) -> bool:

@@ -475,8 +475,11 @@ class Host:
         while True:
             try:
                 handle = await self.launch_branch(partition, saga_id, start, saga_name)
+                await self.begun(saga_id)  # by whoever was first: until then it stands nowhere
             except LostOwnership:
-                return self.handle(saga_id)
+                if partition.leaving or partition.closed:
+                    return self.handle(saga_id)
+                await asyncio.sleep(0)  # another engine was first: look again
             except (errors.StorageFailed, OSError) as error:
                 logger.warning("branch %s has not begun: %s; trying again", saga_id, error)
                 if partition.leaving or partition.closed:

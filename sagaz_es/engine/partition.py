@@ -146,6 +146,7 @@ class Cell:
     __slots__ = (
         "_aside",
         "accepted",
+        "ahead_us",
         "begin",
         "checkpointed_at",
         "lost",
@@ -166,6 +167,7 @@ class Cell:
         self.lost = False
         self.quiet_since = LONG_AGO  # of one that is not ours: when something was heard of it
         self.checkpointed_at = 0  # µs
+        self.ahead_us = 0  # how far the saga's own time is before this engine's clock
         self._aside: tuple[bytes, int, str, bool] | None = None  # state, start, graph, under way
 
     def put_aside(self) -> None:

@@ -40,6 +40,7 @@ from sagaz_es.engine.attempts import (
 )
 from sagaz_es.engine.deadline import Deadlines
 from sagaz_es.engine.partition import Cell, Partition
+from sagaz_es.engine.saga_time import SagaTime
 from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, PivotUndecided, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
@@ -77,10 +78,11 @@ class SagaRunner:
         self._graph: Graph = definition.graph
         self._writer = writer
         self._clock = clock
+        self._time = SagaTime(clock, cell)
         self._attempts = Attempts(
             cell.state,
             definition,
-            clock=clock,
+            time=self._time,
             resources=resources,
             blobs=blobs,
             deadlines=deadlines,
@@ -110,7 +112,7 @@ class SagaRunner:
         self.ready: asyncio.Future[None] | None = None
         self.starting = False  # its task is made; until it runs, nothing else may be numbered
         self.parked = False  # ended with nothing to run until somebody, or `wake_at`, wakes it
-        self.wake_at = 0  # µs; 0: only somebody
+        self.wake_at = 0  # µs of the engine's clock; 0: only somebody
 
     @property
     def error(self) -> BaseException | None:
@@ -256,7 +258,7 @@ class SagaRunner:
             if self._draining and not self._running and not attempts:
                 return
             if stop:
-                late = is_too_late(state, self._graph, self._attempts.now())
+                late = is_too_late(state, self._graph, self._time.now())
                 self._stop_attempts(DEADLINE if late else "")
             if self._cancel_request is not None and attempts:
                 attempts = self._withdraw(attempts)
@@ -272,7 +274,8 @@ class SagaRunner:
                 self._running[attempt.step] = task
                 task.add_done_callback(lambda _: self._wake())
             if not self._running and self._may_park(wake_at):
-                self.parked, self.wake_at = True, wake_at
+                self.parked = True
+                self.wake_at = self._time.by_clock(wake_at) if wake_at else 0
                 return
             try:
                 await self._wait(wake_at)
@@ -286,7 +289,7 @@ class SagaRunner:
         """Whether nothing will happen for long: then the saga costs no task while it waits."""
         if self._cancel_request is not None or self._news or self._posting:
             return False
-        return not wake_at or wake_at - self._attempts.now() > PARK_US
+        return not wake_at or wake_at - self._time.now() > PARK_US
 
     def _decide(self) -> Todo:
         """Number every fact that follows now, and what may run once they are accepted."""
@@ -310,7 +313,7 @@ class SagaRunner:
         state = self.state
         self._no_room = False
         while True:
-            now = self._attempts.now()
+            now = self._time.now()
             decision = decide(state, self._graph, now, self.definition.rules)
             if self.lets_in is not None and _runs_something(decision.run):
                 if not self.lets_in(state):
@@ -329,9 +332,10 @@ class SagaRunner:
 
     def _wait_for_turn(self, turns: Turns) -> int:
         """0: it may go on. Otherwise when to ask again; -1: when woken."""
-        state, now = self.state, self._attempts.now()
+        state, now = self.state, self._time.now()
         if not state.ended:
-            wake_at = turns.ask(state, now)
+            wake_at = turns.ask(state, self._time.by_clock(now))  # the engine's, not the saga's
+            wake_at = self._time.by_saga(wake_at) if wake_at > 0 else wake_at
             deadline = state.deadline_at
             if wake_at and not 0 < deadline <= now:
                 return min(wake_at, deadline) if deadline and wake_at > 0 else deadline or wake_at
@@ -439,7 +443,7 @@ class SagaRunner:
             self._writer,
             epoch,
             state.sequence + 1,
-            now or self._attempts.now(),
+            now or self._time.now(),
             fact,
             state.replay_id or state.caller_replay_id,
         )
@@ -462,7 +466,7 @@ class SagaRunner:
         if not self._news and not any(task.done() for task in self._running.values()):
             timer = None
             if wake_at:
-                timer = asyncio.create_task(self._clock.sleep_until(wake_at))
+                timer = asyncio.create_task(self._clock.sleep_until(self._time.by_clock(wake_at)))
                 timer.add_done_callback(lambda done: None if done.cancelled() else woken.set())
             try:
                 if not (self._draining and not self._running):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, Verdict, action, compensate
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.engine.replayer import ReplayNotFound
+from sagaz_es.engine.serving import branch_start
 from sagaz_es.errors import (
     AppendRefused,
     PlanBlocked,
@@ -25,14 +27,18 @@ from sagaz_es.reading.projector import Projector
 from sagaz_es.snapshots import ReplayConfig
 from sagaz_es.storage.memory import MemoryProjectionStore
 from tests.helpers import (
+    NOON,
+    QUIET,
     Declined,
     FaultyLog,
+    Gate,
     Ledger,
     LedgerSaga,
     OrderSaga,
     engine_on,
     facts,
     story,
+    until,
 )
 
 
@@ -495,3 +501,60 @@ async def test_a_replay_is_undone_by_the_id_that_was_just_given_out(
         assert again.new_saga_id == replays[0].new_saga_id
         with pytest.raises(ReplayNotFound, match="there is no replay 'nobody'"):
             await other.undo_replay("nobody")
+
+
+# --- a branch that is decided and has not begun --------------------------------------------------
+
+
+async def decided(ledger: Ledger) -> tuple[FaultyLog, int, e.ReplayBranched]:
+    """A log that ends with the word that order-1 is replayed, and where that stands."""
+    log = FaultyLog()
+    ledger.fails("ship", Declined("no"))
+    async with engine_on(log, OrderSaga, ledger=ledger) as engine:
+        await engine.run(OrderSaga, {"sku": "A1"}, saga_id="order-1")
+        await engine.replay(await engine.plan_replay("order-1", "reserve"))
+    again = FaultyLog()
+    for record in (await log.read(0, 1)).records:
+        assert isinstance(record.entry, e.Event)
+        offset = await again.append(0, [record.entry])
+        if isinstance(fact := record.entry.fact, e.ReplayBranched):
+            return again, offset, fact
+    raise AssertionError("nothing was decided")
+
+
+async def test_a_branch_that_is_on_its_way_into_the_log_holds_the_mark() -> None:
+    ledger = Ledger()
+    log, offset, fact = await decided(ledger)
+    gate = Gate()
+    log.outcomes.append(gate)
+    async with engine_on(log, OrderSaga, ledger=ledger) as engine:
+        await gate.entered()  # the branch's first event, which does not stand yet
+        partition = engine.host.partitions[0]
+        start = branch_start(fact)
+        again = asyncio.ensure_future(
+            engine.host.begin_branch(partition, fact.branch_saga_id, start, "order")
+        )
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert partition.low_water_mark() <= offset
+        gate.open()
+        assert (await (await again).result(5)).success
+        await until(lambda: partition.low_water_mark() > offset)
+
+
+async def test_a_branch_that_another_engine_begins_first_holds_the_mark_no_longer() -> None:
+    ledger = Ledger()
+    log, offset, fact = await decided(ledger)
+    gate = Gate()
+    log.outcomes.append(gate)
+    quickly = msgspec.structs.replace(QUIET, housekeeping_seconds=0.01, takeover_seconds=0.05)
+    async with engine_on(log, OrderSaga, ledger=ledger, config=quickly) as engine:
+        await gate.entered()
+        start = branch_start(fact)
+        branch = fact.branch_saga_id
+        other = e.Event(branch, "order", b"z" * 16, 0, 1, NOON, start, fact.replay_id)
+        await MemoryEventLog.append(log, 0, [other])
+        gate.open()
+        assert (await (await engine.handle(branch)).result(5)).success  # taken over: it is silent
+        await until(lambda: not engine.host.partitions[0].held)
+        assert engine.host.partitions[0].low_water_mark() > offset
