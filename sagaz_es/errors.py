@@ -257,15 +257,26 @@ class MissingDependencyError(SagaError, ImportError):
 
 
 class Unreachable(SagaError, ConnectionError):
-    """A broker or database did not answer in time. `address` holds no password."""
+    """A broker or database did not answer in time. `address` holds no password; `hint` says what to
+    look at, as a question or an advice."""
 
-    def __init__(self, what: str, address: str, detail: str = "") -> None:
-        super().__init__(what, address, detail)
-        self.what, self.address, self.detail = what, address, detail
+    def __init__(
+        self, what: str, address: str, detail: str = "", hint: str = "is it running?"
+    ) -> None:
+        super().__init__(what, address, detail, hint)
+        self.what, self.address, self.detail, self.hint = what, address, detail, hint
 
     def __str__(self) -> str:
         detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.what} at {self.address} cannot be reached{detail}; is it running?"
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self.what} at {self.address} cannot be reached{detail}{hint}"
+
+
+class AccessRefused(Unreachable):
+    """A server that is there lets nobody in with this user, password or database."""
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.address} refuses the connection: {self.detail}; {self.hint}"
 
 
 class AppendUnknown(SagaError, TimeoutError):
@@ -311,7 +322,8 @@ class LogTruncated(SagaError):
     def __str__(self) -> str:
         return (
             f"partition {self.partition} ends at offset {self.end}, but {self.position} had been "
-            "read: the log lost its tail; what was acknowledged there is gone"
+            "read: the log lost its tail, and what was acknowledged there is gone; restore it, or "
+            "make the store anew from what is left with `sagaz-es projector rebuild`"
         )
 
 

@@ -92,7 +92,8 @@ async def checks(settings: Settings) -> AsyncIterator[Check]:
         async for check in _store(open_store(settings.store, log, reading=True), log):
             yield check
     except (SagaError, OSError) as error:
-        advice = "is the address right, and the server running?"
+        served = getattr(log, "path", None) is None
+        advice = f"is the address right{', and the server running' if served else ''}?"
         yield Check("log", WRONG, sentence_of(error), advice)
     finally:
         await log.close()

@@ -215,7 +215,9 @@ async def _opened_store(
             raise
         from sagaz_es.storage.memory import MemoryProjectionStore
 
-        note(f"{exits.sentence_of(error)} The log answers alone, from its beginning")
+        sentence = exits.sentence_of(error)
+        end = "" if sentence.endswith("?") else "."
+        note(f"{sentence}{end} The log answers alone, from its beginning")
         return MemoryProjectionStore()
     return store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from sagaz_es.databases.versions import other_version
 from sagaz_es.errors import (
+    AccessRefused,
     ConfigurationError,
     MissingDependencyError,
     SagaError,
@@ -21,9 +23,26 @@ from sagaz_es.errors import (
 if TYPE_CHECKING:
     from asyncpg import Connection, Pool, Record
 
-# How the codes of errors begin that say: not now, or not you.
-_UNREACHABLE = ("08", "53300", "57")
-_WRONG_CREDENTIALS = ("28", "3D")
+# How the codes of errors begin that say: not now, or not you; and what to do about it.
+_UNREACHABLE = {
+    "08": "is it running?",
+    "53300": "close some, or raise max_connections, or the limit of the user or the database",
+    "57P03": "it is just starting or stopping",
+    "57": "is it running?",
+}
+_REFUSED = {
+    "28": "check user and password in its URL",
+    "3D": "create that database, or name another one in its URL",
+}
+_FAILED = {
+    "42501": "the user of the store needs SELECT, INSERT, UPDATE and DELETE on its tables (to "
+    "look, SELECT); who opens it first makes them: CREATE on the schema, or, where that is not "
+    "there, on the database",
+    "42P01": "a table is gone: restore it from a backup, or name a new schema (?schema=name), copy "
+    "sagaz_blobs there, and make the store anew with `sagaz-es projector rebuild`",
+    "25006": "it is a copy that is only read: name the server that takes writes",
+    "53100": "free some space there",
+}
 
 
 class PostgreSQLDatabase:
@@ -199,6 +218,10 @@ class PostgreSQLDatabase:
             raise self._unreachable(f"no answer within {self._deadline_s:g} s") from error
         except self._asyncpg.PostgresError as error:
             raise self._explained(error) from error
+        except self._asyncpg.ClientConfigurationError as error:
+            raise ConfigurationError(
+                f"the URL of PostgreSQL at {self.address}: {self._short(error)}"
+            ) from error
         except self._lost as error:
             if isinstance(error, SagaError):
                 raise
@@ -209,11 +232,19 @@ class PostgreSQLDatabase:
         # The message alone: what else PostgreSQL says may quote the row.
         message = str(error.args[0]) if error.args else type(error).__name__
         message = self._without_password(message)
-        if code.startswith(_UNREACHABLE + _WRONG_CREDENTIALS):
-            return self._unreachable(message)
-        return StorageFailed(f"PostgreSQL at {self.address}", message)
+        if hint := _hint(_REFUSED, code):
+            return AccessRefused("PostgreSQL", self.address, message, hint)
+        if hint := _hint(_UNREACHABLE, code):
+            return Unreachable("PostgreSQL", self.address, message, hint)
+        hint = _hint(_FAILED, code)
+        detail = f"{message}; {hint}" if hint else message
+        return StorageFailed(f"PostgreSQL at {self.address}", detail)
 
     def _short(self, error: Exception) -> str:
+        if (
+            isinstance(error, OSError) and (error.errno or 0) > 0
+        ):  # of names that are not known: < 0
+            return os.strerror(error.errno or 0)
         text = self._without_password(str(error)) or type(error).__name__
         return text.splitlines()[0]
 
@@ -235,6 +266,10 @@ _VERSION = "SELECT version FROM sagaz_versions WHERE component = $1"
 VERSIONS = """CREATE TABLE IF NOT EXISTS sagaz_versions (
     component text PRIMARY KEY, version integer NOT NULL
 )"""
+
+
+def _hint(hints: dict[str, str], code: str) -> str:
+    return next((hint for begin, hint in hints.items() if code.startswith(begin)), "")
 
 
 def address_of(url: str) -> str:

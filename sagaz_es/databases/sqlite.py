@@ -21,6 +21,7 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 IN_MEMORY = ":memory:"
+DAMAGED = "it is damaged; restore a copy (what is whole of it, `sqlite3 FILE .recover` writes out)"
 
 
 class SQLiteDatabase:
@@ -144,7 +145,8 @@ class SQLiteDatabase:
     def _connect(self) -> sqlite3.Connection:
         directory = Path(self.path).parent
         if self.path != IN_MEMORY and not directory.is_dir():
-            raise Unreachable("SQLite", self.path, f"there is no directory {str(directory)!r}")
+            missing = f"there is no directory {str(directory)!r}"
+            raise Unreachable("SQLite", self.path, missing, "make it, or name another file")
         connection = sqlite3.connect(
             self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False
         )
@@ -212,12 +214,12 @@ def explained(error: sqlite3.Error, path: str) -> Unreachable | StorageFailed:
     """What an error of SQLite means."""
     code = _code(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Unreachable("SQLite", path, "another process holds its lock")
+        return Unreachable("SQLite", path, "another process holds its lock", "try again")
     if code == sqlite3.SQLITE_CANTOPEN:
-        return Unreachable("SQLite", path, "it cannot be opened; check the permissions")
+        return Unreachable("SQLite", path, "it cannot be opened", "check the permissions")
     known = {
         sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
-        sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy",
+        sqlite3.SQLITE_CORRUPT: DAMAGED,
         sqlite3.SQLITE_READONLY: "it is read-only",
         sqlite3.SQLITE_FULL: "the disk is full",
     }
@@ -245,7 +247,8 @@ def tables_in(path: str) -> frozenset[str] | None:
     except sqlite3.Error as error:
         raise explained(error, path) from error
     except OSError as error:
-        raise Unreachable("SQLite", path, error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise Unreachable("SQLite", path, why, "check the permissions") from error
 
 
 def _tables_of(connection: sqlite3.Connection) -> frozenset[str]:

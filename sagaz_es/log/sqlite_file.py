@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import NamespaceCreated
-from sagaz_es.databases.sqlite import tables_in
+from sagaz_es.databases.sqlite import DAMAGED, tables_in
 from sagaz_es.databases.sqlite_read_only import ReadOnlyFile
 from sagaz_es.errors import (
     AppendRefused,
@@ -65,7 +65,9 @@ def exists(path: str) -> bool:
     try:
         tables = tables_in(path)
     except (StorageFailed, Unreachable) as error:
-        raise LogFileUnusable(path, error.detail) from error
+        hint = getattr(error, "hint", "")
+        detail = f"{error.detail}; {hint}" if hint else error.detail
+        raise LogFileUnusable(path, detail) from error
     if tables is not None and "sagaz_log" not in tables:
         if "sagaz_checkpoints" in tables:
             raise NotALog(path, "it holds a sagaz store, no log: name it with --store")
@@ -263,7 +265,7 @@ def explain(error: sqlite3.Error) -> str:
     """What an error of SQLite means for a person."""
     known = {
         sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
-        sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy",
+        sqlite3.SQLITE_CORRUPT: DAMAGED,
         sqlite3.SQLITE_READONLY: "it is read-only",
         sqlite3.SQLITE_CANTOPEN: "it, or a file beside it, cannot be opened; check the permissions",
         sqlite3.SQLITE_FULL: "the disk is full",

@@ -174,3 +174,22 @@ def test_servers_that_are_not_there_are_named_within_ten_seconds_without_their_p
         assert "cannot be reached" in given.error
         assert "s3cret" not in given.stderr
     assert Deadlines().open_s < 9
+
+
+def test_a_store_that_lets_nobody_in_is_told_with_what_to_do_and_the_log_answers(
+    project: Project, postgresql_url: str
+) -> None:
+    assert project.run(*START, "--saga-id", "o-1", "--context", '{"token": "good"}').status == 0
+    for url, hint in (
+        (f"{postgresql_url}-not", "create that database, or name another one in its URL"),
+        (postgresql_url.replace("postgres@", "nobody:s3cret@"), "check user and password in its"),
+    ):
+        listed = project.run("saga", "list", "--store", url)
+        assert [saga["saga_id"] for saga in listed.json] == ["o-1"]
+        assert f"{hint}" in listed.stderr
+        assert ". The log answers alone, from its beginning" in listed.stderr
+        given = project.run("projector", "status", "--store", url)
+        assert (given.status, given.stdout) == (1, "")
+        assert hint in given.error
+        assert "Traceback" not in given.stderr + listed.stderr
+        assert "s3cret" not in given.stderr + listed.stderr

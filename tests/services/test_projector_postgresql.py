@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import sys
 import time
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy, dump_policy
-from sagaz_es.errors import MissingDependencyError, Unreachable
+from sagaz_es.errors import (
+    AccessRefused,
+    ConfigurationError,
+    MissingDependencyError,
+    StorageFailed,
+    Unreachable,
+)
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.postgresql import PostgreSQLProjectionStore, PostgreSQLSnapshotStorage
@@ -45,11 +53,69 @@ async def test_a_wrong_password_or_database_is_told_without_the_password(
     postgresql_url: str,
 ) -> None:
     url = postgresql_url.replace("postgres@", "nobody:s3cret@")
-    with pytest.raises(Unreachable, match="nobody") as refusal:
+    with pytest.raises(AccessRefused, match=r"nobody.*; check user and password") as refusal:
         await PostgreSQLProjectionStore(url).open()
     assert "s3cret" not in str(refusal.value)
-    with pytest.raises(Unreachable, match="does not exist"):
+    assert str(pickle.loads(pickle.dumps(refusal.value))) == str(refusal.value)
+    with pytest.raises(AccessRefused, match="does not exist; create that database, or name"):
         await PostgreSQLProjectionStore(f"{postgresql_url}-not").open()
+
+
+@pytest.fixture
+async def clerk(postgresql_url: str) -> AsyncIterator[tuple[asyncpg.Connection, str]]:
+    """A user who may do nothing yet: who can change that, and the user's URL."""
+    connection = await asyncpg.connect(postgresql_url)
+    await connection.execute("CREATE ROLE clerk LOGIN")
+    try:
+        yield connection, postgresql_url.replace("postgres@", "clerk@")
+    finally:
+        await connection.execute("DROP OWNED BY clerk")
+        await connection.execute("DROP ROLE clerk")
+        await connection.close()
+
+
+async def test_an_option_that_the_driver_does_not_know_is_wrong_configuration(
+    postgresql_url: str,
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"the URL of PostgreSQL at .*sslmode"):
+        await PostgreSQLProjectionStore(f"{postgresql_url}?sslmode=nope").open()
+
+
+async def test_missing_rights_are_told_with_those_that_are_needed(
+    clerk: tuple[asyncpg.Connection, str], store: PostgreSQLProjectionStore
+) -> None:
+    owner, url = clerk
+    needed = "needs SELECT, INSERT, UPDATE and DELETE on its tables"
+    for schema, denied in (("", "table sagaz_versions"), ("orders", "database ")):
+        with pytest.raises(StorageFailed, match=f"permission denied for {denied}.*{needed}"):
+            await PostgreSQLProjectionStore(url, schema=schema).open()
+    await owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO clerk")
+    reading = PostgreSQLProjectionStore(url)
+    assert await reading.summaries() == ()  # SELECT to look
+    with pytest.raises(StorageFailed, match=f"permission denied for table .*{needed}"):
+        await reading.commit(projected(history("order-17")), expected=0)
+    await reading.close()
+
+
+async def test_what_else_a_server_refuses_is_told_with_what_to_do(
+    clerk: tuple[asyncpg.Connection, str], store: PostgreSQLProjectionStore
+) -> None:
+    owner, url = clerk
+    await owner.execute("ALTER ROLE clerk CONNECTION LIMIT 0")
+    with pytest.raises(Unreachable, match=r"too many connections.*; close some, or raise max"):
+        await PostgreSQLProjectionStore(url).open()
+    await owner.execute("ALTER ROLE clerk CONNECTION LIMIT -1")
+    await owner.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk")
+    await owner.execute("ALTER ROLE clerk SET default_transaction_read_only = on")
+    with pytest.raises(StorageFailed, match=r"read-only.*; it is a copy that is only read"):
+        reading = PostgreSQLProjectionStore(url)
+        try:
+            await reading.commit(projected(history("order-17")), expected=0)
+        finally:
+            await reading.close()
+    await owner.execute("DROP TABLE sagaz_sagas")
+    with pytest.raises(StorageFailed, match=r"sagaz_sagas.*; a table is gone: restore it"):
+        await store.summaries()
 
 
 def test_a_missing_driver_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
