@@ -172,8 +172,9 @@ class Engine:
         """The projector in this process follows the engine: nobody else projects what it serves."""
         if self._projector is None:
             return
-        for index in [index for index in self._projecting if index not in served]:
-            self._projecting.pop(index).cancel()
+        for index, task in list(self._projecting.items()):
+            if index not in served or task.done():  # it ends only where log and store do not fit
+                self._projecting.pop(index).cancel()
         for index in served - self._projecting.keys():
             work = self._projector.run_partition(index)
             self._projecting[index] = self.host.spawn(work, f"projector {index}")

@@ -39,7 +39,13 @@ from sagaz_es.errors import (
     SagaStillRunning,
 )
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record
-from sagaz_es.reading.lookup import asked, current_state, is_indexed, refused_start
+from sagaz_es.reading.lookup import (
+    asked,
+    current_state,
+    is_indexed,
+    refused_start,
+    waiting_start,
+)
 from sagaz_es.reading.tail import Tail
 from sagaz_es.sagas.context import Resources, values_of
 from sagaz_es.sagas.definition import Definition
@@ -82,6 +88,7 @@ class Host:
         self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
         self.on_serving: Callable[[frozenset[int]], None] = lambda partitions: None
         self.closing = False
+        self.lost_tails: set[int] = set()  # partitions whose log was seen to have lost its tail
         self.runners: dict[str, SagaRunner] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
@@ -743,16 +750,18 @@ class Host:
                 except LostOwnership:
                     pass  # handed over, or taken over: the log will tell
             if result is None:
-                result = await self.follow(saga_id)
+                result = await self.follow(saga_id, asked_for=bool(started))
         if started and result.saga_name != started:
             raise errors.SagaIdTaken(saga_id, started, result.saga_name)
         return result
 
-    async def follow(self, saga_id: str) -> SagaResult:
+    async def follow(self, saga_id: str, *, asked_for: bool = False) -> SagaResult:
         """Wait in the log for the end of a saga that runs elsewhere, or whose start waits.
+        `asked_for`: a request to start it stood in the log.
 
-        Raises what its start was refused with; DefinitionChanged, MigrationFailed, UnknownSagaName
-        where this engine would have to carry it on.
+        Raises what its start was refused with; SagaNotFound where the log lost it, with its tail;
+        DefinitionChanged, MigrationFailed, UnknownSagaName where this engine would have to carry
+        it on.
         """
         partition = self.log.partition_of(saga_id)
         heard = asyncio.Event()
@@ -779,6 +788,8 @@ class Host:
                     refused = await refused_start(self.log, saga_id, self.config.group)
                     if refused is not None:
                         raise refusal(refused)
+                    if asked_for or partition in self.lost_tails or tail.lost_tail:
+                        await self._check_begins(saga_id)
                 elif needs_nobody_else(state):
                     return await self.result(state)
                 elif (unfit := self.refusal_of(saga_id)) is not None:
@@ -798,6 +809,12 @@ class Host:
             if not followers:
                 del self._followers[saga_id]
             tail.ignore(saga_id, hear)
+
+    async def _check_begins(self, saga_id: str) -> None:
+        """Of a saga that the log does not have, and that may have gone with its tail. Raises
+        SagaNotFound, unless its start waits."""
+        if await waiting_start(self.log, saga_id, self.config.group) is None:
+            raise errors.SagaNotFound(saga_id, self.log.name)
 
     def tell_followers(self, saga_id: str) -> None:
         """Who waits in the log for the saga's end looks again."""

@@ -261,6 +261,7 @@ class Partition:
         self.waiting: dict[str, tuple[str, str]] = {}
         """Sagas whose end a step of another one waits for: child -> (parent, step)."""
         self.note = ""  # committed with every mark
+        self.old_mark = 0  # of a log that lost its tail: sagas before it are to be carried forward
         self.rejected: dict[str, int] = {}
         self.pending_since = 0.0  # since when an append waits for the log; 0: none does
         self._queue: deque[_Append] = deque()
@@ -273,6 +274,7 @@ class Partition:
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._appends = 0
+        self._own_read = -1  # the last offset at which an event of ours was read
         self.leaving = False  # being handed over: what runs may end, nothing new begins
         self.closed = False
         self._stopped = False  # nobody sends what is queued
@@ -349,7 +351,7 @@ class Partition:
             if len(batch) == 1
             else [entry for item in batch for entry in item.entries]
         )
-        delay = 0.05
+        delay, begun_at = 0.05, self.position
         while True:
             try:
                 base = await self._log.append(self.index, entries)
@@ -376,6 +378,11 @@ class Partition:
             delay = min(delay * 2, 1.0)
         self._appends += 1
         count = len(entries)
+        last = base + count - 1
+        if base < begun_at or (
+            last < self.position and type(entries[-1]) is e.Event and self._own_read < last
+        ):  # something else had been read there: it is gone
+            raise LogTruncated(self.index, self.position, base)
         if base == self.position:
             self.position = base + count
             self._confirm(batch, base)
@@ -463,11 +470,15 @@ class Partition:
                 await asyncio.sleep(QUIET_S)
 
     async def _read_to(self, end: int) -> None:
+        """Fold up to an offset before which everything stood. Raises LogTruncated if it does not
+        any more."""
         while self.position < end:
-            chunk = await self._log.read(self.index, self.position, limit=1000, wait_s=1.0)
+            chunk = await self._log.read(self.index, self.position, limit=1000, wait_s=0.1)
             self._fold_records(chunk.records)
             if not chunk.records and chunk.next_offset > self.position:
                 self.position = chunk.next_offset  # offsets that hold no records
+            elif not chunk.records and (stands := await self._log.bounds(self.index)).end < end:
+                raise LogTruncated(self.index, end, stands.end)
 
     def _fold_records(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -478,6 +489,8 @@ class Partition:
     def _observe(self, record: Record) -> None:
         entry = record.entry
         if isinstance(entry, e.Event):
+            if entry.writer == self._writer:
+                self._own_read = record.offset
             self._observe_event(entry, record.offset)
         elif isinstance(entry, e.RequestRefused):
             self._remember(entry)

@@ -25,9 +25,17 @@ from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.takeover import read_from_mark
-from sagaz_es.errors import DefinitionChanged, MigrationFailed, SagaError, UnknownSagaName
+from sagaz_es.errors import (
+    DefinitionChanged,
+    LogReplaced,
+    LogTruncated,
+    MigrationFailed,
+    SagaError,
+    UnknownSagaName,
+)
 from sagaz_es.ports import ProjectionStore, Record
 from sagaz_es.reading.lookup import asked, current_state, is_indexed
+from sagaz_es.reading.projection import verify_checkpoint
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
@@ -46,6 +54,7 @@ class Serving:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._rebalance = asyncio.Lock()
+        self._wanted: frozenset[int] = frozenset()
         self._unfit: dict[str, tuple[int, SagaError]] = {}
         """Sagas that stay unfinished here, as their code is not here or does not fit: at which
         sequence, and why."""
@@ -55,16 +64,58 @@ class Serving:
     async def on_change(self, wanted: frozenset[int]) -> None:
         """Serve exactly these partitions; returns when the others are handed over."""
         async with self._rebalance:
+            self._wanted = wanted
             lost = [index for index in self._host.partitions if index not in wanted]
             await _all(self._let_go(index) for index in lost)
             if not self._host.closing:
                 gained = [index for index in sorted(wanted) if index not in self._host.partitions]
                 with self._host.admission.held_back():
-                    await _all(self._serve(index) for index in gained)
+                    await _all(self._begin_to_serve(index) for index in gained)
             self._host.on_serving(frozenset(self._host.partitions))
 
-    async def _serve(self, index: int) -> None:
-        """Read a partition from its mark, take its unfinished sagas over, answer open requests."""
+    async def _begin_to_serve(self, index: int) -> None:
+        try:
+            await self._serve(index)
+        except (LogTruncated, LogReplaced) as error:
+            logger.critical("partition %d is not served: %s", index, error)
+            self._host.spawn(self._until_served(index, whole=True), f"serve {index}")
+
+    async def _until_served(self, index: int, *, whole: bool) -> None:
+        """Serve a partition that could not be, as soon as it can be, if it is still ours to."""
+        delay = 0.5
+        while True:
+            async with self._rebalance:
+                served = index in self._host.partitions
+                if served or index not in self._wanted or self._host.closing:
+                    return
+                try:
+                    await self._serve(index, whole=whole)
+                except (LogTruncated, LogReplaced) as error:  # until the store is made anew
+                    logger.critical("partition %d is not served: %s", index, error)
+                except (SagaError, OSError) as error:
+                    logger.error("partition %d is not served yet: %s", index, error)
+                else:
+                    self._host.on_serving(frozenset(self._host.partitions))
+                    return
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+
+    async def _check_store(self, index: int, *, must_answer: bool) -> None:
+        """A store that knows more than the log would answer for what nobody else has. Raises
+        LogTruncated, LogReplaced; what the store raises, if it `must_answer`."""
+        log, store = self._host.log, self._host.store
+        if store is not None:
+            if must_answer:
+                checkpoint = await store.checkpoint(index)
+            else:
+                checkpoint = await asked(log, store, index, lambda: store.checkpoint(index))
+            if checkpoint is not None:
+                await verify_checkpoint(log, checkpoint, store.name)
+
+    async def _serve(self, index: int, *, whole: bool = False) -> None:
+        """Read a partition from its mark, or `whole`; take its unfinished sagas over, answer open
+        requests."""
+        await self._check_store(index, must_answer=whole)
         found = await read_from_mark(
             self._host.log,
             self._host.store,
@@ -72,9 +123,10 @@ class Serving:
             group=self._host.config.group,
             classes=self._host.registry.names,
             serves=self._host.serves,
+            whole=whole,
         )
         partition = Partition(index, self._host.log, self._host.writer, self)
-        partition.note = found.note
+        partition.note, partition.old_mark = found.note, found.mark
         partition.position, partition.known_from = found.position, found.start
         partition.served_from = found.position
         partition.seen, partition.answered = found.ended, found.answered
@@ -349,22 +401,29 @@ class Serving:
     def on_broken(self, partition: Partition, error: BaseException) -> None:
         """A partition cannot go on: fold it anew, and claim."""
         logger.critical("partition %d is read anew: %s", partition.index, error)
-        self._host.spawn(self._again(partition.index), f"restart {partition.index}")
+        if isinstance(error, LogTruncated):
+            self._host.lost_tails.add(partition.index)
+        self._host.spawn(self._again(partition, error), f"restart {partition.index}")
 
-    async def _again(self, index: int) -> None:
+    async def _again(self, partition: Partition, error: BaseException) -> None:
+        index = partition.index
         async with self._rebalance:
-            partition = self._host.partitions.pop(index, None)
-            if partition is None or self._host.closing:
+            if self._host.partitions.get(index) is not partition or self._host.closing:
                 return
-            partition.closed = True
-            self._host.give_up_waiting(partition)
-            for saga_id, cell in partition.cells.items():
-                if cell.ours and saga_id in self._host.tasks:
-                    cell.lost = True
-                    self._host.tasks[saga_id].cancel()
-            await partition.stop()
-            self._moved(partition)
-            await self._serve(index)
+            del self._host.partitions[index]
+            await self._drop(partition)
+        await self._until_served(index, whole=isinstance(error, LogTruncated))
+
+    async def _drop(self, partition: Partition) -> None:
+        """Stop everything of a partition at once; what the log has of it is claimed anew."""
+        partition.closed = True
+        self._host.give_up_waiting(partition)
+        for saga_id, cell in partition.cells.items():
+            if cell.ours and saga_id in self._host.tasks:
+                cell.lost = True
+                self._host.tasks[saga_id].cancel()
+        await partition.stop()
+        self._moved(partition)
 
     # --- housekeeping ---
 
@@ -397,7 +456,11 @@ class Serving:
             and not cell.lost
             and not cell.ended
             and 0 <= cell.begin
-            and max(cell.started_at, cell.checkpointed_at) < oldest
+            and (
+                max(cell.started_at, cell.checkpointed_at) < oldest
+                # A mark is never lowered: before it nobody would look for them.
+                or cell.begin < partition.old_mark <= partition.position
+            )
         ]
         for cell in due[:MAX_CHECKPOINTS]:
             cell.checkpointed_at = self._host.clock.now()

@@ -9,6 +9,7 @@ Law (others' sagas are theirs): of a saga that belongs to another group only the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -18,8 +19,11 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.partition import Accepted, pass_by
+from sagaz_es.errors import LogTruncated
 from sagaz_es.ports import EventLog, ProjectionStore, Record
 from sagaz_es.reading.lookup import current_states
+
+logger = logging.getLogger("sagaz_es.engine")
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Found:
     starts: list[Waiting] = field(default_factory=list)  # requests, too: there may be very many
     branched: list[tuple[e.Event, int]] = field(default_factory=list)  # accepted, with offsets
     note: str = ""  # to commit with every mark of whoever serves the partition from here
+    mark: int = 0  # where the log has lost its tail: the mark, which may say too much
 
 
 async def read_from_mark(
@@ -50,14 +55,21 @@ async def read_from_mark(
     group: str = "",
     classes: Collection[str] = (),
     serves: Callable[[str], bool] = lambda saga_name: True,
+    whole: bool = False,
 ) -> Found:
     """Fold everything since the group's mark. `classes` are those that a named group's engine has,
-    `serves` says which sagas are its own. Raises what the log and the store raise."""
+    `serves` says which sagas are its own. `whole`: the log has lost its tail, and with it, maybe,
+    the ends of sagas that began before the mark. Raises what the log and the store raise."""
     found = await _start(log, index, group, classes)
+    bounds = await log.bounds(index)
+    if whole or found.start > bounds.end:
+        if found.start > bounds.end:
+            logger.critical("the mark: %s", LogTruncated(index, found.start, bounds.end))
+        found.mark, found.start, found.position = found.start, bounds.start, bounds.start
     states: dict[str, SagaState] = {}
     older: set[str] = set()  # began before the mark: their base comes later, for all at once
     branched: list[tuple[e.Event, int]] = []
-    while found.position < (await log.bounds(index)).end:
+    while found.position < bounds.end:
         chunk = await log.read(index, found.position, limit=5000, wait_s=0.1)
         found.position = chunk.next_offset
         for record in chunk.records:
@@ -85,12 +97,13 @@ async def read_from_mark(
                 if isinstance(entry.fact, e.ReplayBranched):
                     branched.append((entry, record.offset))
         await asyncio.sleep(0)
+        bounds = await log.bounds(index)
     doubtful = older | {saga_id for saga_id, state in states.items() if not state.ended}
-    whole = await current_states(log, store, index, doubtful)
-    states.update(whole)
+    folded = await current_states(log, store, index, doubtful)
+    states.update(folded)
     for saga_id in older & states.keys():
         found.answered.update(states[saga_id].answered)
-    for saga_id, state in whole.items():
+    for saga_id, state in folded.items():
         if state.ended or state.recorded:
             found.ended[saga_id] = Accepted.of(state)
             found.ended[saga_id].end_offset = found.position

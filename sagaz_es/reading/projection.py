@@ -24,7 +24,7 @@ from sagaz_es.core.snapshot import (
     state_hash,
 )
 from sagaz_es.core.state import FOLD_VERSION, SagaState, dump_state
-from sagaz_es.errors import HistoryGone, LogReplaced, StoreOfAnotherLog
+from sagaz_es.errors import HistoryGone, LogReplaced, LogTruncated, StoreOfAnotherLog
 from sagaz_es.ports import (
     ArchivedEvent,
     Checkpoint,
@@ -397,6 +397,11 @@ async def verify_checkpoint(log: EventLog, checkpoint: Checkpoint, store: str = 
     offset = int(place)
     try:
         chunk = await log.read(checkpoint.partition, offset, limit=1)
+        while not chunk.records and chunk.next_offset == offset:  # it may only not have answered
+            end = (await log.bounds(checkpoint.partition)).end
+            if end <= offset:
+                raise LogTruncated(checkpoint.partition, offset + 1, end)
+            chunk = await log.read(checkpoint.partition, offset, limit=1, wait_s=1.0)
     except HistoryGone:
         return  # the log keeps less than the store knows
     record = chunk.records[0] if chunk.records else None

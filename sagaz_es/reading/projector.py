@@ -23,7 +23,13 @@ from typing import TypeVar
 from msgspec import Struct
 
 from sagaz_es.core.snapshot import DEFAULT_POLICY, SnapshotPolicy
-from sagaz_es.errors import CheckpointMoved, HistoryGone, StorageFailed
+from sagaz_es.errors import (
+    CheckpointMoved,
+    HistoryGone,
+    LogReplaced,
+    LogTruncated,
+    StorageFailed,
+)
 from sagaz_es.ports import (
     Checkpoint,
     Clock,
@@ -46,6 +52,10 @@ T = TypeVar("T")
 
 WAIT_S = 1.0
 """One long poll. Short, so that a partition that is given up is soon left."""
+
+AWAY_S = 1.0
+"""Who has not read for longer looks whether the record before its place is still that: the log may
+have lost its tail, and have grown beyond it again."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 """The first wait for a store that failed is twice that; it doubles. Not for long: a store that was
@@ -86,6 +96,7 @@ class _Lane:
         self.origin = ""  # which log this is
         self.stored = 0  # the checkpoint that the next commit follows; 0: there is none
         self.checkpoint = Checkpoint(partition, 0)
+        self.looked_at = 0.0  # when the log was last found to be what it was, by the loop's clock
         self.batch: BatchFold | None = None
         self.hurry = asyncio.Event()
         self.waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -176,6 +187,10 @@ class Projector:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._linger(taken)):
                             await lane.hurry.wait()
+        except (LogTruncated, LogReplaced, HistoryGone) as error:
+            logger.critical("partition %d is not projected any more: %s", partition, error)
+            lane.unload()  # whoever projects it again begins at the store's checkpoint
+            raise
         finally:
             lane.running = False
             lane.given_up()
@@ -311,7 +326,7 @@ class Projector:
         lane.batch = BatchFold(
             partition, set(parked), self._now, default_policy=self._default_policy, seal=self._seal
         )
-        lane.loaded = True
+        lane.loaded, lane.looked_at = True, asyncio.get_running_loop().time()
         lane.moved_to(checkpoint, stored)
 
     async def _step(self, lane: _Lane, wait_s: float) -> int:
@@ -319,8 +334,11 @@ class Projector:
         if not lane.loaded:
             async with lane.lock:
                 await self._load(lane)
-        offset = lane.checkpoint.next_offset
+        offset, clock = lane.checkpoint.next_offset, asyncio.get_running_loop().time
+        if clock() - lane.looked_at > AWAY_S:
+            await verify_checkpoint(self._log, lane.checkpoint, self._store.name)
         chunk = await self._log.read(lane.partition, offset, limit=lane.limit, wait_s=wait_s)
+        lane.looked_at = clock()
         if chunk.next_offset == offset:
             return 0
         async with lane.lock:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from sagaz_es.errors import HistoryGone, SagaError
+from sagaz_es.errors import HistoryGone, LogTruncated, SagaError
 from sagaz_es.ports import EventLog, Record
 
 logger = logging.getLogger("sagaz_es.engine")
 Listener = Callable[[Record | None], None]
-"""Told each record; None: some were missed, because they are not kept any more."""
+"""Told each record; None: some were missed, because they are not kept any more, or were lost."""
 
 
 class Tail:
@@ -22,6 +22,7 @@ class Tail:
         self._partition = partition
         self._listeners: dict[str, list[Listener]] = {}
         self._task: asyncio.Task[None] | None = None
+        self.lost_tail = False  # whether the log was seen to have lost some
 
     def listen(self, saga_id: str, from_offset: int, listener: Listener) -> None:
         """Tell `listener` of every record of the saga from `from_offset` on.
@@ -53,6 +54,10 @@ class Tail:
                 await asyncio.sleep(0.5)
                 if isinstance(error, HistoryGone):
                     offset = await self._first(offset)
+                elif isinstance(error, LogTruncated):
+                    self.lost_tail = True
+                    offset = error.end
+                    self._tell_all()
                 continue
             offset = chunk.next_offset
             for record in chunk.records:
@@ -65,10 +70,13 @@ class Tail:
             offset = max(offset, (await self._log.bounds(self._partition)).start)
         except (SagaError, OSError):
             return offset
+        self._tell_all()
+        return offset
+
+    def _tell_all(self) -> None:
         for listeners in list(self._listeners.values()):
             for listener in list(listeners):
                 listener(None)
-        return offset
 
     def close(self) -> None:
         """End the reader."""

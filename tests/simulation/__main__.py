@@ -102,10 +102,13 @@ def crashes(options: argparse.Namespace) -> bool:
 
 
 def bug(options: argparse.Namespace) -> bool:
-    plant(options.name)
+    mutant = plant(options.name)
     from tests.simulation.runs import run_seed
+    from tests.simulation.seeds import plan_of
 
     for number in range(1, options.seeds + 1):
+        if mutant.needs and all(doing.what != mutant.needs for doing in plan_of(number).doings):
+            continue
         outcome = run_seed(number)
         if outcome.violations:
             print(f"found after {number}: {outcome.violations[0]}")

@@ -29,7 +29,7 @@ class Judge:
         self.done = False
 
     async def __call__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
+        self.simulation, self.lost = simulation, simulation.losses
         self.log = read_log(simulation.broker)
         self.sagas = len(self.log.sagas)
         self.events = sum(len(saga.accepted) for saga in self.log.sagas.values())
@@ -45,6 +45,7 @@ class Judge:
             self._folds,
             self._engines,
             self._promises,
+            simulation.losses.unnoticed,
         ):
             self.violations += check()
         self.violations += await judge_stores(simulation, self.states, self.accepted)
@@ -53,21 +54,30 @@ class Judge:
     # --- the log ---
 
     def _log(self) -> Iterator[str]:
-        yield from self.log.wrong
+        for words in self.log.wrong:
+            # Who had not noticed yet began it, in the first append after the loss.
+            if not (self.lost.sagas and words.endswith("its head was not branched")):
+                yield words
         yield from (f"wrong in the world: {wrong}" for wrong in self.simulation.world.wrong)
         yield from (f"stuck after healing: {words}" for words in self.simulation.stuck)
         gone = self.simulation.counts["retentions"]  # who was paused finds that it is too late
         for words in self.simulation.alarms:
-            if not (gone and "is gone" in words):
+            if not (gone and "is gone" in words) and not self.simulation.losses.is_cause_of(words):
                 yield f"alarm without cause: {words}"
 
     def _beliefs(self) -> Iterator[str]:
         yield from (f"engine's fold is not the log's: {what}" for what in self.simulation.beliefs)
 
     def _lost_writes(self) -> Iterator[str]:
-        for index, base, entries in self.simulation.broker.acknowledged:
-            records = self.simulation.broker.partitions[index].records
-            if tuple(r.entry for r in records[base : base + len(entries)]) != entries:
+        broker = self.simulation.broker
+        for number, (index, base, entries) in enumerate(broker.acknowledged):
+            records = broker.partitions[index].records
+            stands = tuple(r.entry for r in records[base : base + len(entries)]) == entries
+            if not stands and not any(
+                loss.partition == index and loss.end < base + len(entries)
+                for loss in broker.losses
+                if number < loss.acknowledged
+            ):
                 yield f"lost write: what was acknowledged at {index}/{base} does not stand there"
 
     # --- the ledger ---
@@ -80,6 +90,8 @@ class Judge:
             words = f"{what} {run.saga_id}/{run.step} attempt {run.attempt} in {run.process}"
             seen[*place, run.writer] += 1
             starts = [p for p in self.log.starts.get(place, ()) if p.event.writer == run.writer]
+            if (*place, run.writer) in self.lost.starts:
+                continue
             if not starts:
                 yield f"effect without its event: {words} has no accepted start"
             elif all(start.offset >= run.seen for start in starts):
@@ -98,7 +110,7 @@ class Judge:
             assert isinstance(fact, e.StepCompleted)
             if saga.steps[fact.step].child:
                 yield from self._handed_on(saga, fact)
-            elif saga.steps[fact.step].effects:
+            elif saga.steps[fact.step].effects and saga.saga_id not in self.lost.sagas:
                 told = json.loads(fact.keys_set or "{}").get(fact.step)
                 place_of = (saga.saga_id, fact.step, fact.attempt)
                 if told is None or told != returned.get(place_of):
@@ -172,6 +184,8 @@ class Judge:
         """Who has let a saga go has nothing of it running any more."""
         for run in self.simulation.world.executions:
             saga = self.log.sagas.get(run.saga_id)
+            if run.saga_id in self.lost.sagas:
+                continue
             for placed in saga.accepted if saga is not None and run.token else ():
                 event = placed.event
                 let_go = isinstance(event.fact, e.SagaReleased) and event.writer == run.writer
@@ -192,7 +206,7 @@ class Judge:
     def _standing(self) -> Iterator[str]:
         stands: dict[tuple[str, str], list[str]] = {}
         for effect in self.simulation.world.effects.values():
-            if not effect.undone:
+            if not effect.undone and not self._lost_some(effect.saga_id):
                 root = self._root(effect.saga_id)
                 stands.setdefault((root, effect.step), []).append(effect.saga_id)
         for (root, name), owners in stands.items():
@@ -208,7 +222,7 @@ class Judge:
                         f"({head.status}) has it {step!r}"
                     )
         for saga in self.log.sagas.values():
-            if saga.branch or not saga.ended:
+            if saga.branch or not saga.ended or self._lost_some(saga.saga_id):
                 continue
             for name, step in saga.steps.items():
                 owner = step.owner or saga.saga_id
@@ -216,6 +230,14 @@ class Judge:
                 if step.status == "completed" and step.effects and not step.child:
                     if owner not in stands.get((root, name), ()):
                         yield f"family ledger: {name} of {saga.saga_id} is done and does not stand"
+
+    def _lost_some(self, saga_id: str) -> bool:
+        """Whether the log lost something of its family, with its tail."""
+        if not self.lost.sagas:
+            return False
+        return saga_id not in self.log.sagas or any(
+            member.saga_id in self.lost.sagas for member in self._family(saga_id)
+        )
 
     def _excused(self, owner: str, name: str, head: Saga) -> bool:
         """An effect that nobody could know of: of unknown outcome, with no compensation for that,
@@ -254,8 +276,8 @@ class Judge:
         return max((p.event.epoch for p in saga.accepted if p.event.writer == writer), default=-1)
 
     def _root(self, saga_id: str) -> str:
-        while (saga := self.log.sagas[saga_id]).parent:
-            saga_id = saga.parent
+        while (parent := self.log.sagas[saga_id].parent) and parent in self.log.sagas:
+            saga_id = parent
         return saga_id
 
     def _head(self, saga_id: str) -> Saga:
@@ -307,6 +329,8 @@ class Judge:
     def _promises(self) -> Iterator[str]:
         for promise in self.simulation.promises:
             saga = self.log.sagas.get(promise.saga_id)
+            if self._lost_some(promise.saga_id):
+                continue
             if saga is None:
                 if promise.kind == "started" and self._was_refused(promise.saga_id):
                     continue  # it stood in line, and was refused in the end

@@ -39,6 +39,7 @@ from sagaz_es.testing.simulation import (
     Weather,
 )
 from sagaz_es.testing.virtual_time import NothingLeft
+from tests.simulation.lost_tail import Losses, lose_tail, process_name
 from tests.simulation.model import Truth, read_log
 from tests.simulation.operators import Operator
 from tests.simulation.sagas import REGISTRY
@@ -132,7 +133,10 @@ class Simulation:
         self.alarms: list[str] = []
         self.truth = Truth()
         self.beliefs: list[str] = []
+        self.slept: set[str] = set()  # processes that were paused, cut off, or closed
+        self.losses = Losses(self)
         self.broker.on_landed += [self.truth.take, self._trace_landed]
+        self.broker.on_lost.append(self.losses.take)
 
     # --- the run ---
 
@@ -169,7 +173,7 @@ class Simulation:
                 continue
             for partition in node.engine.host.partitions.values():
                 for saga_id, cell in partition.cells.items():
-                    if cell.lost or not cell.ours:
+                    if cell.lost or not cell.ours or self.losses.may_believe(node, partition.index):
                         continue
                     believed = cell.accepted.sequence
                     stands = self.truth.sequence_of(saga_id, partition.position)
@@ -267,6 +271,7 @@ class Simulation:
                 break
             except (SagaError, OSError) as error:
                 self.trace(f"{process.name} does not open: {type(error).__name__}")
+                self.losses.tell(process.name, str(error))
                 await asyncio.sleep(1.0)
         node.ready = True
         if plan.store == "beside" and projector is not None:
@@ -275,6 +280,8 @@ class Simulation:
                     await projector.run()
                 except* (SagaError, OSError) as errors:
                     self.trace(f"{process.name} projector: {errors.exceptions}")
+                    for cause in errors.exceptions:
+                        self.losses.tell(process.name, str(cause))
                 await asyncio.sleep(1.0)
 
     def _engine(self, number: int) -> Node | None:
@@ -297,6 +304,7 @@ class Simulation:
         process = self.nodes[number].process
         if process.runs:
             self.counts["pauses"] += 1
+            self.slept.add(process.name)
             process.pause()
             self.loop.in_world(seconds, process.resume)
 
@@ -304,6 +312,7 @@ class Simulation:
         process = self.nodes[number].process
         if process.alive and not process.cut:
             self.counts["cuts"] += 1
+            self.slept.add(process.name)
             self._cut(process, True)
             self.loop.in_world(seconds, self._cut, process, False)
 
@@ -351,15 +360,20 @@ class Simulation:
         self.counts["leader changes"] += 1
         self.broker.lead_elsewhere(index, seconds)
 
+    def do_lose_tail(self, index: int, records: int, down_s: float) -> None:
+        lose_tail(self, index, records, down_s)
+
     def do_restart_store(self, seconds: float) -> None:
-        self.counts["store outages"] += 1
-        self.database.restart(seconds)
+        if not self.broker.losses:
+            self.counts["store outages"] += 1
+            self.database.restart(seconds)
 
     def do_close(self, number: int) -> None:
         """SIGTERM: it hands over, and comes back."""
         node = self.nodes[number]
         if node.ready and node.process.runs and node.engine is not None:
             self.counts["hand-overs"] += 1
+            self.slept.add(node.process.name)
             node.ready = False
             node.process.spawn(self._close(node))
 
@@ -393,6 +407,8 @@ class Simulation:
 
     def do_forget(self) -> None:
         """Retention takes what the marks and the store do not need any more."""
+        if self.broker.losses:
+            return  # what they need may be more than they say
         group = self.broker.group("")
         for index in range(len(self.broker.partitions)):
             checkpoint = self.database.kept._checkpoints.get(index)
@@ -524,10 +540,14 @@ class Simulation:
                 return
             if round_ % 3 == 2:
                 self._people()
+                if self.broker.losses and self.losses.stores_to_rebuild():
+                    self.losses.rebuild_store()
         self.stuck += self._unfinished()
 
     def _at_rest(self) -> bool:
         # What is still on its way may ask for something, long after its client has gone.
+        if self.broker.losses and self.losses.stores_to_rebuild():
+            return False
         return not self.broker.under_way and not self._unfinished()
 
     def _unfinished(self) -> list[str]:
@@ -546,7 +566,7 @@ class Simulation:
         for task, words in self.clients.items():
             process = words.split()[0]
             alive = any(n.process.name == process and n.process.alive for n in self.nodes)
-            if not task.done() and alive:
+            if not task.done() and alive and not self.losses.hides(words):
                 left.append(f"nobody was answered: {words}")
         left += [f"{n.process.name} does not open" for n in self.nodes if not n.ready]
         return left
@@ -614,6 +634,7 @@ class _Alarms(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._simulation.alarms.append(record.getMessage())
+        self._simulation.losses.tell(process_name(), record.getMessage())
         self._simulation.trace(f"ALARM {record.getMessage()}")
 
 

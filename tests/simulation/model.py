@@ -250,6 +250,12 @@ class Truth:
                 saga.status = "compensating"
             self._offsets.setdefault(event.saga_id, []).append(record.offset)
 
+    def begin_anew(self, broker: Broker) -> None:
+        """A log has lost its tail: what stood there was never accepted."""
+        self._sagas, self._offsets = {}, {}
+        for partition in broker.partitions:
+            self.take(partition.records)
+
     def sequence_of(self, saga_id: str, position: int) -> int:
         """Its last accepted sequence before an offset."""
         return bisect_left(self._offsets.get(saga_id, []), position)

@@ -20,12 +20,14 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Mutant:
-    """In `module` the text `old` becomes `new`."""
+    """In `module` the text `old` becomes `new`. `needs`: what has to be done in a schedule that can
+    show it; the others are passed over."""
 
     name: str
     module: str
     old: str
     new: str
+    needs: str = ""
 
 
 MUTANTS = (
@@ -245,6 +247,41 @@ MUTANTS = (
         "return effective_time(state, event) > point.at",
         "return effective_time(state, event) >= point.at",
     ),
+    Mutant(
+        "a partition whose log lost its tail says nothing",
+        "sagaz_es.engine.partition",
+        "            except (LogTruncated, HistoryGone) as error:  # more is gone",
+        "            except HistoryGone as error:  # more is gone",
+        needs="lose_tail",
+    ),
+    Mutant(
+        "an append that stands before what was read is confirmed",
+        "sagaz_es.engine.partition",
+        "if base < begun_at or (",
+        "if False and (",
+        needs="lose_tail",
+    ),
+    Mutant(
+        "a log that lost its tail is read anew from the mark",
+        "sagaz_es.engine.serving",
+        "await self._until_served(index, whole=isinstance(error, LogTruncated))",
+        "await self._until_served(index, whole=False)",
+        needs="lose_tail",
+    ),
+    Mutant(
+        "a store that knows more than the log is believed",
+        "sagaz_es.engine.serving",
+        "await self._check_store(index, must_answer=whole)",
+        "pass",
+        needs="lose_tail",
+    ),
+    Mutant(
+        "a projector that was away does not look whether its place is still there",
+        "sagaz_es.reading.projector",
+        "if clock() - lane.looked_at > AWAY_S:",
+        "if False:",
+        needs="lose_tail",
+    ),
 )
 
 
@@ -278,11 +315,12 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return compile(source.replace(self._mutant.old, self._mutant.new), self.path, "exec")
 
 
-def plant(name: str) -> None:
+def plant(name: str) -> Mutant:
     """From now on the module is imported with the bug in it."""
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
     assert mutant.module not in sys.modules, "planted too late"
     sys.meta_path.insert(0, _Finder(mutant))
+    return mutant
 
 
 def hunt(seeds: int, jobs: int, only: str = "") -> list[tuple[Mutant, int, str]]:

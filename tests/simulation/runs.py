@@ -16,8 +16,8 @@ from tests.simulation.seeds import plan_of
 CHUNK = 50
 MAX_BROKEN = 20
 
-FAULTS = ("kills", "pauses", "cuts", "clock jumps", "log restarts", "leader changes",
-          "splits", "impostors", "store outages", "hand-overs", "poison records")  # fmt: skip
+FAULTS = ("kills", "pauses", "cuts", "clock jumps", "log restarts", "leader changes", "splits",
+          "impostors", "lost tails", "store outages", "hand-overs", "poison records")  # fmt: skip
 
 
 @dataclass

@@ -41,6 +41,7 @@ def plan_of(seed: int) -> Plan:
         # With chances of its own: what is added here leaves the plans of all seeds as they were.
         *_operators(Random(f"{seed} operators"), heals_at),
         *_left_behind(Random(f"{seed} behind"), engines, heals_at),
+        *_lost_tail(Random(f"{seed} tail"), partitions, heals_at),
     ]
     doings.sort(key=lambda doing: doing.at)
     return Plan(
@@ -193,6 +194,14 @@ def _left_behind(random: Random, engines: int, until: float) -> Iterator[Doing]:
     yield Doing(at, random.choice(("cut", "cut", "pause")), (random.randrange(engines), 6.0))
     for _ in range(2):
         yield Doing(random.uniform(at + 2.0, at + 6.0), "forget")
+
+
+def _lost_tail(random: Random, partitions: int, until: float) -> Iterator[Doing]:
+    if random.random() < 0.95:
+        return
+    for _ in range(random.choice((1, 1, 1, 2))):
+        more = (random.randrange(partitions), random.choice((1, 2, 5, 20)), random.uniform(0.2, 1))
+        yield Doing(random.uniform(until * 0.3, until * 0.8), "lose_tail", more)
 
 
 def _ask(random: Random, at: float, engines: int, call: str, *args: object) -> Doing:

@@ -22,7 +22,8 @@ from sagaz_es.errors import (
     Unreachable,
 )
 from sagaz_es.log.memory import MemoryEventLog
-from sagaz_es.ports import ParkedRecord, Projection
+from sagaz_es.ports import Checkpoint, Chunk, ParkedRecord, Projection
+from sagaz_es.reading.projection import verify_checkpoint
 from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.memory import MemoryProjectionStore
 from sagaz_es.testing.contracts.histories import NOON, declined_facts, history, order_facts
@@ -514,3 +515,31 @@ async def test_a_start_waits_in_the_lists_until_it_has_begun_or_was_refused(
     listed = {summary.saga_id: summary.status for summary in await store.summaries()}
     assert listed == {"waits": "pending", "begins": "completed"}
     assert await store.heads(["waits", "begins"]) == {"begins": fold_all(events)}
+
+
+class Silent(MemoryEventLog):
+    """Its next reads give nothing, as those of a broker that has no time."""
+
+    silent = 0
+
+    async def read(
+        self, partition: int, offset: int, *, limit: int = 1000, wait_s: float = 0.0
+    ) -> Chunk:
+        if self.silent:
+            self.silent -= 1
+            return Chunk((), offset)
+        return await super().read(partition, offset, limit=limit, wait_s=wait_s)
+
+
+async def test_a_read_that_gives_nothing_is_not_taken_for_another_log(store: Shaky) -> None:
+    log = Silent(1)
+    await log.append(0, history("order-17"))
+    await Projector(log, store).run_until()
+    (checkpoint,) = [await store.checkpoint(0)]
+    assert checkpoint is not None
+    log.silent = 2
+    await verify_checkpoint(log, Checkpoint(0, checkpoint.next_offset, checkpoint.last_identity))
+    assert log.silent == 0
+    del log._partitions[0].records[-1:]
+    with pytest.raises(LogTruncated):
+        await verify_checkpoint(log, checkpoint)

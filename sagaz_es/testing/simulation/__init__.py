@@ -5,7 +5,7 @@ a process is given a `SimulatedLog` and a `SimulatedStore`. What goes wrong is `
 test's own calls of `kill`, `pause`, `restart`; all chance comes from one seeded `Random`.
 """
 
-from sagaz_es.testing.simulation.broker import Broker, Weather
+from sagaz_es.testing.simulation.broker import Broker, Loss, Weather
 from sagaz_es.testing.simulation.clock import SimulatedClock
 from sagaz_es.testing.simulation.log import SimulatedLog
 from sagaz_es.testing.simulation.points import Points
@@ -15,6 +15,7 @@ from sagaz_es.testing.simulation.store import Database, SimulatedStore
 __all__ = [
     "Broker",
     "Database",
+    "Loss",
     "Points",
     "Process",
     "SimulatedClock",

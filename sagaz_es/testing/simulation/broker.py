@@ -55,6 +55,7 @@ class SimulatedPartition:
         self.records: list[Record] = []  # at their offsets, also those that are gone
         self.start = 0
         self.down_until = 0.0
+        self.refuses_until = 0.0  # too few replicas: it is read, and takes no append
         self.of_saga: dict[str, list[Record]] = {}
         self.waiting: dict[asyncio.Future[None], None] = {}
 
@@ -71,6 +72,17 @@ class SimulatedPartition:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A partition's leader came back without its last records."""
+
+    at: float
+    partition: int
+    end: int  # where the partition ended from then on
+    records: tuple[Record, ...]
+    acknowledged: int  # how many of `Broker.acknowledged` were told before
 
 
 class Broker:
@@ -100,6 +112,8 @@ class Broker:
         self.faults = 0  # how many there were
         self.under_way = 0  # appends that were given up, and land much later
         self.on_landed: list[Callable[[Sequence[Record]], None]] = []
+        self.losses: list[Loss] = []
+        self.on_lost: list[Callable[[Loss], None]] = []
 
     # --- from processes ---
 
@@ -120,6 +134,11 @@ class Broker:
         if process.cut or self.is_down(partition):
             self.faults += 1
             self._give_up(partition, answer)
+            return answer
+        if self.loop.time() < self.partitions[partition].refuses_until:
+            self.faults += 1
+            busy = LogBusy(partition, "it has too few replicas")
+            self.loop.in_world(self.latency(), _fail, answer, busy)
             return answer
         if chance < weather.unknown:
             self.faults += 1
@@ -153,7 +172,8 @@ class Broker:
         self, index: int, entries: tuple[Entry, ...], answer: asyncio.Future[int] | None
     ) -> None:
         partition = self.partitions[index]
-        if self.is_down(index):  # its leader went while it was on its way
+        refuses = self.loop.time() < partition.refuses_until
+        if self.is_down(index) or refuses:  # its leader went while it was on its way
             if answer is not None:
                 self._give_up(index, answer)
             return
@@ -208,12 +228,23 @@ class Broker:
         for partition in self.partitions:
             self.lead_elsewhere(partition.index, seconds)
 
-    def lose_tail(self, index: int, records: int) -> None:
-        """The promise is broken: the last records of a partition are gone, acknowledged or not."""
+    def lose_tail(self, index: int, records: int, *, refuses_s: float = 0.0) -> None:
+        """The promise is broken: the last records of a partition are gone, acknowledged or not.
+
+        `refuses_s`: how long the new leader takes no append, for it has too few replicas yet: the
+        time in which who had read further finds the end before its place.
+        """
         partition = self.partitions[index]
-        for record in partition.records[max(1, partition.end - records) :]:
+        end = max(partition.start, 1, partition.end - records)
+        lost = tuple(partition.records[end:])
+        for record in lost:
             partition.of_saga[record.key].remove(record)
-        del partition.records[max(1, partition.end - records) :]
+        del partition.records[end:]
+        partition.refuses_until = self.loop.time() + refuses_s
+        loss = Loss(self.loop.time(), index, end, lost, len(self.acknowledged))
+        self.losses.append(loss)
+        for tell in self.on_lost:
+            tell(loss)
         partition.wake()
 
     def forget_before(self, index: int, offset: int) -> None:

@@ -1,0 +1,69 @@
+"""A log that loses what it had acknowledged: it is said aloud, and what is left goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from sagaz_es.engine.engine import Engine
+from sagaz_es.errors import SagaNotFound
+from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.projector import Projector
+from sagaz_es.storage.memory import MemoryProjectionStore
+from tests.helpers import Ledger, OrderSaga, SetClock, engine_on, story, until
+
+
+def lose_tail(log: MemoryEventLog, records: int) -> None:
+    """The last records are gone, as after an election of a leader that lagged behind."""
+    place = log._partitions[0]
+    for record in place.records[-records:]:
+        place.of_saga[record.key].remove(record.offset)
+    del place.records[-records:]
+    place.waiters.wake()
+
+
+async def test_a_saga_goes_on_from_what_the_log_still_has(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    gate = ledger.gate("ship", late=True)
+    async with engine_on(log, ledger=ledger) as engine:
+        running = asyncio.create_task(engine.run(OrderSaga, saga_id="s"))
+        await gate.entered()
+        lose_tail(log, 1)  # that ship has started
+        gate.open()
+        assert (await running).success
+    assert ledger.order == ["reserve", "charge", "ship", "ship"]
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.CRITICAL]
+    assert any("the log lost its tail" in words for words in told)
+    assert any(fact.startswith("SagaClaimed") for fact in await story(log, "s"))
+
+
+async def test_who_waits_for_a_saga_that_is_gone_is_told() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    gate = ledger.gate("reserve")
+    async with engine_on(log, ledger=ledger) as engine:
+        running = asyncio.create_task(engine.run(OrderSaga, saga_id="s"))
+        await gate.entered()
+        lose_tail(log, 2)
+        with pytest.raises(SagaNotFound):
+            await running
+
+
+async def test_nothing_runs_on_a_store_that_knows_more_than_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, store, ledger = MemoryEventLog(1), MemoryProjectionStore(), Ledger()
+    async with Engine(
+        log, store, sagas=(OrderSaga,), resources={"ledger": ledger}, clock=SetClock(jumps=True)
+    ) as engine:
+        assert (await engine.run(OrderSaga, saga_id="s")).success
+        await Projector(log, store).run_until()
+        lose_tail(log, 1)
+        await until(lambda: "partition 0 is not served" in caplog.text)
+        await store.reset()
+        while not engine.host.partitions:  # noqa: ASYNC110 - it tries again by real time
+            await asyncio.sleep(0.01)
+        assert (await engine.run(OrderSaga, saga_id="s")).success
