@@ -17,8 +17,8 @@ from typing import Any
 NOON = 1_767_268_800_000_000
 """µs; 2026-01-01 12:00 UTC, when virtual time begins."""
 
-FOR_EVER_SECONDS = 3.2e9
-"""A hundred years: who waits longer waits for ever."""
+FOR_EVER_SECONDS = 1e9
+"""Thirty years: who waits longer waits for ever. (A limit of a step is a hundred at most.)"""
 
 LONGEST_SELECT_SECONDS = 86_400.0
 THREAD_SECONDS = 120.0

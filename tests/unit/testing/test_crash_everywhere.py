@@ -327,7 +327,7 @@ def test_an_effect_that_nobody_knows_of_and_nothing_undoes_is_found() -> None:
 
 def test_a_saga_that_hangs_after_a_crash_is_found() -> None:
     class Locks(Saga):
-        @action("lock", timeout_seconds=1e9)
+        @action("lock", timeout_seconds=1e8)
         async def lock(self, ctx: Any) -> None:
             held = ctx.resources["shop"].held
             if held:
@@ -342,7 +342,7 @@ def test_a_saga_that_hangs_after_a_crash_is_found() -> None:
     assert (violation.kind, violation.step) == ("raised", "lock")
 
     class LocksForEver(Locks):
-        @action("lock", timeout_seconds=1e9)
+        @action("lock", timeout_seconds=3.1e9)
         async def lock(self, ctx: Any) -> None:
             await super().lock(ctx)
 
@@ -567,7 +567,7 @@ THE_ONE = Shop()
     [
         (
             {"resources": lambda shop: {}},
-            "ends rolled_back, not completed (hold: KeyError: 'shop'); if that is",
+            "ends rolled_back, not completed (hold: ResourceMissing: there is no resource 'shop'",
         ),
         ({"status": "rolled_back"}, "ends completed, not rolled_back"),
         ({"invariant": lambda shop: shop.money}, "the invariant raised AttributeError"),
