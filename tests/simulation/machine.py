@@ -23,7 +23,13 @@ from sagaz_es.core import events as e
 from sagaz_es.core.snapshot import SnapshotPolicy
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.errors import EngineClosed, LostOwnership, RequestRefusedError, SagaError
+from sagaz_es.errors import (
+    EngineClosed,
+    LostOwnership,
+    RequestRefusedError,
+    SagaError,
+    UnknownSagaName,
+)
 from sagaz_es.log.partitioning import partition_of
 from sagaz_es.ports import Record
 from sagaz_es.reading.projector import Projector
@@ -42,7 +48,7 @@ from sagaz_es.testing.virtual_time import NothingLeft
 from tests.simulation.lost_tail import Losses, lose_tail, process_name
 from tests.simulation.model import Truth, read_log
 from tests.simulation.operators import Operator
-from tests.simulation.sagas import REGISTRY
+from tests.simulation.sagas import EARLIER, REGISTRIES
 from tests.simulation.world import Habits, World
 
 CONFIG = EngineConfig(
@@ -81,6 +87,8 @@ class Plan:
     deaths: tuple[tuple[str, str, int], ...] = ()  # process, point, which time
     in_flight: int = 0  # how many sagas run at once in an engine; 0: as many as there are
     bounded: bool = False  # whether nothing happens that may run one more
+    groups: tuple[str, ...] = ("",)  # of engines, which are in one after the other
+    grows: bool = False  # whether a class comes to its group with later lives alone
 
 
 @dataclass
@@ -259,11 +267,12 @@ class Simulation:
                 store,
                 resources={"world": self.world},
                 clock=clock,
-                config=self.config,
+                config=structs.replace(self.config, group=self._group(number)),
                 instance_id=f"engine-{number}" if plan.static else None,
                 projector=projector if plan.store == "inside" else None,
             )
-            engine.registry = engine.host.registry = REGISTRY
+            registries = EARLIER if self._is_early(process) else REGISTRIES
+            engine.registry = engine.host.registry = registries[self._group(number)]
             self.world.writers[process.name] = engine.host.writer
             node.engine = engine
             try:
@@ -290,6 +299,14 @@ class Simulation:
             if node.ready and node.process.runs:
                 return node
         return None
+
+    def _group(self, number: int) -> str:
+        """Of which group the engines of this number are."""
+        return self.plan.groups[number % len(self.plan.groups)]
+
+    def _is_early(self, process: Process) -> bool:
+        """Whether it does not have all classes of its group yet."""
+        return self.plan.grows and process.name.endswith(".1")
 
     # --- what is done ---
 
@@ -322,7 +339,7 @@ class Simulation:
 
     def do_split(self, number: int, index: int, seconds: float) -> None:
         """The group is wrong: an engine serves what another one has, too."""
-        group, process = self.broker.group(""), self.nodes[number].process
+        group, process = self.broker.group(self._group(number)), self.nodes[number].process
         for member in list(group.members.values()):
             if member.process is process:
                 self.counts["splits"] += 1
@@ -409,12 +426,12 @@ class Simulation:
         """Retention takes what the marks and the store do not need any more."""
         if self.broker.losses:
             return  # what they need may be more than they say
-        group = self.broker.group("")
+        groups = [self.broker.group(name) for name in set(self.plan.groups)]
         for index in range(len(self.broker.partitions)):
             checkpoint = self.database.kept._checkpoints.get(index)
             aside = [offset for place, offset in self.database.kept._parked if place == index]
             kept = checkpoint.next_offset if checkpoint else 0
-            mark = min(group.marks[index][0], kept, *aside)
+            mark = min(kept, *aside, *(group.marks[index][0] for group in groups))
             if mark > self.broker.partitions[index].start:
                 self.counts["retentions"] += 1
                 self.broker.forget_before(index, mark)
@@ -440,6 +457,8 @@ class Simulation:
             self.counts["refused"] += 1
             if isinstance(error, EngineClosed | LostOwnership) and not node.engine.host.closing:
                 self.stuck.append(f"its engine is open, and {words} raised {error!r}")
+            if isinstance(error, UnknownSagaName):  # each is some group's
+                self.stuck.append(f"{words} raised {error!r}")
         except Exception as error:
             self.stuck.append(f"{words} raised {error!r}")
         else:
@@ -533,6 +552,8 @@ class Simulation:
             node.process.resume()
             if node.process.cut:
                 self._cut(node.process, False)
+            if self._is_early(node.process):  # what is new is deployed everywhere
+                node.process.kill("a deployment")
         for round_ in range(60):
             await asyncio.sleep(2.0)
             if self._at_rest():

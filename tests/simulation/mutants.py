@@ -200,6 +200,24 @@ MUTANTS = (
         "                pass",
     ),
     Mutant(
+        "a group answers for classes that it does not have",
+        "sagaz_es.engine.host",
+        "return not self.config.group or saga_name in self.registry",
+        "return True",
+    ),
+    Mutant(
+        "for a class that comes to a group nothing is read before its mark",
+        "sagaz_es.engine.groups",
+        "starts = [known.get(name, beginning) for name in classes]",
+        "starts = [known.get(name, mark) for name in classes]",
+    ),
+    Mutant(
+        "how another group's saga ends is not heard of",
+        "sagaz_es.engine.partition",
+        "if event.saga_id in self.waiting and type(event.fact) in _AWAITED:",
+        "if False:",
+    ),
+    Mutant(
         "an undone step counts as standing",
         "sagaz_es.core.effects",
         'if step.status in ("completed", "stale", "compensating", "compensation_failed"):',

@@ -7,6 +7,7 @@ does not know.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from sagaz_es import (
@@ -166,10 +167,33 @@ def _parents() -> tuple[Saga, ...]:
     step("plan", do, undo, depends_on=[], max_retries=0)
     step("build", begins_with, child=whole, depends_on=["plan"], max_retries=0)
     step("garden", do, undo, depends_on=["plan"], max_retries=0)
-    return part, whole, pair, house
+
+    deal, step = _made("deal")
+    step("offer", do, undo, max_retries=0)
+    step("buy", begins_with, child="trip", max_retries=1)  # by its name: another group has it
+    step("sign", do, undo, max_retries=0)
+    return part, whole, pair, house, deal
 
 
+ALL = (*_sagas(), *_parents())
 PLAIN = Registry(_sagas()).names
 PARENTS = ("whole", "pair", "house")
-REGISTRY = Registry((*_sagas(), *_parents()))
+REGISTRY = Registry(ALL)
 """Shared by all simulated processes: what a definition is does not change."""
+
+GROUPS = {
+    "orders": ("order", "diamond", "wide", "loose", "late", "deal"),
+    "payments": ("wire", "asked", "strict", "trip"),
+}
+"""Two named groups, and which sagas each has."""
+COMES_LATER = "loose"
+"""One that the first lives of its group's processes do not have yet, where a plan says so."""
+
+
+def _of(names: Iterable[str]) -> Registry:
+    sagas = {saga.registered_name() if isinstance(saga, type) else saga.name: saga for saga in ALL}
+    return Registry(sagas[name] for name in names)
+
+
+REGISTRIES = {group: _of(names) for group, names in GROUPS.items()} | {"": REGISTRY}
+EARLIER = {**REGISTRIES, "orders": _of(n for n in GROUPS["orders"] if n != COMES_LATER)}

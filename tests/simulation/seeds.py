@@ -9,7 +9,7 @@ from sagaz_es.core.children import child_id
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy
 from sagaz_es.testing.simulation import Weather
 from tests.simulation.machine import Doing, Plan
-from tests.simulation.sagas import PARENTS, PLAIN, REGISTRY
+from tests.simulation.sagas import GROUPS, PARENTS, PLAIN, REGISTRY
 from tests.simulation.world import Habits
 
 POLICIES = (
@@ -31,11 +31,15 @@ def plan_of(seed: int) -> Plan:
     parents = Random(f"{seed} children").random() < 0.12
     few = Random(f"{seed} few")
     crowd = few.random() < 0.06
+    apart = Random(f"{seed} groups")
+    groups = ("orders", "payments") if apart.random() < 0.08 and not (crowd or parents) else ("",)
+    engines = max(engines, len(groups))
+    names = PARENTS if parents else GROUPED if len(groups) > 1 else PLAIN
     doings = [
         *(
             _crowd(few, engines, heals_at)
             if crowd
-            else (_family if replays else _sagas)(random, engines, heals_at, parents)
+            else (_family if replays else _sagas)(random, engines, heals_at, names)
         ),
         *_trouble(random, engines, partitions, heals_at, storm),
         # With chances of its own: what is added here leaves the plans of all seeds as they were.
@@ -68,13 +72,19 @@ def plan_of(seed: int) -> Plan:
         heals_at,
         in_flight=few.choice((1, 1, 2, 3)) if crowd or few.random() < 0.05 else 0,
         bounded=crowd and all(doing.what != "jump" for doing in doings),
+        groups=groups,
+        grows=len(groups) > 1 and apart.random() < 0.5 and "forget" not in {d.what for d in doings},
     )
 
 
-def _sagas(random: Random, engines: int, until: float, parents: bool) -> list[Doing]:
+GROUPED = tuple(name for names in GROUPS.values() for name in names)
+
+
+def _sagas(random: Random, engines: int, until: float, names: tuple[str, ...]) -> list[Doing]:
     doings: list[Doing] = []
+    parents = names is PARENTS
     for number in range(random.choice((1, 1, 2) if parents else (1, 2, 2, 3, 4))):
-        name = random.choice(PARENTS if parents else PLAIN)
+        name = random.choice(names)
         given = f"{name}-{number}"
         saga_id = given if random.random() < 0.7 else None
         at = random.uniform(0.2, until * 0.6)
@@ -121,7 +131,8 @@ def _kin(random: Random, name: str, saga_id: str) -> tuple[str, str]:
     return _kin(random, node.child, child_id(saga_id, node.name))
 
 
-def _family(random: Random, engines: int, until: float, parents: bool) -> list[Doing]:
+def _family(random: Random, engines: int, until: float, names: tuple[str, ...]) -> list[Doing]:
+    parents = names is PARENTS
     plain = ("order", "diamond", "wide", "trip", "strict", "loose")
     name = random.choice(PARENTS if parents else plain)
     saga_id = f"{name}-0"
