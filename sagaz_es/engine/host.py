@@ -358,7 +358,11 @@ class Host:
         try:
             async with asyncio.timeout(self.config.request_seconds):
                 while offset < partition.known_from:
-                    chunk = await self.log.read(partition.index, offset, limit=5000, wait_s=0.1)
+                    try:
+                        chunk = await self.log.read(partition.index, offset, limit=5000, wait_s=0.1)
+                    except errors.HistoryGone:  # retention came between
+                        offset = (await self.log.bounds(partition.index)).start
+                        continue
                     known.update({r.key for r in chunk.records if isinstance(r.entry, e.Event)})
                     offset = chunk.next_offset
                     known.upto = max(known.upto, offset)

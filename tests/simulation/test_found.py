@@ -14,9 +14,9 @@ from sagaz_es.core.decide import cancel, decide
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.state import SagaState
-from sagaz_es.errors import EngineClosed, PlanOutdated, SagaStillRunning, Unreachable
+from sagaz_es.errors import EngineClosed, HistoryGone, PlanOutdated, SagaStillRunning, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
-from sagaz_es.ports import Chunk
+from sagaz_es.ports import Bounds, Chunk
 from tests.helpers import (
     QUIET,
     Declined,
@@ -413,3 +413,34 @@ async def test_what_another_engine_takes_up_is_not_taken_up_from_an_older_state(
         assert log.gate is not None
         log.gate.open()
     assert len(ledger.calls) == calls
+
+
+# --- retention that comes between the look at a log's bounds and the read from there --------------
+
+
+class _Forgetting(FaultyLog):
+    """Without an index. As soon as its bounds were told, its first records are gone."""
+
+    indexed = False
+    gone = 0
+
+    async def bounds(self, partition: int) -> Bounds:
+        told = await super().bounds(partition)
+        return Bounds(self.gone, told.end)
+
+    async def read(self, partition: int, offset: int, **options: Any) -> Chunk:
+        if offset < 5 and self.gone == 1:
+            self.gone = 5
+        if offset < self.gone:
+            raise HistoryGone("partition 0", f"offset {offset}", f"offset {self.gone}")
+        return await super().read(partition, offset, **options)
+
+
+async def test_a_start_is_not_refused_because_old_records_go_while_ids_are_looked_for() -> None:
+    log, ledger = _Forgetting(), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await engine.run(OrderSaga, saga_id="old")).success
+    async with engine_on(log, ledger=ledger) as engine:  # which knows nothing before its mark
+        log.gone = 1
+        assert (await engine.run(OrderSaga, saga_id="new")).success
+    assert log.gone == 5
