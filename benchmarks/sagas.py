@@ -30,6 +30,7 @@ SAGAS = {1: 300, 16: 1500, 256: 4000}
 ROUNDS = 3
 CONTEXT = {"order": "x" * 1900, "customer": "c-17", "amount": 1999}
 RECORD = b"r" * 400
+PARTITIONS = 4  # on Kafka, the raw client's and ours
 
 
 class FiveSteps(Saga):
@@ -105,14 +106,14 @@ async def raw_memory(in_flight: int) -> Raw:
 
 async def raw_kafka(bootstrap: str, in_flight: int) -> Raw:
     """Confirmed single appends/s of aiokafka: acknowledged, and seen by one's own consumer; and
-    after how long one was acknowledged. 400 bytes each, 4 partitions, acks=all."""
+    after how long one was acknowledged. 400 bytes each, acks=all."""
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
     from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
     topic = f"raw-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
-    await admin.create_topics([NewTopic(topic, 4, 1)])
+    await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
     await asyncio.sleep(1)
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, acks="all")
     consumer = AIOKafkaConsumer(
@@ -120,7 +121,7 @@ async def raw_kafka(bootstrap: str, in_flight: int) -> Raw:
     )
     await producer.start()
     await consumer.start()
-    consumer.assign([TopicPartition(topic, partition) for partition in range(4)])
+    consumer.assign([TopicPartition(topic, partition) for partition in range(PARTITIONS)])
     unseen: dict[bytes, asyncio.Future[None]] = {}
     acknowledged: list[float] = []
 
@@ -137,7 +138,7 @@ async def raw_kafka(bootstrap: str, in_flight: int) -> Raw:
         key = str(number).encode()
         seen = unseen[key] = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
-        await producer.send_and_wait(topic, RECORD, key=key, partition=number % 4)
+        await producer.send_and_wait(topic, RECORD, key=key, partition=number % PARTITIONS)
         acknowledged.append((time.perf_counter() - began) * 1e3)
         await seen
 
@@ -323,7 +324,7 @@ async def run(bootstrap: str | None, scale: float = 1.0) -> tuple[list[str], lis
         tables.append(table)
         goals += sqlite_goals(found)
     if bootstrap:
-        log = f"kafka://{bootstrap}/bench-{uuid.uuid4().hex[:8]}"
+        log = f"kafka://{bootstrap}/bench-{uuid.uuid4().hex[:8]}?partitions={PARTITIONS}"
         table, found = await measure(
             log, lambda n: raw_kafka(bootstrap, n), "confirmed appends", scale
         )
