@@ -555,8 +555,9 @@ class Partition:
             return
         if cell.begin < 0:
             cell.begin = offset
-        if event.writer == self._writer:
+        if event.writer == self._writer and cell.ours and event.epoch >= cell.look().epoch:
             return  # an append of our own that is not acknowledged yet
+        # Also what this process still had on its way when it last served the partition.
         if cell.ours:
             cell.lost = True
             self.cells.pop(event.saga_id, None)

@@ -54,10 +54,7 @@ class Judge:
     # --- the log ---
 
     def _log(self) -> Iterator[str]:
-        for words in self.log.wrong:
-            # Who had not noticed yet began it, in the first append after the loss.
-            if not (self.lost.sagas and words.endswith("its head was not branched")):
-                yield words
+        yield from (words for words in self.log.wrong if not self._of_lost(words))
         yield from (f"wrong in the world: {wrong}" for wrong in self.simulation.world.wrong)
         yield from (f"stuck after healing: {words}" for words in self.simulation.stuck)
         gone = self.simulation.counts["retentions"]  # who was paused finds that it is too late
@@ -230,6 +227,15 @@ class Judge:
                 if step.status == "completed" and step.effects and not step.child:
                     if owner not in stands.get((root, name), ()):
                         yield f"family ledger: {name} of {saga.saga_id} is done and does not stand"
+
+    def _of_lost(self, words: str) -> bool:
+        """Whether it is wrong because of what else was lost: a branch that was begun in the first
+        append after its head was gone, or a parent whose child was."""
+        if not self.lost.sagas:
+            return False
+        saga_id = words.removeprefix("illegal transition: ").partition(" ")[0]
+        children = any(lost.startswith(f"{saga_id}/") for lost in self.lost.sagas)
+        return children or words.endswith("its head was not branched")
 
     def _lost_some(self, saga_id: str) -> bool:
         """Whether the log lost something of its family, with its tail."""

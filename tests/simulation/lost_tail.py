@@ -149,9 +149,8 @@ def _lose(simulation: Simulation, index: int, records: int) -> None:
     # A log that grows again at once may hide it from a projector, which appends nothing, and from
     # an engine that cannot read at that moment, or waits for an append.
     quick = simulation.plan.store == "none" and not any(map(_is_appending, simulation.nodes))
-    if quick:
-        simulation.broker.weather.errors = simulation.broker.weather.unknown = 0.0
-    refuses_s = 0.1 if quick else AWAY_S * 1.2
+    simulation.broker.weather.errors = simulation.broker.weather.unknown = 0.0
+    refuses_s = 0.1 if quick else 2 * AWAY_S
     simulation.broker.lose_tail(index, records, refuses_s=refuses_s)
 
 

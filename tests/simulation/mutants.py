@@ -293,13 +293,6 @@ MUTANTS = (
         "pass",
         needs="lose_tail",
     ),
-    Mutant(
-        "a projector that was away does not look whether its place is still there",
-        "sagaz_es.reading.projector",
-        "if clock() - lane.looked_at > AWAY_S:",
-        "if False:",
-        needs="lose_tail",
-    ),
 )
 
 

@@ -543,3 +543,16 @@ async def test_a_read_that_gives_nothing_is_not_taken_for_another_log(store: Sha
     del log._partitions[0].records[-1:]
     with pytest.raises(LogTruncated):
         await verify_checkpoint(log, checkpoint)
+
+
+async def test_who_was_away_notices_a_log_that_grew_beyond_its_place_again(
+    log: MemoryEventLog, store: Shaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagaz_es.reading.projector.AWAY_S", -1.0)
+    await log.append(0, history("order-17"))
+    projector = Projector(log, store)
+    await projector.run_until()
+    del log._partitions[0].records[-2:]
+    await log.append(0, history("order-18"))
+    with pytest.raises(LogReplaced):
+        await projector.run_until()
