@@ -273,10 +273,11 @@ class Unreachable(SagaError, ConnectionError):
 
 
 class AccessRefused(Unreachable):
-    """A server that is there lets nobody in with this user, password or database."""
+    """It cannot be used as it is named: a wrong user, password, database, directory or right. That
+    does not pass by itself."""
 
     def __str__(self) -> str:
-        return f"{self.what} at {self.address} refuses the connection: {self.detail}; {self.hint}"
+        return f"{self.what} at {self.address} cannot be used: {self.detail}; {self.hint}"
 
 
 class AppendUnknown(SagaError, TimeoutError):

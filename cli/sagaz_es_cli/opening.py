@@ -224,11 +224,12 @@ async def _opened_store(
 
 @asynccontextmanager
 async def writing(
-    settings: Settings, *, makes_log: bool = False
+    settings: Settings, *, makes_log: bool = False, opens_store: bool = True
 ) -> AsyncIterator[tuple[EventLog, ProjectionStore | None]]:
     """The log and its store, for what writes without an engine; the log is made if it is missing.
 
-    Unless `makes_log`, it is not made in a file that holds something else.
+    Unless `makes_log`, it is not made in a file that holds something else. Unless `opens_store`,
+    the store is not opened yet.
     """
     log = open_log(settings.log)
     if not makes_log:
@@ -238,7 +239,7 @@ async def writing(
         check_file(store, log)
     try:
         await log.open()
-        if store is not None:
+        if store is not None and opens_store:
             await store.open()
         yield log, store
     finally:

@@ -59,7 +59,7 @@ def run_projector(settings: Settings) -> None:
     async def work() -> None:
         if isinstance(logging.lastResort, logging.Handler):
             logging.lastResort.setLevel(logging.WARNING)
-        async with writing(settings) as (log, found):
+        async with writing(settings, opens_store=False) as (log, found):
             store = store_of(found)
             note(f"projecting {log.name} into {store.name}")
             with runner.stop_at_signals(signal.SIGTERM) as stop, _live("projecting") as show:

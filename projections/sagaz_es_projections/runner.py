@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from sagaz_es.errors import SagaError
+from sagaz_es.errors import AccessRefused, SagaError, Unreachable
 from sagaz_es.ports import EventLog, ProjectionStore
 from sagaz_es.reading.projector import PartitionStatus, Projector
+
+logger = logging.getLogger("sagaz_es.projector")
 
 Progress = Callable[[tuple[PartitionStatus, ...]], None]
 """Told now and then how far each partition is."""
@@ -27,11 +30,12 @@ async def run(
 ) -> tuple[PartitionStatus, ...]:
     """Project until `stop` is set; how far it came. Log and store are opened, and left open.
 
-    While the store is down it waits and loses nothing. Killing it at any moment is safe, too.
-    Raises Unreachable if log or store cannot be opened, else what `Projector.run` raises.
+    While the store is down it waits and loses nothing, also at the beginning. Killing it at any
+    moment is safe, too. Raises Unreachable if the log cannot be opened; of the store AccessRefused
+    and StorageFailed, which do not pass by themselves; else what `Projector.run` raises.
     """
     await log.open()
-    await store.open()
+    await _open_unless_away(store)
     projector = projector or Projector(log, store)
     reached: tuple[PartitionStatus, ...] = ()
     work = asyncio.create_task(projector.run(partitions))
@@ -53,6 +57,15 @@ async def run(
             task.cancel()
         await asyncio.gather(work, stopped, return_exceptions=True)
     return await _reached(projector, reached)
+
+
+async def _open_unless_away(store: ProjectionStore) -> None:
+    try:
+        await store.open()
+    except AccessRefused:
+        raise
+    except Unreachable as error:  # each call of the projector connects anew, until one succeeds
+        logger.warning("the projector waits: %s", error)
 
 
 async def _reached(

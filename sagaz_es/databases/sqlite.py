@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, may_only_read
 from sagaz_es.databases.versions import other_version
-from sagaz_es.errors import StorageFailed, Unreachable
+from sagaz_es.errors import AccessRefused, StorageFailed, Unreachable
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class SQLiteDatabase:
         directory = Path(self.path).parent
         if self.path != IN_MEMORY and not directory.is_dir():
             missing = f"there is no directory {str(directory)!r}"
-            raise Unreachable("SQLite", self.path, missing, "make it, or name another file")
+            raise AccessRefused("SQLite", self.path, missing, "make it, or name another file")
         connection = sqlite3.connect(
             self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False
         )
@@ -216,7 +216,7 @@ def explained(error: sqlite3.Error, path: str) -> Unreachable | StorageFailed:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unreachable("SQLite", path, "another process holds its lock", "try again")
     if code == sqlite3.SQLITE_CANTOPEN:
-        return Unreachable("SQLite", path, "it cannot be opened", "check the permissions")
+        return AccessRefused("SQLite", path, "it cannot be opened", "check the permissions")
     known = {
         sqlite3.SQLITE_NOTADB: "it is not a SQLite database",
         sqlite3.SQLITE_CORRUPT: DAMAGED,
@@ -248,7 +248,7 @@ def tables_in(path: str) -> frozenset[str] | None:
         raise explained(error, path) from error
     except OSError as error:
         why = error.strerror or str(error)
-        raise Unreachable("SQLite", path, why, "check the permissions") from error
+        raise AccessRefused("SQLite", path, why, "check the permissions") from error
 
 
 def _tables_of(connection: sqlite3.Connection) -> frozenset[str]:

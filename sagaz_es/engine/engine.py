@@ -23,6 +23,7 @@ from sagaz_es.engine.attempts import MAX_FACT_BYTES
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
+from sagaz_es.engine.late_store import LateStore, opened
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
 from sagaz_es.errors import (
@@ -116,9 +117,12 @@ class Engine:
     async def open(self, *, join: bool = True) -> None:
         """Connect, and (unless only questions will be asked) join and take over what is unfinished.
 
-        Raises Unreachable, UnsuitableTopic, ConfigurationError, and LogReplaced or LogTruncated
-        where the store was made from another log, or from more than this one still has;
-        EngineClosed for an engine that was closed, RuntimeError for one that is open.
+        A store that does not answer is found later: until then the log answers in its place.
+
+        Raises Unreachable (the log does not answer), AccessRefused, UnsuitableTopic,
+        ConfigurationError, and LogReplaced or LogTruncated where the store was made from another
+        log, or from more than this one still has; EngineClosed for an engine that was closed,
+        RuntimeError for one that is open.
         """
         if self.host.closing:
             raise EngineClosed(again=True)
@@ -128,8 +132,10 @@ class Engine:
         try:
             await self.log.open()
             if self.store is not None:
-                await self.store.open()
-                await self._check_store(self.store)
+                late = await opened(self.log, self.store)
+                if late is not None:
+                    self.store = self.host.store = late.standing_for()
+                    self.host.spawn(self._find(late), "search for the store")
             self._opened = True
             if join:
                 await self.host.open(self._instance_id)
@@ -139,11 +145,8 @@ class Engine:
             await self.close()
             raise
 
-    async def _check_store(self, store: ProjectionStore) -> None:
-        """A store of another log would answer for sagas that this one does not have."""
-        from sagaz_es.reading.projection import verify_store
-
-        await verify_store(self.log, store)
+    async def _find(self, late: LateStore) -> None:
+        self.store = self.host.store = await late.found(self.log)
 
     async def close(self) -> None:
         """Let running steps finish (`drain_seconds`), release, disconnect. Unfinished sagas go on
@@ -152,7 +155,8 @@ class Engine:
             return
         served = frozenset(self._projecting if self._shares else self.host.partitions)
         await self.host.close()
-        if self._projector is not None and served:
+        away = isinstance(self.store, LateStore)  # it was never there: nothing to wait for
+        if self._projector is not None and served and not away:
             try:
                 await self._flush(self._projector, served)
             except (TimeoutError, SagaError, OSError) as error:

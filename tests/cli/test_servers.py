@@ -159,6 +159,27 @@ def test_a_projector_whose_database_is_gone_waits_and_ends_well_when_told_to(
             postgresql_server.restart()
 
 
+def test_a_projector_and_an_engine_start_while_the_database_is_gone_and_find_it(
+    project: Project, postgresql_server: PostgreSQLServer, postgresql_url: str
+) -> None:
+    beside = replace(project, env=dict(project.env) | {"SAGAZ_ES_STORE": postgresql_url})
+    postgresql_server.kill()
+    try:
+        started = beside.run(*START, "--saga-id", "o-1", "--context", '{"token": "good"}')
+        assert (started.status, started.json["status"]) == (0, "completed")
+        with beside.start("projector", "run") as process:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            assert any("the projector waits" in line for line in lines)
+            postgresql_server.restart()
+            until(lambda: up_to_date(beside))
+            process.send_signal(signal.SIGTERM)
+            assert (process.wait(60), "Traceback" in process.stderr.read()) == (0, False)
+    finally:
+        postgresql_server.ensure_running()
+    assert beside.run("projector", "verify").json["ok"] is True
+
+
 def test_servers_that_are_not_there_are_named_within_ten_seconds_without_their_password(
     project: Project,
 ) -> None:

@@ -11,8 +11,15 @@ import pytest
 
 from sagaz_es import Engine, Saga
 from sagaz_es.core.history import Step
+from sagaz_es.engine import late_store
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.errors import SagaSetAside, StorageFailed, Unreachable
+from sagaz_es.errors import (
+    AccessRefused,
+    SagaNotFound,
+    SagaSetAside,
+    StorageFailed,
+    Unreachable,
+)
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Bounds
 from sagaz_es.reading import lookup
@@ -167,6 +174,62 @@ async def test_what_is_remembered_while_the_store_is_down_is_dropped_when_it_is_
             await until(lambda: partition.older is None)
         assert (await engine.run("order", saga_id="o-4")).success
     assert effects == []
+
+
+async def test_an_engine_opens_while_its_store_is_down_and_finds_it_later(
+    log: MemoryEventLog, store: Fragile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_store, "AGAIN_S", 0.01)
+    effects: list[str] = []
+    async with Engine(log, store, sagas=[order(effects)]) as engine:
+        await engine.run("order", saga_id="o-1")
+        await Projector(log, store).run_until()
+    store.error = DOWN
+    projector = Projector(log, store)
+    async with Engine(log, store, sagas=[order(effects)], projector=projector) as engine:
+        for saga_id in ("o-1", "o-2"):
+            assert (await engine.run("order", saga_id=saga_id)).success
+        assert (await engine.history("o-1").now()).sequence == 6
+        assert engine.store is not None
+        with pytest.raises(Unreachable, match="db:5432"):
+            await engine.store.summaries()
+        store.error = None
+        await until(lambda: engine.store is store)
+        await projector.catch_up()
+        assert {found.saga_id for found in await store.summaries()} == {"o-1", "o-2"}
+    assert sorted(effects) == ["charge o-1", "charge o-2", "reserve o-1", "reserve o-2"]
+
+
+async def test_a_store_of_another_log_that_is_found_later_is_never_asked(
+    store: Fragile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(late_store, "AGAIN_S", 0.01)
+    other, log = MemoryEventLog(2, "memory://other"), MemoryEventLog(2, "memory://orders")
+    async with Engine(other, store, sagas=[order([])]) as engine:
+        await engine.run("order", saga_id="o-1")
+        await Projector(other, store).run_until()
+    store.error = DOWN
+    async with Engine(log, store, sagas=[order([])]) as engine:
+        store.error = None
+        await until(lambda: "goes on without a store" in caplog.text)
+        assert (await engine.run("order", saga_id="o-2")).success
+        with pytest.raises(SagaNotFound):
+            await engine.status("o-1")
+        assert engine.store is not None
+        with pytest.raises(StorageFailed, match="belongs to the log"):
+            await engine.store.summaries()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AccessRefused("PostgreSQL", "db", "no role", "check"), StorageFailed("db", "version 99")],
+)
+async def test_what_does_not_pass_by_itself_is_told_when_an_engine_opens(
+    log: MemoryEventLog, store: Fragile, error: Exception
+) -> None:
+    store.error = error
+    with pytest.raises(type(error)):
+        await Engine(log, store, sagas=[order([])]).open()
 
 
 @pytest.mark.parametrize("by_id", [False, True], ids=["random ids", "ids of the caller's"])
