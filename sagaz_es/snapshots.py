@@ -431,7 +431,7 @@ def shown_replay(entry: ReplayEntry) -> dict[str, Any]:
     return {
         "replay_id": entry.replay_id,
         "original_saga_id": entry.original_saga_id,
-        "new_saga_id": entry.new_saga_id,
+        "new_saga_id": entry.new_saga_id or None,
         "checkpoint_step": entry.point,
         "replay_status": entry.status,
         "status": entry.status,

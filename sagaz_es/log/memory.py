@@ -42,7 +42,7 @@ class MemoryEventLog:
             first = NamespaceCreated(name.partition("://")[2], number, partitions, now)
             partition.records.append(Record(number, 0, now, "", first))
         self._marks = [(0, "")] * partitions  # of the group without a name
-        self._groups = {"": Group(partitions, self._marks)}
+        self._groups = {"": Group(partitions, self._marks, name)}
 
     async def open(self) -> None:
         """Nothing to connect."""
@@ -116,7 +116,9 @@ class MemoryEventLog:
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:
-            self._groups[name] = Group(len(self._partitions), [(0, "")] * len(self._partitions))
+            self._groups[name] = Group(
+                len(self._partitions), [(0, "")] * len(self._partitions), self.name
+            )
         return self._groups[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.assignment import assign
 from sagaz_es.ports import Rebalanced
 
@@ -14,8 +15,11 @@ _log = logging.getLogger("sagaz_es.log")
 class Group:
     """Who serves what. Whoever loses partitions has handed them over before another gets them."""
 
-    def __init__(self, partitions: int, marks: list[tuple[int, str]]) -> None:
-        self._partitions = partitions
+    def __init__(
+        self, partitions: int, marks: list[tuple[int, str]], name: str = "memory://"
+    ) -> None:
+        self._partitions, self._name = partitions, name
+        self._loop: asyncio.AbstractEventLoop | None = None  # of its members
         self.marks = marks  # with their notes
         self._members: dict[str, MemoryMembership] = {}  # in the order of joining
         self._joined = 0
@@ -26,9 +30,7 @@ class Group:
         return len(self._members)
 
     async def join(self, on_change: Rebalanced) -> MemoryMembership:
-        if not self._members and not self._rebalancing.locked():
-            # A lock belongs to the event loop that first waited for it, a group to no loop.
-            self._rebalancing = asyncio.Lock()
+        self._enter(asyncio.get_running_loop())
         self._joined += 1
         member = MemoryMembership(self, str(self._joined), on_change)
         self._members[member.name] = member
@@ -39,6 +41,19 @@ class Group:
             self._rebalance_soon(member)
             raise
         return member
+
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is self._loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            if self._members or self._rebalancing.locked():
+                raise ConfigurationError(
+                    f"log {self._name}: it is in use in another event loop, and a memory log is "
+                    "for one at a time; for several threads use a file, sqlite:///sagas.db"
+                )
+        # A lock belongs to one loop; members that did not leave ended with theirs.
+        self._loop, self._rebalancing = loop, asyncio.Lock()
+        self._members.clear()
 
     async def leave(self, member: MemoryMembership) -> None:
         if self._members.pop(member.name, None) is not None:

@@ -23,6 +23,7 @@ from sagaz_es.sagas.listeners import (
     MetricsSagaListener,
     TracingSagaListener,
 )
+from sagaz_es.sagas.options import check_saga
 
 logger = logs.getLogger("sagaz_es")
 
@@ -131,6 +132,11 @@ class SagaConfig:
             known = ", ".join(ParallelFailureStrategy)
             raise ConfigurationError(f"failure_strategy: one of {known}") from error
         object.__setattr__(self, "failure_strategy", strategy)
+        for name in ("log", "store"):
+            if not isinstance(getattr(self, name), str | None):
+                kind = type(getattr(self, name)).__name__
+                raise ConfigurationError(f"{name}: a URL, not a value of type {kind}")
+        check_saga("SagaConfig", {"replay_config": self.replay_config})
         log, store = _place(self.storage)
         object.__setattr__(self, "log", self.log or log)
         object.__setattr__(self, "store", self.store or store)
@@ -358,13 +364,21 @@ _configured: list[SagaConfig] = []
 
 
 def configure(config: SagaConfig) -> None:
-    """The settings of every saga that is given none, from now on."""
-    _configured[:] = [config]
+    """The settings of every saga that is given none, from now on. Raises ConfigurationError."""
+    _configured[:] = [checked(config)]
 
 
 def get_config() -> SagaConfig:
     """The settings given to `configure`, else the defaults."""
     return _configured[0] if _configured else SagaConfig()
+
+
+def checked(config: Any) -> SagaConfig:
+    """Raises ConfigurationError for what is no SagaConfig."""
+    if not isinstance(config, SagaConfig):
+        kind = type(config).__name__
+        raise ConfigurationError(f"config: a SagaConfig, such as SagaConfig(log=URL), not a {kind}")
+    return config
 
 
 def settings_of(config: Any) -> SagaConfig | None:

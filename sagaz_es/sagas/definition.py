@@ -26,7 +26,7 @@ from sagaz_es.core.decide import (
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.errors import ConfigurationError, DefinitionError
 from sagaz_es.sagas import options as check
-from sagaz_es.sagas.config import SagaConfig, settings_of
+from sagaz_es.sagas.config import SagaConfig, checked, settings_of
 from sagaz_es.sagas.inspection import Inspection, start_context
 from sagaz_es.sagas.triggers import limits_of, register
 from sagaz_es.sagas.typed import Contents, ContextType
@@ -658,6 +658,8 @@ class Saga(Inspection):
         log is an embedded one. `context`: what `execute` starts with."""
         if isinstance(config, str):  # one of sagaz's two classes has the version here
             config, version = None, config
+        if config is not None:
+            checked(config)
         check.check_saga("Saga", {"saga_name": name})
         self._name = name
         if name is not None and self.saga_name is None:

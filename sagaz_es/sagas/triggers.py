@@ -170,7 +170,11 @@ class TriggerEngine:
         """
         wanted: list[tuple[type[Saga], Mapping[str, Any], str | None]] = []
         for known in TriggerRegistry.get_triggers(source):
-            context = await _context_of(known, payload)
+            try:
+                context = await _context_of(known, payload)
+            except Exception:
+                _id_of(known, payload)  # that a key is missing says more than what came of it
+                raise
             if context is not None:
                 wanted.append((known.saga_class, context, _id_of(known, payload)))
         return [await self._start(*one) for one in wanted]

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core.texts import join_object
+from sagaz_es.errors import ConfigurationError
 from sagaz_es.ports import BlobStore, ProjectionStore, ReplayEntry, StoredSnapshot
 from sagaz_es.snapshots import (
     BLOB_PREFIX,
@@ -84,7 +85,12 @@ class StoreSnapshotStorage(Generic[S]):
     # --- snapshots
 
     async def save_snapshot(self, snapshot: SagaSnapshot) -> None:
-        """Keep it; one of the same id is replaced."""
+        """Keep it; one of the same id is replaced. Raises TypeError for what is no SagaSnapshot."""
+        if not isinstance(snapshot, SagaSnapshot):
+            raise TypeError(
+                f"a SagaSnapshot is saved, not a {type(snapshot).__name__}: SagaSnapshot.create(…) "
+                "makes one, SagaSnapshot.from_dict(…) reads one"
+            )
         await (await self._ready()).save_snapshot(to_stored(snapshot))
 
     async def get_snapshot(self, snapshot_id: Id) -> SagaSnapshot | None:
@@ -103,6 +109,8 @@ class StoreSnapshotStorage(Generic[S]):
         """The one with the highest sequence; `before` counts, too, `before_step` names its step."""
         if isinstance(before, str):  # sagaz's second argument
             before, before_step = None, before
+        if not isinstance(before, datetime | None):
+            raise TypeError(f"before: a datetime, or None, not {before!r}")
         store = await self._ready()
         at = None if before is None else to_us(before)
         stored = await store.latest_snapshot(str(saga_id), before=at, step=before_step)
@@ -115,7 +123,8 @@ class StoreSnapshotStorage(Generic[S]):
     async def list_snapshots(
         self, saga_id: Id, limit: int = 100, offset: int = 0
     ) -> list[SagaSnapshot]:
-        """Newest first."""
+        """Newest first. Raises ConfigurationError for a limit or offset below 0."""
+        _check_page(limit=limit, offset=offset)
         store = await self._ready()
         page = await store.snapshots(str(saga_id), limit=limit, offset=offset)
         return [await self._shown(stored) for stored in page]
@@ -155,9 +164,17 @@ class StoreSnapshotStorage(Generic[S]):
         return None if entry is None else shown_replay(entry)
 
     async def list_replays(self, original_saga_id: Id, limit: int = 100) -> list[dict[str, Any]]:
-        """Of one original, newest first."""
+        """Of one original, newest first. Raises ConfigurationError for a limit below 0."""
+        _check_page(limit=limit)
         entries = await (await self._ready()).replays(str(original_saga_id), limit)
         return [shown_replay(entry) for entry in entries]
+
+
+def _check_page(**numbers: Any) -> None:
+    """Databases read numbers below 0 each in a way of its own."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ConfigurationError(f"{name}: a whole number, 0 or more, not {number!r}")
 
 
 def _record_of(entry: Any) -> Mapping[str, Any]:

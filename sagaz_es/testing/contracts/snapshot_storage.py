@@ -183,6 +183,19 @@ class SnapshotStorageContract:
             found += ids(await storage.list_snapshots("order-17", limit=100, offset=offset))
         assert found == ids(rows[::-1])
 
+    async def test_a_page_that_is_none_is_refused(self, storage: SnapshotStorage) -> None:
+        await storage.save_snapshot(snapshot())
+        for wrong in ({"limit": -1}, {"offset": -1}, {"limit": None}, {"offset": "1"}):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                await storage.list_snapshots("order-17", **wrong)
+        assert await storage.list_snapshots("order-17", limit=0) == []
+
+    async def test_only_snapshots_are_saved(self, storage: SnapshotStorage) -> None:
+        for wrong in (None, snapshot().to_dict()):
+            with pytest.raises(TypeError, match="SagaSnapshot"):
+                await storage.save_snapshot(wrong)
+        assert await storage.list_snapshots("order-17") == []
+
     async def test_many_saved_at_once_are_all_there(self, storage: SnapshotStorage) -> None:
         one = [snapshot(n) for n in range(1, 51)]
         many = [snapshot(1, f"order-{n + 100}") for n in range(256)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
+from sagaz_es import connect
+from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk
 from sagaz_es.testing.contracts.entries import new_id, steps
@@ -93,3 +96,40 @@ async def test_who_gives_up_joining_is_no_member() -> None:
         one.changed.clear()
         await one.changed.wait()
     assert not two.share
+
+
+async def test_it_is_not_shared_with_the_event_loop_of_another_thread() -> None:
+    """It waited for ever."""
+    log, told = MemoryEventLog(name="memory://shared"), list[str]()
+
+    async def join() -> None:
+        async with connect(log):
+            raise AssertionError("two event loops serve one memory log")
+
+    def other_thread() -> None:
+        try:
+            asyncio.run(join())
+        except ConfigurationError as error:
+            told.append(str(error))
+
+    async with connect(log):
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+    assert [text.partition(",")[0] for text in told] == [
+        "log memory://shared: it is in use in another event loop"
+    ]
+
+
+def test_an_engine_that_ended_with_its_event_loop_holds_nothing_back() -> None:
+    log = MemoryEventLog()
+
+    async def never_closed() -> None:
+        await connect(log).open()
+
+    async def next_one() -> int:
+        async with connect(log) as engine:
+            return len(engine.host.partitions)
+
+    asyncio.run(never_closed())
+    assert asyncio.run(next_one()) == 4

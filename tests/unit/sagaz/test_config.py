@@ -223,3 +223,21 @@ async def test_the_orchestrator_tells_of_all_sagas_of_the_log() -> None:
         "order",
         "poor",
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("log", 5), ("store", ["secret"]), ("replay_config", {"enable_snapshots": True})],
+)
+def test_a_setting_of_another_type_is_refused_by_its_name(setting: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\b{setting}\b") as caught:
+        SagaConfig(**{setting: value})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [{"log": "memory://"}, 5])
+def test_what_is_no_config_is_not_passed_over(config: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^config: a SagaConfig"):
+        configure(config)
+    with pytest.raises(ConfigurationError, match=r"^config: a SagaConfig"):
+        Order(config=config)

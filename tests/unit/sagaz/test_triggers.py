@@ -358,3 +358,18 @@ async def until_real(holds: Any) -> None:
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - the step's own thread
             await asyncio.sleep(0.01)
+
+
+async def test_a_missing_key_is_told_also_where_the_method_stumbles_over_it() -> None:
+    class Stumbles(Saga):
+        saga_name = "stumbles"
+
+        @trigger(source="stumbling", idempotency_key="order_id")
+        def on_order(self, event: Any) -> dict[str, Any]:
+            return {"id": event["order_id"]}
+
+        @action("a")
+        async def a(self, ctx: Any) -> None: ...
+
+    with pytest.raises(IdempotencyKeyMissingInPayloadError, match=r"'stumbles'.*'order_id'"):
+        await fire_event("stumbling", {"other": 1})
