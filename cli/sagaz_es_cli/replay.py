@@ -191,7 +191,7 @@ def run_replay(
         async with asking(settings) as engine:
             plan = await plan_in(engine)
             if dry_run:
-                if plan.saga_name not in engine.registry.names:
+                if plan.saga_name not in engine.registry:
                     note(
                         f"without --app it is not checked whether the code of {plan.saga_name} fits"
                     )

@@ -47,6 +47,7 @@ from sagaz_es.sagas.definition import (
     RecoveryAction,
     StepDefinition,
 )
+from sagaz_es.sagas.fan_out import RESULTS, child_name, starts_of
 from sagaz_es.sagas.inputs import context_texts
 from sagaz_es.sagas.observers import Observers
 from sagaz_es.sagas.typed import as_mapping
@@ -374,7 +375,7 @@ class Attempts:
                 f"step {step.name!r} changes {key!r} of its context; a child step only returns "
                 "what its saga starts with"
             )
-        texts = context_texts(value)
+        texts = starts_of(step.name, value) if step.for_each else context_texts(value)
         if self._blobs is not None:
             texts = await self._blobs.off_load(texts, self._definition.name, step.name)
         text = join_object(texts)
@@ -384,7 +385,7 @@ class Attempts:
         return e.ChildStarted(
             step.name,
             self._children.new_id(self._state, step.name),
-            step.child,
+            child_name(self._definition.graph.by_name[step.name].child, texts),
             attempt.attempt,
             text,
             join_names(context.reads()),
@@ -434,7 +435,7 @@ class Attempts:
             keys_set = dict(texts) if step.result_keys is not None else {}
             if keys_set and self._definition.context_type is not None:
                 self._check_left(step.name, await self._context(step, attempt), keys_set)
-            result = join_object(texts)
+            text = result = texts[RESULTS] if step.for_each else join_object(texts)
             if self._blobs is not None:
                 name = self._definition.name
                 keys_set = await self._blobs.off_load(keys_set, name, step.name)
@@ -458,7 +459,7 @@ class Attempts:
             return await self._child_failed(attempt, failed)
         if self._observers is not None:
             context = await self._context(step, attempt)
-            value = {key: from_text(text) for key, text in texts.items()}
+            value = from_text(text)
             self._later(attempt, "on_step_success", "on_success", context, value)
             self._later(attempt, "", "on_exit", context)
         return fact

@@ -38,6 +38,7 @@ from sagaz_es.errors import (
     UnknownSagaName,
 )
 from sagaz_es.reading.lookup import current_state, head_of_family
+from sagaz_es.sagas.fan_out import RESULTS, child_name, one_of
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
@@ -155,10 +156,10 @@ class Children:
         self, home: Partition, parent: SagaState, step: str, cancel: e.CancelRequested | None
     ) -> e.RequestRefused | None:
         host, now = self._host, parent.step(step)
-        name = parent.step_graph.by_name[step].child
+        start = split_object(now.child_start)
+        name = child_name(parent.step_graph.by_name[step].child, start)
         try:
             definition = host.registry.by_name(name)
-            start = split_object(now.child_start)
             await host.check_context(definition, start, "at its start")
         except UnknownSagaName:
             request = e.StartRequested(
@@ -282,7 +283,7 @@ async def children_now(host: Host, effects: Iterable[Effect]) -> dict[str, Child
                 texts = {key: texts[key] for key in asked if key in texts}
                 kept = await host.large_values.off_load(texts, effect.step)
                 keys_set = join_object(kept)
-            text = join_object(texts)
+            text = texts[RESULTS] if one_of(head.saga_name) else join_object(texts)
             result = await host.large_values.off_load_one(text, "result", effect.step)
         status = head.status
         if status in ("rolled_back", "cancelled") and not has_gone_back(head):

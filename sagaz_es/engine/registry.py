@@ -9,6 +9,7 @@ from typing import Any
 
 from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
 from sagaz_es.sagas.definition import Definition, Saga, StepDefinition
+from sagaz_es.sagas.fan_out import fan_out, one_of
 
 Source = type[Saga] | Saga
 
@@ -39,7 +40,7 @@ class Registry:
         return tuple(self._sources)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._sources
+        return name in self._sources or (isinstance(name, str) and self._each(name) is not None)
 
     def add(self, saga: Source) -> str:
         """Register a class or an object; its name in the log."""
@@ -79,12 +80,19 @@ class Registry:
         if definition is None:
             source = self._sources.get(name)
             if source is None:
+                source = self._each(name)
+            if source is None:
                 raise UnknownSagaName(name, self.names)
             definition = self._definitions[name] = self._make(name, source)
             for step in definition.steps.values():  # of a factory's saga they show only now
                 if step.child_saga is not None and step.child not in self._sources:
                     self.add(step.child_saga)
         return definition
+
+    def _each(self, name: str) -> Saga | None:
+        """The saga of this name that starts several of one that is registered."""
+        found = one_of(name)
+        return None if found is None or found[0] not in self._sources else fan_out(*found)
 
     @contextmanager
     def lent(self, name: str, definition: Definition | None) -> Iterator[None]:

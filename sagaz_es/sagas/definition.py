@@ -158,6 +158,7 @@ class StepDefinition:
     child: str = ""  # name of the saga that it starts; its function says with what
     child_saga: type[Saga] | Saga | None = None  # None: only the name is known
     result_keys: tuple[str, ...] | None = None  # of the child's context; None: all, not merged
+    for_each: bool = False  # it starts a saga for each item that its function returns
 
     def node(self, depends_on: tuple[str, ...]) -> StepNode:
         """The step as the recorded graph has it."""
@@ -170,7 +171,7 @@ class StepDefinition:
             effects=self.effects,
             compensable=undo is not None or bool(self.child),
             on_unknown=bool(self.child) or (undo is not None and undo.on_unknown),
-            child=self.child,
+            child=f"{self.child}*" if self.for_each else self.child,
         )
 
 
@@ -354,7 +355,7 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
         wait=_wait(name, options),
         hooks=_hooks(options),
         left=frozenset(key for key in _LEAVABLE if isinstance(options[key], _LeftInt | _LeftFloat)),
-        **_child_of(name, options.get("child"), options.get("result_keys")),
+        **_child_of(name, options),
     )
 
 
@@ -366,14 +367,24 @@ def _retry(whose: str, most: Any, delay: Any, cap: Any, of: str = "") -> Retry:
     )
 
 
-def _child_of(name: str, saga: Any, result_keys: Iterable[str] | None) -> dict[str, Any]:
+def _child_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a step a child step."""
+    saga, result_keys = options.get("child"), options.get("result_keys")
+    for_each = options.get("for_each", False)
     if saga is None:
-        if result_keys is not None:
-            raise ConfigurationError(f"step {name!r}: result_keys goes with child, a saga")
+        if result_keys is not None or for_each:
+            what = "for_each" if for_each else "result_keys"
+            raise ConfigurationError(f"step {name!r}: {what} goes with child, a saga")
         return {}
-    if result_keys is not None:
-        result_keys = check.names(f"step {name!r}", "result_keys", result_keys, "keys")
+    if for_each and result_keys is not None:
+        raise ConfigurationError(
+            f"step {name!r}: with for_each nothing is merged into the context, so it takes no "
+            f"result_keys; read ctx.result_of({name!r}), a list"
+        )
+    if isinstance(result_keys, str):
+        raise ConfigurationError(
+            f"step {name!r}: result_keys is a list of keys, such as [{result_keys!r}]"
+        )
     given = isinstance(saga, Saga) or (isinstance(saga, type) and issubclass(saga, Saga))
     if not given and not (isinstance(saga, str) and saga):
         raise ConfigurationError(
@@ -381,7 +392,12 @@ def _child_of(name: str, saga: Any, result_keys: Iterable[str] | None) -> dict[s
         )
     called = saga if isinstance(saga, str) else saga_name_of(saga)
     keys = None if result_keys is None else tuple(result_keys)
-    return {"child": called, "child_saga": saga if given else None, "result_keys": keys}
+    return {
+        "child": called,
+        "child_saga": saga if given else None,
+        "result_keys": keys,
+        "for_each": bool(for_each),
+    }
 
 
 def saga_name_of(saga: type[Saga] | Saga) -> str:
@@ -442,6 +458,7 @@ def child(
     depends_on: Iterable[str] | None = None,
     *,
     result_keys: Iterable[str] | None = None,
+    for_each: bool = False,
     max_retries: int = _RETRIES,
     retry_delay_seconds: float = _DELAY,
     max_retry_delay_seconds: float = 30.0,
@@ -466,6 +483,8 @@ def child(
     `saga`: its class; or only its name, when engines elsewhere have the class.
     `result_keys`: these keys of the child's final context are the step's result and are merged into
     the context; None: all of it is the result (`ctx.result_of`), and nothing is merged.
+    `for_each`: the method returns a list, and a child is started for each item, side by side (at
+    most 1,000). The result is the list of what they ended with; if one fails, all are taken back.
     """
     options: dict[str, Any] = {**locals(), "child": saga}
     options.update(at_most_once=False, effects=True, idempotency_key=None)
@@ -753,6 +772,7 @@ class Saga(Inspection):
         delay_seconds: float | None = None,
         child: type[Saga] | Saga | str | None = None,
         result_keys: Iterable[str] | None = None,
+        for_each: bool = False,
         on_enter: Callable[..., Any] | None = None,
         on_success: Callable[..., Any] | None = None,
         on_failure: Callable[..., Any] | None = None,
@@ -791,6 +811,7 @@ class Saga(Inspection):
             "delay_seconds": delay_seconds,
             "child": child,
             "result_keys": result_keys,
+            "for_each": for_each,
             "on_enter": on_enter,
             "on_success": on_success,
             "on_failure": on_failure,

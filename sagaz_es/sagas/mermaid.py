@@ -63,7 +63,8 @@ def draw(
 ) -> str:
     """The flowchart. With a trail, only what it touched is drawn.
 
-    Stadiums are roots, boxes can be undone, slanted ones cannot, double ones are pivots.
+    Stadiums are roots, boxes can be undone, slanted ones cannot, double ones are pivots. A step
+    that is a saga of its own names it in a second line.
     """
     if direction not in DIRECTIONS:
         raise ConfigurationError(f"direction: one of {', '.join(DIRECTIONS)}, not {direction!r}")
@@ -159,12 +160,19 @@ def _id(name: str, prefix: str = "") -> str:
     return prefix + (name if plain else f"s_{name.encode().hex()}")
 
 
+def _child(name: str) -> str:
+    if not name:
+        return ""
+    each = name.endswith("*")
+    return f"<br/>saga {_label(name.removesuffix('*'))}{', for each item' if each else ''}"
+
+
 def _label(name: str) -> str:
     return name.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
 def _shape(step: StepNode) -> str:
-    label = f'"{_label(step.name)}"'
+    label = f'"{_label(step.name)}{_child(step.child)}"'
     if step.pivot:
         return f"[[{label}]]"
     if not step.depends_on:

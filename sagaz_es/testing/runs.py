@@ -19,7 +19,7 @@ from sagaz_es.errors import SagaError
 from sagaz_es.reading.lookup import current_state
 from sagaz_es.sagas.result import SagaResult
 from sagaz_es.testing.faults import Fault, Faults
-from sagaz_es.testing.processes import DurableLog, Life, Lines, Points, in_words
+from sagaz_es.testing.processes import DurableLog, Killed, Life, Lines, Points, in_words
 from sagaz_es.testing.virtual_time import FOR_EVER_SECONDS
 from sagaz_es.testing.watching import Call, WatchedRegistry, perform, steps_of
 from sagaz_es.testing.worlds import in_text
@@ -285,14 +285,16 @@ class Run:
 
     async def perform(self, call: Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """See Watcher."""
-        life = self.lives[-1]
-        body = Body(call, len(self.lives) - 1, self.picture())
+        number, life = self._here()
+        if life.points.judged.is_set():
+            raise Killed  # it only unwinds: a dead process calls no step
+        body = Body(call, number, self.picture())
         self.bodies.append(body)
         fault = self.faults.of(call)
         try:
             if fault is not None and not fault.after:
                 await self._fail(fault, life)
-            value = await self._perform(function, args, body)
+            value = await self._perform(function, args, body, life)
             if fault is not None:
                 await self._fail(fault, life)
         except BaseException as error:
@@ -305,8 +307,13 @@ class Run:
         life.points.reach(f"in {call.name}, after its effect, before that is recorded")
         return value
 
+    def _here(self) -> tuple[int, Life]:
+        """The life that asks; one that is over may still unwind while the next ones have been."""
+        loop = asyncio.get_running_loop()
+        return next((n, life) for n, life in enumerate(self.lives) if life.loop is loop)
+
     async def _perform(
-        self, function: Callable[..., Any], args: tuple[Any, ...], body: Body
+        self, function: Callable[..., Any], args: tuple[Any, ...], body: Body, life: Life
     ) -> Any:
         if not inspect.iscoroutinefunction(function):
             followed = self._followed.in_thread(function) if self._followed else function
@@ -316,7 +323,7 @@ class Run:
                 body.own = self.blames and body.before != self.picture()
         working = function(*args)
         if self.blames:
-            working = _Working(working, body, self.picture, self.lives[-1].points)
+            working = _Working(working, body, self.picture, life.points)
         if self._followed is None:
             return await working
         with self._followed:

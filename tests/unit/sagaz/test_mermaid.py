@@ -122,6 +122,14 @@ def test_names_cannot_break_the_drawing() -> None:
     assert '[/"a&quot;&lt;b>"/]' in drawing
 
 
+def test_a_child_step_names_its_saga() -> None:
+    saga = Saga("shop").add_step("pay", print, child="payment")
+    saga.add_step("pack", print, child="<parcel>", for_each=True)
+    drawing = saga.to_mermaid(show_compensation=False)
+    assert 'pay(["pay<br/>saga payment"])' in drawing
+    assert 'pack["pack<br/>saga &lt;parcel>, for each item"]' in drawing
+
+
 def test_an_unknown_direction_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="direction"):
         Order().to_mermaid("diagonal")
