@@ -95,9 +95,10 @@ def run_engine(
 ) -> None:
     """Serve a share of the log's sagas until told to stop.
 
-    Workers of one log share its partitions. SIGTERM or Ctrl-C drains: nothing new starts, running
-    steps finish, the other workers go on; status 0. What has not finished within --drain-seconds
-    is left, also in threads, and runs again. A second signal stops at once, as a crash would.
+    Workers of one log share its partitions. SIGTERM, SIGHUP or Ctrl-C drains: nothing new starts,
+    running steps finish, the other workers go on; status 0. What has not finished within
+    --drain-seconds is left, also in threads, and runs again. A second signal stops at once, as a
+    crash would.
     What is logged goes to stderr; what the code of sagas prints stays on stdout.
     """
     settings.need_code("engine run")
@@ -167,7 +168,10 @@ def _leave_threads() -> None:
 
 @contextmanager
 def _told_to_stop() -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once."""
+    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once.
+
+    So does SIGHUP, where nobody (nohup) wants it to be passed over: a terminal that closes.
+    """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def tell(number: int) -> None:
@@ -175,7 +179,9 @@ def _told_to_stop() -> Iterator[asyncio.Event]:
             os._exit(exits.SIGNALLED + number)
         stop.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, tell, number)
     try:

@@ -45,7 +45,7 @@ logger = logging.getLogger("sagaz_es.engine")
 MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
 TAKEN_AT_ONCE = 500  # unfinished sagas of a partition that are being claimed
 MANY = 2000  # unfinished sagas of a partition that are packed until they are claimed
-RELEASE_SECONDS = 5.0  # for all sagas with something under way; then the others stop waiting, too
+RELEASE_SECONDS = 5.0  # for the last word about a partition that is handed over
 
 
 class Serving:
@@ -266,15 +266,16 @@ class Serving:
                     *(runner.release() for runner in releases if not runner.state.ended),
                     return_exceptions=True,
                 )
+                await self._commit_mark(partition)
         except TimeoutError:
             logger.warning(
-                "partition %d: the log did not take the release of %d sagas within %g s; the next "
-                "owner waits until this engine has left",
+                "partition %d: the log did not take the last word about it (%d sagas whose steps "
+                "were cut off, and the low-water mark) within %g s; the next owner goes on from "
+                "what stands there",
                 index,
                 len(releases),
                 RELEASE_SECONDS,
             )
-        await self._commit_mark(partition)
         await partition.stop()
         self._moved(partition)
         self._host.look_at_turns()

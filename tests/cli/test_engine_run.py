@@ -127,6 +127,15 @@ def test_it_serves_until_sigterm_and_its_probes_say_so(project: Project) -> None
         assert stopped(process) == (0, "")
 
 
+def test_a_terminal_that_closes_stops_it_as_sigterm_does(project: Project) -> None:
+    with project.start(*PROBED) as process:
+        lines = Lines(process)
+        lines.until("serving")
+        process.send_signal(signal.SIGHUP)
+        assert lines.until("stopped")
+        assert process.wait(30) == 0
+
+
 def test_before_it_has_joined_it_is_alive_and_not_ready(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a broker that never answers
         log = f"kafka://127.0.0.1:{silent.getsockname()[1]}/shop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sagaz_es import Engine, Saga, SagaStatus, action
 from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
+from sagaz_es.engine import serving
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog, Membership
@@ -101,6 +103,53 @@ async def test_of_a_step_that_is_cut_off_the_next_owner_is_told() -> None:
                 await asyncio.sleep(0.01)
     assert await released(log) == ["held"]
     assert (await story(log, "approval"))[-1] == "StepWaiting act"
+
+
+class Mute(MemoryEventLog):
+    """Once it is mute it confirms nothing: no append, no mark."""
+
+    mute = False
+
+    async def append(self, partition: int, entries: Sequence[e.Entry]) -> int:
+        if self.mute:
+            await asyncio.Event().wait()
+        return await super().append(partition, entries)
+
+    async def join(self, *args: Any, **named: Any) -> Membership:
+        membership = await super().join(*args, **named)
+        log, commit = self, membership.commit_low_water_mark
+
+        class Muted:
+            leave = membership.leave
+            predecessor_is_alive = membership.predecessor_is_alive
+
+            async def commit_low_water_mark(
+                self, partition: int, offset: int, note: str = ""
+            ) -> None:
+                if log.mute:
+                    await asyncio.Event().wait()
+                await commit(partition, offset, note)
+
+        return Muted()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_a_log_that_does_not_answer_does_not_hold_an_engine_up_that_stops(
+    busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "RELEASE_SECONDS", 0.05)
+    log, asked = Mute(1), list[str]()
+    async with asyncio.timeout(30):
+        async with engine_on(log, asked, asyncio.Event()) as engine:
+            if busy:
+                await engine.start(Held, saga_id="held")
+            log.mute = True
+    log.mute = False
+    held = asyncio.Event()
+    held.set()
+    async with engine_on(log, asked, held) as engine:
+        if busy:
+            assert (await (await engine.handle("held")).result(30)).success
 
 
 class Overlapping(MemoryEventLog):
