@@ -32,6 +32,7 @@ def record_of(health: Health) -> dict[str, Any]:
     """An engine's health as JSON holds it."""
     oldest = health.oldest_pending_append_s
     return {
+        "why_not": health.why_not or None,
         "partitions": list(health.partitions),
         "sagas_in_flight": health.sagas_in_flight,
         "starts_waiting": health.starts_waiting,

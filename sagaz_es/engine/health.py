@@ -20,7 +20,8 @@ LAG_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An engine at a moment. `serving`: joined, what was unfinished is found, and not closing."""
+    """An engine at a moment. `serving`: joined, what was unfinished is found, not closing, and its
+    group, where it tells, still counts it a member; if not, `why_not` says which."""
 
     serving: bool
     partitions: tuple[int, ...]
@@ -29,15 +30,18 @@ class Health:
     oldest_pending_append_s: float  # how long it has been waiting; 0: none waits
     projector_lag: int | None  # records; None: there is no projector here, or it could not be told
     starts_waiting: int = 0  # requests in the log, until there is room (`max_in_flight`)
+    why_not: str = ""
     takeovers_waiting: int = 0  # claimed here, with a step to run, until there is room
 
 
 async def health_of(host: Host, projector: Projector | None) -> Health:
     """See Engine.health."""
     partitions = dict(host.partitions)
-    serving = host.membership is not None and not host.closing
+    why_not = _why_not(host)
+    serving = not why_not
     return Health(
         serving=serving,
+        why_not=why_not,
         partitions=tuple(sorted(partitions)),
         sagas_in_flight=host.admission.in_flight(),
         sagas_unfinished=sum(len(partition.cells) for partition in partitions.values()),
@@ -46,6 +50,14 @@ async def health_of(host: Host, projector: Projector | None) -> Health:
         starts_waiting=host.admission.count(),
         takeovers_waiting=len(host.admission.backlog),
     )
+
+
+def _why_not(host: Host) -> str:
+    if host.closing:
+        return "draining"
+    if host.membership is None:
+        return "starting"
+    return str(getattr(host.membership, "trouble", ""))  # where a membership tells
 
 
 def _oldest_append(host: Host) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from sagaz_es.log.kafka_reader import REPLAY_ID, Reader
 from sagaz_es.log.partitioning import partition_of
 from sagaz_es.ports import Bounds, Chunk, Membership, Rebalanced, Record, Undecodable
 
+logger = logging.getLogger("sagaz_es.log")
+
+DEFAULT_PARTITIONS = 8
 COMPRESSIONS = ("", "gzip", "lz4", "snappy", "zstd")
 MAX_APPEND_BYTES = 1_048_588
 """The most that one append takes, unless the topic takes less; Kafka's own default for a batch."""
@@ -46,7 +50,7 @@ class KafkaEventLog:
         ssl_cafile: str = "",
         ssl_certfile: str = "",
         ssl_keyfile: str = "",
-        partitions: int = 8,  # if the topic is made here
+        partitions: int | None = None,  # if the topic is made here; 8
         session_timeout_ms: int = 6000,  # after this silence, others take an engine's partitions
         heartbeat_ms: int | None = None,  # how soon it hears of a change; None: session / 6
         compression: str = "",
@@ -68,7 +72,7 @@ class KafkaEventLog:
                 f"namespace {namespace!r} cannot name a topic: up to 200 letters, digits, "
                 "'.', '_' and '-'"
             )
-        if partitions < 1:
+        if partitions is not None and partitions < 1:
             raise ConfigurationError(f"partitions must be at least 1, not {partitions}")
         heartbeat_ms = heartbeat_ms or session_timeout_ms // 6
         if not 0 < heartbeat_ms * 2 <= session_timeout_ms:
@@ -87,7 +91,7 @@ class KafkaEventLog:
         self._codec, self._deadlines = codec, deadlines or Deadlines()
         self._session_timeout_ms, self._heartbeat_ms = session_timeout_ms, heartbeat_ms
         self._compression, self._allow_unsuitable = compression, allow_unsuitable
-        self._partitions = partitions
+        self._asked_for, self._partitions = partitions, partitions or DEFAULT_PARTITIONS
         self._parts: _Parts | None = None
         self._members: set[KafkaMembership] = set()
 
@@ -103,6 +107,14 @@ class KafkaEventLog:
             await brokers.connect(until)
             facts = await self._suitable(brokers, until)
             self._partitions = facts.partitions
+            if self._asked_for not in (None, facts.partitions):
+                logger.warning(
+                    "topic %s has %d partitions, not %d: a number in the URL counts when the topic "
+                    "is made, and cannot be changed later",
+                    self.topic,
+                    facts.partitions,
+                    self._asked_for,
+                )
             self.max_append_bytes = min(facts.max_message_bytes, MAX_APPEND_BYTES)
             await brokers.follow_topic()
             appender = Appender(

@@ -170,6 +170,7 @@ class KafkaMembership:
 
         self._member_id, self._generation = "", -1
         self._heard_at = 0.0  # loop time of the last good answer
+        self._replaced = False
         self._has: frozenset[int] = frozenset()  # given to us and not handed over yet
         self._share: frozenset[int] = frozenset()  # what the group wants us to serve
         self._told: frozenset[int] | None = frozenset()  # what the engine knows; None: who knows
@@ -214,6 +215,16 @@ class KafkaMembership:
         # A partition comes here when its member has handed it over, or is a member no longer.
         return False
 
+    @property
+    def trouble(self) -> str:
+        """Why this member may not be one any more; empty: nothing says so."""
+        if self._replaced:
+            return f"another process has its instance id {self._instance_id!r}"
+        silent_s = asyncio.get_running_loop().time() - self._heard_at
+        if silent_s > self._session_s:
+            return f"group {self._group!r} has not answered for {silent_s:.0f} s"
+        return ""
+
     # --- being a member ----------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -246,6 +257,7 @@ class KafkaMembership:
                     "nothing any more: give every process its own instance_id",
                     *(self._group, self._instance_id),
                 )
+                self._replaced = True
                 self._take(frozenset())
                 return
             except KafkaError:  # the engine goes on: the fold protects what it does

@@ -112,6 +112,7 @@ def test_it_serves_until_sigterm_and_its_probes_say_so(project: Project) -> None
         served = lines.until("serving")["message"]
         assert served == "serving sqlite:///sagaz-es.db; partitions: 0, 1, 2, 3, 4, 5, 6, 7"
         health = {
+            "why_not": None,
             "partitions": [0, 1, 2, 3, 4, 5, 6, 7],
             "sagas_in_flight": 0,
             "starts_waiting": 0,

@@ -295,12 +295,14 @@ async def test_of_two_processes_with_one_instance_id_the_older_stops_loudly(
     log: KafkaEventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     older, newer = Engine(), Engine()
-    async with joined(log, older, "engine-1"):
+    async with joined(log, older, "engine-1") as replaced:
         await older.until(lambda share: share == ALL)
-        async with joined(log, newer, "engine-1"):
+        async with joined(log, newer, "engine-1") as replacing:
             await newer.until(lambda share: share == ALL)
             await older.until(lambda share: not share)
             await asyncio.sleep(2 * SESSION_MS / 1000)
+            trouble = [getattr(member, "trouble", None) for member in (replaced, replacing)]
+            assert trouble == ["another process has its instance id 'engine-1'", ""]
             assert (older.share, newer.share, len(newer.told)) == (frozenset(), ALL, 1)
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert ["'engine-1'" in record.getMessage() for record in errors] == [True]

@@ -60,6 +60,18 @@ async def test_a_missing_topic_is_made_as_a_history_needs_it(
     assert facts.config["message.timestamp.type"] == "LogAppendTime"
 
 
+async def test_a_number_of_partitions_that_the_topic_does_not_have_is_told(
+    kafka_bootstrap: str, kafka_namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for asked_for in (3, 3, None, 8):
+        log = a_log(kafka_bootstrap, kafka_namespace, partitions=asked_for)
+        await log.open()
+        assert log.partitions == 3
+        await log.close()
+    (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"topic {kafka_namespace}.saga-events has 3 partitions, not 8" in told
+
+
 async def test_of_many_processes_that_open_at_once_one_creates_the_namespace(
     kafka_bootstrap: str, kafka_namespace: str
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from sagaz_es import SagaStatus, connect
-from sagaz_es_cli.health import STUCK_SECONDS, alive
+from sagaz_es_cli.health import STUCK_SECONDS, alive, ready
 from tests.servers import KafkaServer
 from tests.services.takeover_worker import Order
 from tests.services.test_takeover import ROOT, Ledger, until
@@ -196,6 +196,27 @@ async def test_a_second_signal_stops_at_once(workers: Workers, ledger: Ledger) -
             pass
     worker.process.send_signal(signal.SIGTERM)
     assert await worker.ended() == 128 + signal.SIGTERM
+
+
+async def test_while_the_group_does_not_answer_a_worker_is_not_ready(
+    kafka_server: KafkaServer, kafka_namespace: str
+) -> None:
+    url = f"kafka://{kafka_server.bootstrap}/{kafka_namespace}?session_timeout_ms=1000"
+    engine = connect(url, sagas=[Order])
+    assert (await engine.health()).why_not == "starting"
+    async with engine, asyncio.timeout(60):
+        assert ready(await engine.health())[0] == 200
+        kafka_server.pause()
+        try:
+            while (await engine.health()).serving:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert ready(await engine.health())[0] == 503
+            assert "has not answered for" in (await engine.health()).why_not
+        finally:
+            kafka_server.resume()
+        while not (await engine.health()).serving:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert (await engine.health()).why_not == "draining"
 
 
 async def test_while_the_log_does_not_answer_the_oldest_append_grows_old(
