@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from sagaz_es.errors import (
         SnapshotNotFoundError as SnapshotNotFoundError,
     )
-    from sagaz_es.once import once
+    from sagaz_es.exactly_once import create_once_table, once
     from sagaz_es.ports import SnapshotStorage
     from sagaz_es.reading.historical import HistoricalState, StateChange
     from sagaz_es.reading.saga_time_travel import SagaTimeTravel
@@ -235,7 +235,9 @@ _LAZY = {
     "SnapshotStorage": "sagaz_es.ports",
     "SnapshotStrategy": "sagaz_es.core.snapshot",
     "StateChange": "sagaz_es.reading.historical",
-    "once": "sagaz_es.once",
+    # No module has the name of a public name: imported, it would stand in its place.
+    "create_once_table": "sagaz_es.exactly_once",
+    "once": "sagaz_es.exactly_once",
 }
 
 # What else a file written for sagaz may import.
@@ -322,6 +324,7 @@ __all__ = [
     "child",
     "compensate",
     "connect",
+    "create_once_table",
     "forward_recovery",
     "once",
     "step",

@@ -140,6 +140,30 @@ def test_the_pytest_plugin_imports_nothing_of_it_until_a_test_asks() -> None:
     assert imported & {*OPTIONAL, "sagaz_es", "msgspec", "asyncio"} == set()
 
 
+IMPORTED = """
+import pkgutil, types
+import sagaz_es
+names = sorted({*sagaz_es.__all__, *sagaz_es._LAZY})
+def modules():
+    for name in names:
+        scope = {}
+        exec(f"from sagaz_es import {name}", scope)
+        if isinstance(scope[name], types.ModuleType):
+            yield name
+print(list(modules()))
+for module in pkgutil.walk_packages(sagaz_es.__path__, "sagaz_es."):
+    __import__(module.name)
+print(list(modules()))
+"""
+
+
+def test_a_public_name_is_no_module_whatever_was_imported_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["[]", "[]", ""]
+
+
 def test_importing_it_leaves_logging_alone() -> None:
     code = """
 import logging, sagaz_es

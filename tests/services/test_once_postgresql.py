@@ -13,8 +13,8 @@ import pytest
 
 from sagaz_es import Saga, action
 from sagaz_es.errors import StorageFailed, UnstorableValue
+from sagaz_es.exactly_once import Once, create_once_table, once
 from sagaz_es.log.memory import MemoryEventLog
-from sagaz_es.once import Once, create_once_table, once
 from tests.helpers import Gate, engine_on
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

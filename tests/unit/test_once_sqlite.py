@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sagaz_es.errors import ConfigurationError, StorageFailed, UnstorableValue
-from sagaz_es.once import create_once_table, once
+from sagaz_es.exactly_once import create_once_table, once
 
 
 @dataclass

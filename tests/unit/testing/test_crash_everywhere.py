@@ -16,7 +16,7 @@ import pytest
 
 from sagaz_es import Saga, action, child, compensate
 from sagaz_es.errors import ConfigurationError, UnstorableValue
-from sagaz_es.once import create_once_table, once
+from sagaz_es.exactly_once import create_once_table, once
 from sagaz_es.testing import (
     CrashReport,
     SagaNotCrashProof,
