@@ -525,6 +525,7 @@ class Host:
     ) -> SagaHandle:
         """Take an ended saga up again (an undo); `first` begins with the claim. Returns once that
         is accepted. Raises SagaStillRunning, HandingOver; nothing happened then."""
+        await partition.looked_at(state.saga_id)
         if partition.leaving:
             raise HandingOver(state.saga_id)
         # No await between this look and the new cell: of two who take it up at once one does.

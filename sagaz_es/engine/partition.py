@@ -609,6 +609,11 @@ class Partition:
         if self.waiting and cell.state.saga_id in self.waiting:
             self._owner.on_awaited(self, cell.state.saga_id, cell)
 
+    async def looked_at(self, saga_id: str) -> None:
+        """Wait while it is found out what others' word about this saga comes to."""
+        while f"lost {saga_id}" in self.held and not self.leaving:  # noqa: ASYNC110 - it is rare
+            await asyncio.sleep(QUIET_S)
+
     def knows_more(self, state: SagaState) -> bool:
         """Whether more was heard of an ended saga than this state, read off the log, has in it."""
         seen = self.seen.get(state.saga_id)

@@ -388,10 +388,18 @@ async def _decide(
         digest=plan.digest,
     )
     fact = await host.ask(
-        request, lambda fact: isinstance(fact, e.ReplayBranched) and fact.replay_id == replay_id
+        request,
+        lambda fact: isinstance(fact, e.ReplayBranched) and fact.replay_id == replay_id,
+        confirmed=lambda: _stands(host, request),
     )
     assert isinstance(fact, e.ReplayBranched)
     return host.handle(fact.branch_saga_id)
+
+
+async def _stands(host: Host, request: e.Request) -> bool:
+    """Whether the fold accepts a fact that answers this request."""
+    state = await current_state(host.log, host.store, request.saga_id)
+    return state is not None and request.request_id in state.answered
 
 
 async def answer(host: Host, request: e.ReplayRequested) -> None:
@@ -435,6 +443,7 @@ async def _branch(
     reason: str,
     request_id: str,
 ) -> SagaHandle:
+    await partition.looked_at(plan.head_saga_id)
     head = await current_state(host.log, host.store, plan.head_saga_id)
     if head is None or head.sequence != plan.head_sequence:
         raise PlanOutdated(plan.saga_id, _what_moved(head))
@@ -569,6 +578,7 @@ async def _undo(host: Host, state: SagaState, actor: str, reason: str) -> SagaHa
         await host.ask(
             request,
             lambda fact: e.request_of(fact) == request.request_id,
+            confirmed=lambda: _stands(host, request),
         )
         return host.handle(state.saga_id)
     return await _undo_here(host, partition, state, actor, reason, "")

@@ -438,13 +438,21 @@ class Serving:
                 except (SagaError, OSError) as error:
                     logger.warning("housekeeping: %s", error)
                 self._checkpoint_old(partition)
-                now = asyncio.get_running_loop().time()
                 for cell in list(partition.cells.values()):
-                    silent = now - cell.quiet_since > self._host.config.takeover_seconds
-                    if not cell.ours and silent:
-                        cell.quiet_since = now
-                        await self._refold(partition, cell)
-                        await self._take_over(partition, cell)
+                    await self._take_over_silent(partition, cell)
+
+    async def _take_over_silent(self, partition: Partition, cell: Cell) -> None:
+        now = asyncio.get_running_loop().time()
+        if cell.ours or now - cell.quiet_since <= self._host.config.takeover_seconds:
+            return
+        cell.quiet_since = now
+        try:
+            await self._refold(partition, cell)
+            await self._take_over(partition, cell)
+        except (SagaError, OSError) as error:
+            logger.warning(
+                "saga %s was not taken over: %s; trying again", cell.state.saga_id, error
+            )
 
     def _checkpoint_old(self, partition: Partition) -> None:
         """Carry old unfinished sagas forward, so that they do not hold the mark back: a take-over

@@ -139,6 +139,8 @@ class Judge:
 
     def _children(self) -> Iterator[str]:
         """What a family's head has of its children is what these are."""
+        if self.simulation.broker.losses:
+            return
         for child_id, decided in self.log.children.items():
             child = self.log.sagas.get(child_id)
             if child is None or child.caller[1] != decided.step or child.branch:

@@ -135,6 +135,10 @@ class Saga:
         return pivots.union(*(self.ancestors(pivot) for pivot in pivots))
 
 
+class OfKin(str):
+    """A reason that lies in another saga's stream, where a log that loses its tail may lose it."""
+
+
 class Log:
     """All sagas of a log, and what is wrong with it."""
 
@@ -144,6 +148,7 @@ class Log:
         self.children: dict[str, e.ChildStarted] = {}
         """What decided about each child, by its id."""
         self.wrong: list[str] = []
+        self.wrong_among_kin: list[str] = []
         self.starts: dict[tuple[str, str, str, int], list[Placed]] = {}
         """Accepted starts of attempts, by (do or undo, saga, step, attempt)."""
         self.completions: list[tuple[Saga, Placed]] = []
@@ -222,7 +227,8 @@ class Log:
         if reason:
             words = f"{type(fact).__name__} {getattr(fact, 'step', '')}".rstrip()
             place = f"{saga.saga_id} ({saga.name}) #{saga.sequence}"
-            self.wrong.append(f"illegal transition: {place} {words}: {reason}")
+            wrong = self.wrong_among_kin if isinstance(reason, OfKin) else self.wrong
+            wrong.append(f"illegal transition: {place} {words}: {reason}")
 
 
 class Truth:
@@ -328,11 +334,11 @@ def _begun_as_child(log: Log, saga: Saga, fact: e.SagaStarted) -> Reason:
     step = parent.steps.get(fact.caller_step) if parent is not None else None
     decided = log.children.get(saga.saga_id)
     if parent is None or step is None or decided is None or step.child_id != saga.saga_id:
-        return "no ChildStarted has decided it"
+        return OfKin("no ChildStarted has decided it")
     if parent.ended or not (step.child_runs or step.status == "undoing"):
-        return f"its parent is {parent.status}, the step {step.status}"
+        return OfKin(f"its parent is {parent.status}, the step {step.status}")
     if (saga.name, fact.context) != (decided.child_saga_name, decided.context):
-        return f"it starts as {saga.name} with {fact.context}, decided was {decided}"
+        return OfKin(f"it starts as {saga.name} with {fact.context}, decided was {decided}")
     return None
 
 
@@ -451,7 +457,7 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
         return f"{names} are not in reverse order"
     taken_back = fact.cause.startswith("take back ")
     if taken_back and not _takes_back(log, saga):
-        return "no step of its caller goes back"
+        return OfKin("no step of its caller goes back")
     stuck = [name for name in names if saga.steps[name].status == "undo_failed"]
     for name in stuck:
         saga.steps[name].status = "completed"
@@ -554,7 +560,7 @@ def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
         child, step.child_id = log.sagas.get(step.child_id), ""
         begun = child is not None and child.caller[1] == fact.step
         if child is not None and begun and not log.head(child).gone_back:
-            return f"its child {child.saga_id} is {log.head(child).status}"
+            return OfKin(f"its child {child.saga_id} is {log.head(child).status}")
         interrupted = False  # who takes over asks on
     if before != "undoing" or interrupted or attempt != fact.attempt:
         return f"attempt {fact.attempt}, but the step is {before}, attempt {attempt}"
@@ -606,7 +612,7 @@ def _ended(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
     for step in saga.steps.values():
         child = log.sagas.get(step.child_id)
         if child is not None and not child.ends and child.caller[0] == saga.saga_id:
-            return f"its child {child.saga_id} is {child.status}"
+            return OfKin(f"its child {child.saga_id} is {child.status}")
     if isinstance(fact, e.SagaCompleted):
         left = sorted(name for name, step in saga.steps.items() if not step.done)
         return f"{left} are not done" if left or before != "executing" else None
@@ -652,7 +658,7 @@ def _child_ended(log: Log, saga: Saga, fact: e.ChildEnded, _: Placed) -> Reason:
     if not step.child_runs or step.child_id != fact.child_saga_id:
         return f"it waits for {step.child_id if step.child_runs else 'none'}"
     if child is None or fact.status not in child.ends:
-        return f"it is {child.status if child else 'not begun'}"
+        return OfKin(f"it is {child.status if child else 'not begun'}")
     return None
 
 

@@ -223,8 +223,13 @@ class _Unread(FaultyLog):
 
     down = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()  # in vain
+
     async def read_saga(self, saga_id: str, from_offset: int = 0) -> Any:
         if self.down and saga_id == "s":
+            self.asked.set()
             raise Unreachable("the log", self.name)
         return await super().read_saga(saga_id, from_offset)
 
@@ -405,13 +410,19 @@ async def test_what_another_engine_takes_up_is_not_taken_up_from_an_older_state(
         plan = await engine.plan_replay("s", "ship")
         engine.host.partitions[0].forget_before(log._partitions[0].records[-1].offset + 1)
         log.engine, log.reads = engine, reads
-        with pytest.raises(SagaStillRunning if asks == "retry" else PlanOutdated):
-            if asks == "retry":
-                await engine.retry_compensation("s", "reserve", reason="again")
-            else:
-                await engine.replay(plan)
+        asking = asyncio.create_task(
+            engine.retry_compensation("s", "reserve", reason="again")
+            if asks == "retry"
+            else engine.replay(plan)
+        )
+        await until(lambda: log.gate)
         assert log.gate is not None
+        await log.gate.entered()  # it looks at what the other has claimed
+        for _ in range(200):
+            await asyncio.sleep(0)
         log.gate.open()
+        with pytest.raises(SagaStillRunning if asks == "retry" else PlanOutdated):
+            await asking
     assert len(ledger.calls) == calls
 
 
@@ -444,3 +455,50 @@ async def test_a_start_is_not_refused_because_old_records_go_while_ids_are_looke
         log.gone = 1
         assert (await engine.run(OrderSaga, saga_id="new")).success
     assert log.gone == 5
+
+
+# --- housekeeping behind an error -----------------------------------------------------------------
+
+
+async def test_a_silent_saga_is_taken_over_though_the_log_failed_the_first_time() -> None:
+    log = _Unread()
+    config = structs.replace(QUIET, housekeeping_seconds=0.001, takeover_seconds=0.001)
+    graph = Patient().definition().graph
+    started = e.SagaStarted(graph.fingerprint, graph.text)
+    async with engine_on(log, Patient(), ledger=Ledger(), config=config) as engine:
+        log.down = True
+        await log.append(0, [e.Event("s", "patient", b"dead", 0, 1, 1, started)])
+        async with asyncio.timeout(10):
+            await log.asked.wait()
+        log.down = False
+        await asyncio.wait_for(engine.signal("s", "go"), 10)
+        assert (await asyncio.wait_for((await engine.handle("s")).result(), 10)).success
+
+
+# --- a replay that an engine decides which has lost the head --------------------------------------
+
+
+class _Zombie(FaultyLog):
+    """Whoever asks for a replay is first answered by an engine that had lost the saga."""
+
+    async def append(self, partition: int, entries: Any) -> int:
+        base = await super().append(partition, entries)
+        if isinstance(asked := entries[0], e.ReplayRequested):
+            decided = e.ReplayBranched(asked.replay_id, "nowhere", request_id=asked.request_id)
+            event = e.Event(asked.saga_id, "order", b"zombie", 0, 1, 1, decided)
+            await super().append(partition, [event])
+        return base
+
+
+async def test_who_asks_for_a_replay_follows_the_branch_that_the_fold_accepts() -> None:
+    log, ledger = _Zombie(2), Ledger()
+    saga_id = _id_in(log, 1)
+    ledger.fails("ship", Declined())
+    async with engine_on(log, ledger=ledger) as one:
+        assert not (await one.run(OrderSaga, saga_id=saga_id)).success
+        async with engine_on(log, ledger=ledger) as other:
+            (asks,) = (engine for engine in (one, other) if 1 not in engine.host.partitions)
+            plan = await asks.plan_replay(saga_id, "ship")
+            result = await asyncio.wait_for(asks.replay(plan), 10)
+            assert result.success and result.new_saga_id != "nowhere"
+    assert ledger.standing == ["reserve", "charge", "ship"]
