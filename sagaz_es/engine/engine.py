@@ -83,8 +83,8 @@ class Engine:
         self.log = log
         self.store = store
         self.blob_store = blobs
-        self.registry = Registry(sagas)
         config = config or EngineConfig()
+        self.registry = Registry(sagas, config.group)
         self.host = Host(
             log,
             store,

@@ -8,16 +8,26 @@ from contextlib import contextmanager
 from typing import Any
 
 from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
-from sagaz_es.sagas.definition import Definition, Saga, StepDefinition
+from sagaz_es.sagas.definition import Definition, Saga, StepDefinition, saga_name_of
 from sagaz_es.sagas.fan_out import fan_out, one_of
 
 Source = type[Saga] | Saga
 
 
 class Registry:
-    """Definitions by saga name. Raises DefinitionError where two different ones have one name."""
+    """Definitions by saga name. Raises DefinitionError where two different ones have one name.
 
-    def __init__(self, sagas: Iterable[Source] | Mapping[str, Callable[..., Any]] = ()) -> None:
+    The classes of child steps come with those of their parents; not in an engine of a named
+    `group`, which has to say what it runs: two groups that have one class take its sagas from
+    each other.
+    """
+
+    def __init__(
+        self,
+        sagas: Iterable[Source] | Mapping[str, Callable[..., Any]] = (),
+        group: str = "",
+    ) -> None:
+        self._group = group
         self._sources: dict[str, object] = {}
         self._definitions: dict[str, Definition] = {}
         if isinstance(sagas, Mapping):
@@ -31,8 +41,11 @@ class Registry:
         if isinstance(sagas, str | Saga | type) or not isinstance(sagas, Iterable):
             shown = sagas.__name__ if isinstance(sagas, type) else "OrderSaga"
             raise ConfigurationError(f"sagas: a list of classes, such as [{shown}], not {sagas!r}")
-        for saga in sagas:
-            self.add(saga)
+        listed = tuple(sagas)
+        for saga in listed:
+            self._add(saga)
+        for saga in listed:
+            self._add_children(self._sources[saga_name_of(saga)], _steps(saga))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,7 +56,27 @@ class Registry:
         return name in self._sources or (isinstance(name, str) and self._each(name) is not None)
 
     def add(self, saga: Source) -> str:
-        """Register a class or an object; its name in the log."""
+        """Register a class or an object; its name in the log. Raises ConfigurationError where a
+        child's class would come with it, and may not."""
+        name = self._add(saga)
+        if self._sources[name] is saga:
+            self._add_children(saga, _steps(saga))
+        return name
+
+    def _add_children(self, parent: object, steps: Iterable[StepDefinition]) -> None:
+        for step in steps:
+            if step.child_saga is None or step.child in self._sources:
+                continue
+            if self._group:
+                raise ConfigurationError(
+                    f"{_called(parent)} starts sagas of {_called(step.child_saga)} in its step "
+                    f"{step.name!r}, and the engines of group {self._group!r} do not say that they "
+                    "run those: if they do, name the class in connect(sagas=[…]), too; if another "
+                    f"group does, give its saga by name: child {step.child!r}"
+                )
+            self.add(step.child_saga)
+
+    def _add(self, saga: Source) -> str:
         if isinstance(saga, type) and issubclass(saga, Saga):
             name = saga.registered_name()
         elif isinstance(saga, Saga):
@@ -56,10 +89,6 @@ class Registry:
                 f"two sagas are named {name!r}: {_called(known)} and {_called(saga)}; "
                 "give one of them another saga_name"
             )
-        if known is saga:
-            for step in _steps(saga):
-                if step.child_saga is not None and step.child not in self._sources:
-                    self.add(step.child_saga)
         return name
 
     def resolve(self, saga: Source | str) -> Definition:
@@ -83,10 +112,10 @@ class Registry:
                 source = self._each(name)
             if source is None:
                 raise UnknownSagaName(name, self.names)
-            definition = self._definitions[name] = self._make(name, source)
-            for step in definition.steps.values():  # of a factory's saga they show only now
-                if step.child_saga is not None and step.child not in self._sources:
-                    self.add(step.child_saga)
+            definition = self._make(name, source)
+            # Of a factory's saga they show only now.
+            self._add_children(source, definition.steps.values())
+            self._definitions[name] = definition
         return definition
 
     def _each(self, name: str) -> Saga | None:

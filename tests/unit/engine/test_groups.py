@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from sagaz_es import connect
+from sagaz_es import Engine, EngineConfig, Saga, action, child, connect
 from sagaz_es.core import events as e
 from sagaz_es.engine.groups import MAX_NOTE_BYTES, next_note, read_note, start_of
-from sagaz_es.errors import UnknownSagaName
+from sagaz_es.errors import ConfigurationError, UnknownSagaName
+from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import OrderSaga
 
 
@@ -30,3 +33,42 @@ async def test_an_engine_without_a_group_still_refuses_what_nobody_has() -> None
         request = e.StartRequested("r-1", "i-1", 0, saga_name="invoice", context="{}")
         with pytest.raises(UnknownSagaName, match="invoice"):
             await engine.host.ask(request, lambda fact: True)
+
+
+class Parcel(Saga):
+    @action("pack")
+    async def pack(self, ctx: Any) -> None: ...
+
+
+class Shop(Saga):
+    @child("parcel", Parcel)
+    async def parcel(self, ctx: Any) -> None: ...
+
+
+class Reseller(Saga):
+    @child("parcel", "Parcel")
+    async def parcel(self, ctx: Any) -> None: ...
+
+
+ORDERS = EngineConfig(group="orders")
+UNSAID = r"in its step 'parcel'.* group 'orders' .*sagas=\[…\]\), too; .* by name: child 'Parcel'"
+
+
+def test_an_engine_of_a_group_runs_only_the_classes_that_it_was_given() -> None:
+    """Two groups with one class would take its sagas from each other, again and again."""
+    with pytest.raises(ConfigurationError, match=UNSAID):
+        Engine(MemoryEventLog(1), sagas=[Shop], config=ORDERS)
+    Engine(MemoryEventLog(1), sagas=[Shop, Parcel], config=ORDERS)
+    Engine(MemoryEventLog(1), sagas=[Reseller], config=ORDERS)
+    assert Engine(MemoryEventLog(1), sagas=[Shop]).registry.names == ("Shop", "Parcel")
+
+
+async def test_nor_does_a_start_or_a_factory_bring_another_class_in() -> None:
+    async with Engine(MemoryEventLog(1), sagas=[Reseller], config=ORDERS) as engine:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=UNSAID):
+                await engine.start(Shop, saga_id="s-1")
+    made = Engine(MemoryEventLog(1), sagas={"Shop": lambda name: Shop()}, config=ORDERS)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=UNSAID):
+            made.registry.by_name("Shop")
