@@ -15,7 +15,7 @@ from sagaz_es.errors import SagaError
 from sagaz_es.ports import EventLog, ProjectionStore
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.exits import sentence_of
-from sagaz_es_cli.opening import check_file, inspect, missing_place, run
+from sagaz_es_cli.opening import check_file, inspect, is_made, missing_place, run
 from sagaz_es_cli.options import Settings, command
 from sagaz_es_cli.render import Block, cells, counted, emit
 from sagaz_es_cli.tables import Column, Rows
@@ -175,7 +175,7 @@ async def _store(store: ProjectionStore | None, log: EventLog) -> AsyncIterator[
         )
         return
     try:
-        if not check_file(store, log):
+        if not check_file(store, log) or not await is_made(store):
             yield Check("store", LOOK, f"there is no {store.name} yet", "a projector makes it")
             return
         await store.open()

@@ -203,11 +203,13 @@ async def reading(settings: Settings, *, needs_store: bool = False) -> AsyncIter
 async def _opened_store(
     log: EventLog, store: ProjectionStore | None, needed: bool
 ) -> ProjectionStore | None:
-    """The store, seen to be this log's; an empty one in its place if it is down: then the log
-    answers. Raises StoreOfAnotherLog."""
+    """The store, seen to be this log's; an empty one in its place if it is down, or not made yet:
+    then the log answers. Raises StoreOfAnotherLog."""
     if store is None:
         return None
     try:
+        if not await is_made(store):
+            return nothing_yet(store)
         await store.open()
         await verify_store(log, store)
     except STORE_DOWN as error:
@@ -327,11 +329,24 @@ async def adapters(
     if not missing:
         store = open_store(settings.store, log, reading=reading)
         if store is not None and not check_file(store, log):
-            note(f"there is no store {store.name} yet: the log answers alone")
-            store = MemoryProjectionStore()
+            store = nothing_yet(store)
         return log, store, False
     note(f"there is no {missing} yet; the first saga makes it")
     return MemoryEventLog(name=log.name), MemoryProjectionStore(), True
+
+
+async def is_made(store: ProjectionStore) -> bool:
+    """Whether a store on a server has its tables; who only looks does not make them."""
+    exists = getattr(store, "exists", None)
+    return exists is None or await exists()
+
+
+def nothing_yet(store: ProjectionStore) -> ProjectionStore:
+    """An empty store in the place of one that nobody has made yet."""
+    from sagaz_es.storage.memory import MemoryProjectionStore
+
+    note(f"there is no store {store.name} yet: the log answers alone")
+    return MemoryProjectionStore()
 
 
 async def missing_place(log: EventLog) -> str:

@@ -87,6 +87,17 @@ class PostgreSQLDatabase:
         async with self._answered():
             await self._ready()
 
+    async def exists(self) -> bool:
+        """Whether the tables are there. Nothing is made."""
+        async with self._answered():
+            connection = await self._asyncpg.connect(
+                self._url, timeout=self._deadline_s, server_settings=self._settings()
+            )
+            try:
+                return await self._version_found(connection) is not None
+            finally:
+                await connection.close(timeout=1)
+
     async def close(self) -> None:
         """Close the connections; twice is harmless. What they do is broken off after a moment."""
         pool, self._pool = self._pool, None
@@ -151,15 +162,12 @@ class PostgreSQLDatabase:
         return self._pool
 
     async def _connect(self) -> Pool[Record]:
-        settings = {"application_name": "sagaz-es"}
-        if self._schema:
-            settings["search_path"] = f'"{self._schema}"'
         pool = self._asyncpg.create_pool(
             self._url,
             min_size=self._sizes[0],
             max_size=self._sizes[1],
             timeout=self._deadline_s,
-            server_settings=settings,
+            server_settings=self._settings(),
         )
         try:
             await pool
@@ -169,6 +177,12 @@ class PostgreSQLDatabase:
             pool.terminate()
             raise
         return pool  # type: ignore[no-any-return]  # asyncpg is imported as Any
+
+    def _settings(self) -> dict[str, str]:
+        settings = {"application_name": "sagaz-es"}
+        if self._schema:
+            settings["search_path"] = f'"{self._schema}"'
+        return settings
 
     async def _make_tables(self, connection: Connection[Record]) -> None:
         # Where all is there already, no right to create anything is needed.

@@ -85,6 +85,10 @@ class PostgreSQLProjectionStore:
     async def open(self) -> None:
         await self.database.open()
 
+    async def exists(self) -> bool:
+        """Whether there is a store already; `open` makes one."""
+        return await self.database.exists()
+
     async def close(self) -> None:
         await self.database.close()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import asyncpg
 import pytest
 
 from sagaz_es.log.kafka_brokers import Deadlines
@@ -86,6 +88,35 @@ def test_everything_works_without_a_store(on_kafka: Project) -> None:
     assert {saga["saga_id"] for saga in listed} == {"o-1", replayed.json["new_saga_id"]}
     assert on_kafka.run("projector", "status").status == 2
     assert on_kafka.run("doctor").status == 0
+
+
+def test_looking_makes_no_tables(on_kafka: Project, postgresql_url: str) -> None:
+    on_kafka.run(*START, "--saga-id", "o-1", "--context", '{"token": "bad"}')
+    for command in (
+        ("saga", "list"),
+        ("saga", "show", "o-1"),
+        ("replay", "time-travel", "o-1", "--at", "1"),
+        ("replay", "plan", "o-1", "--from-step", "charge"),
+        ("projector", "status"),
+        ("projector", "verify"),
+    ):
+        given = on_kafka.run(*command, "--store", postgresql_url)
+        assert given.status == 0, command
+        assert "there is no store postgresql://" in given.stderr
+    listed = on_kafka.run("saga", "list", "--store", postgresql_url)
+    assert [saga["saga_id"] for saga in listed.json] == ["o-1"]
+    checks = on_kafka.run("doctor", "--store", postgresql_url).json
+    assert [check["result"] for check in checks if check["check"] == "store"] == ["look"]
+
+    async def tables() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(postgresql_url)
+        try:
+            found = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            return await connection.fetch(found)
+        finally:
+            await connection.close()
+
+    assert asyncio.run(tables()) == []
 
 
 def test_a_projector_beside_it_keeps_the_store(on_servers: Project) -> None:
