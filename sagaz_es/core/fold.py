@@ -266,7 +266,8 @@ def _is_child(state: SagaState, step: str) -> bool:
 
 
 def _forget_failure(state: SagaState) -> None:
-    """The step that had failed goes on after all: the saga's error is the next one's, if any."""
+    """The step that had failed goes on after all, or was dealt with: the saga's error is the next
+    one's, if any."""
     state.failed_step = state.error_type = state.error_message = ""
     for name, step in state.steps.items():
         if step.status in ("failed", "compensation_failed"):
@@ -499,17 +500,7 @@ def _recovery_decided(state: SagaState, fact: e.RecoveryDecided) -> None:
         state.steps[fact.step] = StepState(
             attempt=step.attempt, recoveries=decided, child=step.child, unknown=step.unknown
         )
-    _next_failure(state)
-
-
-def _next_failure(state: SagaState) -> None:
-    """A failed step was dealt with: the saga's error is the next one's, or none."""
-    state.failed_step = state.error_type = state.error_message = ""
-    for name, step in state.steps.items():
-        if step.status == "failed":
-            state.failed_step = name
-            state.error_type, state.error_message = step.error_type, step.error_message
-            return
+    _forget_failure(state)
 
 
 def _end(status: str) -> Callable[[SagaState, Any], None]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from sagaz_es.core.graph import Graph, parse_graph
 
-FOLD_VERSION = 2
+FOLD_VERSION = 3
 """Raised whenever the same events fold to another state: older snapshots are then passed over."""
 
 

@@ -227,7 +227,7 @@ class Attempts:
             join_names(deleted) if deleted else "",
             join_names(context.reads()),
         )
-        _check_size(fact)
+        _check_completed(fact)
         if self._observers is not None:
             if isinstance(value, Mapping):
                 dict.update(context, value)  # as those see it who come after the step
@@ -243,8 +243,7 @@ class Attempts:
             result = to_text(value, "result")
             if self._blobs is not None:
                 result = await self._blobs.off_load_one(result, "result", name, f"{step}, undone")
-            if len(result) > MAX_FACT_BYTES:
-                raise MemoryFootprintError("result", len(result), MAX_FACT_BYTES)
+            check_size("the result", len(result))
         except Exception as error:
             logger.warning(
                 "saga %s (%s): the compensation of step %r is done, but what it returned, of type "
@@ -379,9 +378,7 @@ class Attempts:
         if self._blobs is not None:
             texts = await self._blobs.off_load(texts, self._definition.name, step.name)
         text = join_object(texts)
-        if len(text) > MAX_FACT_BYTES:
-            what = f"what the saga of step {step.name!r} starts with"
-            raise MemoryFootprintError(what, len(text), MAX_FACT_BYTES)
+        check_size(f"what the saga of step {step.name!r} starts with", len(text))
         return e.ChildStarted(
             step.name,
             self._children.new_id(self._state, step.name),
@@ -447,7 +444,7 @@ class Attempts:
                 join_object(keys_set) if keys_set else "",
                 reads=self._state.step(attempt.step).reads,
             )
-            _check_size(fact)
+            _check_completed(fact)
         except (KeyError, SagaError) as error:
             self._errors[attempt.step] = error
             message = _message(error)
@@ -672,22 +669,24 @@ def _traceback(error: BaseException) -> str:
 _HAS_RESULT = frozenset({"completed", "stale", "compensating", "compensated"})
 
 
-def _check_size(fact: e.StepCompleted) -> None:
-    """Raises MemoryFootprintError for what no record holds."""
-    if (size := fact_size(fact)) <= MAX_FACT_BYTES:
-        return
-    what = f"what step {fact.step!r} set"
+def check_size(what: str, size: int, why: str = "") -> None:
+    """Raises MemoryFootprintError for what no record holds; `why` it may be larger than thought."""
+    if size > MAX_FACT_BYTES:
+        raise MemoryFootprintError(
+            what,
+            size,
+            MAX_FACT_BYTES,
+            f"{what} takes {size} bytes in the log{why}, more than the limit of {MAX_FACT_BYTES}; "
+            "give the engine a store, which keeps large values beside the log, or keep them "
+            "elsewhere and their address here",
+        )
+
+
+def _check_completed(fact: e.StepCompleted) -> None:
     twice = ""
     if len(fact.result) > 1000 and fact.keys_set:
         twice = " (a mapping that a step returns is kept twice: as its result, and in the context)"
-    raise MemoryFootprintError(
-        what,
-        size,
-        MAX_FACT_BYTES,
-        f"{what} takes {size} bytes in the log{twice}, more than the limit of {MAX_FACT_BYTES}; "
-        "give the engine a store, which keeps large values beside the log, or keep them elsewhere "
-        "and their address here",
-    )
+    check_size(f"what step {fact.step!r} set", fact_size(fact), twice)
 
 
 def fact_size(fact: e.Fact) -> int:

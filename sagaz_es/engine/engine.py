@@ -19,7 +19,7 @@ from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
 from sagaz_es.engine import compensations, decisions, replayer, requests
-from sagaz_es.engine.attempts import MAX_FACT_BYTES
+from sagaz_es.engine.attempts import check_size
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
@@ -31,7 +31,6 @@ from sagaz_es.errors import (
     EngineClosed,
     HandingOver,
     LostOwnership,
-    MemoryFootprintError,
     SagaError,
 )
 from sagaz_es.ports import BlobStore, Clock, EventLog, Membership, ProjectionStore
@@ -245,8 +244,7 @@ class Engine:
             check_texts(definition.context_type, texts, name, "at its start")
         texts = await host.large_values.off_load(texts, name)
         text = join_object(texts)
-        if len(text) > MAX_FACT_BYTES:
-            raise MemoryFootprintError("the context", len(text), MAX_FACT_BYTES)
+        check_size("the context", len(text))
         given = None if saga_id is None else check_id(saga_id)
         while True:
             try:
