@@ -34,7 +34,9 @@ def as_point(when: When) -> Point:
         raise TypeError(
             f"a point in a saga's past is {_WAYS}, not {when!r}; `now()` gives the last state"
         )
-    if isinstance(when, Step | Moment | int):
+    if isinstance(when, int):
+        return _countable(when)
+    if isinstance(when, Step | Moment):
         return when
     if not isinstance(when, datetime):
         when = datetime(when.year, when.month, when.day, tzinfo=UTC)
@@ -43,7 +45,7 @@ def as_point(when: When) -> Point:
 
 def _parsed(text: str) -> Point:
     if text.isdecimal() and text.isascii():
-        return int(text)
+        return _countable(int(text[:_DIGITS]))
     if text.startswith("step:"):
         name = text.removeprefix("step:")
         return Step(name.removesuffix(":after"), after=name.endswith(":after"))
@@ -51,6 +53,21 @@ def _parsed(text: str) -> Point:
         return Moment(to_us(datetime.fromisoformat(text)))
     except ValueError:
         raise ConfigurationError(f"{text!r} is no point in a saga's past; write {_WAYS}") from None
+
+
+_LAST = 2**63 - 1  # what databases count to: no saga comes that far
+_DIGITS = 20
+
+
+def _countable(sequence: int) -> int:
+    return min(max(sequence, -_LAST), _LAST)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ConfigurationError."""
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0):
+        return
+    raise ConfigurationError(f"limit: a whole number, 0 or more, or None for all, not {limit!r}")
 
 
 def named(point: Point) -> str:

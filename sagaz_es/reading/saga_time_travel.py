@@ -17,7 +17,14 @@ from sagaz_es.codec.values import to_text
 from sagaz_es.core.history import Moment
 from sagaz_es.errors import ConfigurationError, SagaNotFound, StateNotFound
 from sagaz_es.ports import SnapshotStorage
-from sagaz_es.reading.historical import HistoricalState, Source, StateChange, When, as_point
+from sagaz_es.reading.historical import (
+    HistoricalState,
+    Source,
+    StateChange,
+    When,
+    as_point,
+    check_limit,
+)
 from sagaz_es.reading.time_travel import History, SagaHistory
 from sagaz_es.sagas import standalone
 from sagaz_es.snapshots import SagaSnapshot, from_us
@@ -84,9 +91,12 @@ class SagaTimeTravel:
         return None if snapshots is None else await self._from_snapshot(snapshots, timestamp)
 
     async def _list_state_changes(
-        self, after: When | None = None, before: When | None = None, limit: int = _PAGE
+        self, after: When | None = None, before: When | None = None, limit: int | None = _PAGE
     ) -> list[StateChange]:
-        """What changed, oldest first: the first `limit` of the range, both bounds inclusive."""
+        """What changed, oldest first: the first `limit` of the range, both bounds inclusive.
+
+        Raises ConfigurationError for a limit below 0."""
+        check_limit(limit)
         if self.snapshot_storage is None:
             async with standalone.engine_of().asked() as engine:
                 here = SagaTimeTravel(self.saga_id, engine)
@@ -163,14 +173,16 @@ class SagaTimeTravel:
         )
 
     async def _between(
-        self, storage: SnapshotStorage, after: When | None, before: When | None, limit: int
+        self, storage: SnapshotStorage, after: When | None, before: When | None, limit: int | None
     ) -> list[StateChange]:
         first, last = _time(after, datetime.min), _time(before, datetime.max)
         told: list[StateChange] = []
         context: dict[str, Any] = {}
         for snapshot in reversed(await self._all(storage)):
             now = dict(snapshot.context)
-            if first <= snapshot.created_at.replace(tzinfo=None) <= last and len(told) < limit:
+            if first <= snapshot.created_at.replace(tzinfo=None) <= last and (
+                limit is None or len(told) < limit
+            ):
                 told.append(_change(snapshot, context, now))
             context = now
         return told

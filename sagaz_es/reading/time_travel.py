@@ -20,7 +20,13 @@ from sagaz_es.core.fold import advance
 from sagaz_es.core.history import MISSING, Change, Moment, Point, Step
 from sagaz_es.core.state import SagaState, StepState
 from sagaz_es.core.texts import split_object
-from sagaz_es.errors import HistoryGone, SagaNotFound, StateNotFound, StepNotFound
+from sagaz_es.errors import (
+    ConfigurationError,
+    HistoryGone,
+    SagaNotFound,
+    StateNotFound,
+    StepNotFound,
+)
 from sagaz_es.ports import ArchivedEvent, BlobStore, EventLog, ProjectionStore
 from sagaz_es.reading.historical import (
     FamilyMember,
@@ -34,6 +40,7 @@ from sagaz_es.reading.historical import (
     StateDiff,
     When,
     as_point,
+    check_limit,
     iso,
     named,
 )
@@ -186,6 +193,7 @@ class SagaHistory:
         Times and sequences are inclusive bounds; the next page begins one sequence further. A step
         means the state that it names: what follows it, what led to it.
         """
+        check_limit(limit)
         state = SagaState()
         last = None if before is None else await self._bound(before)
         if after is not None:
@@ -231,6 +239,8 @@ class SagaHistory:
     async def blame(self, path: str) -> StateChange | None:
         """The last event that set or deleted a key; for a path into a value, the last one that
         changed what is there. None: no event ever did."""
+        if not isinstance(path, str):
+            raise ConfigurationError(f"path: a text, such as items[0].price, not {path!r}")
         head = _first_part(path)
         state = SagaState()
         last: Change | None = None

@@ -20,6 +20,7 @@ from sagaz_es.errors import (
     SagaError,
     UnstorableValue,
 )
+from sagaz_es.sagas.inputs import check_text
 
 if TYPE_CHECKING:
     from sagaz_es.engine.engine import Engine
@@ -70,11 +71,14 @@ def trigger(
 
     Raises ConfigurationError.
     """
+    check_text("trigger: source", source)
+    if idempotency_key is not None and not callable(idempotency_key):
+        check_text(f"trigger {source!r}: idempotency_key", idempotency_key)
     if max_concurrent is not None and (not isinstance(max_concurrent, int) or max_concurrent < 1):
         raise ConfigurationError(
             f"trigger {source!r}: max_concurrent is 1 or more, not {max_concurrent!r}"
         )
-    if rate_limit is not None and not rate_limit > 0:
+    if rate_limit is not None and (not isinstance(rate_limit, int | float) or not rate_limit > 0):
         raise ConfigurationError(f"trigger {source!r}: rate_limit is above 0, not {rate_limit!r}")
     metadata = TriggerMetadata(source, config, max_concurrent, rate_limit, idempotency_key)
 

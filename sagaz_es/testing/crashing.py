@@ -119,7 +119,11 @@ class _Test:
 
     def run(self, status: str, failures: bool | Iterable[str], pairs: bool) -> CrashReport:
         __tracebackhide__ = True
-        if self.max_runs < 2:
+        for what in ("world", "resources", "invariant", "view"):
+            function = getattr(self, what)
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{what}: a function, not {function!r}")
+        if not isinstance(self.max_runs, int) or self.max_runs < 2:
             raise ConfigurationError(f"max_runs: at least 2, not {self.max_runs!r}")
         steps = steps_of((self.saga, *self.sagas))
         paths = [self._first_path(status)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sagaz_es.errors import ConfigurationError
 from sagaz_es.testing.watching import Call
 
 Kind = Literal["error", "timeout", "crash"]
@@ -70,4 +71,7 @@ def attempts_of(attempts: int | Iterable[int] | None) -> frozenset[int] | None:
     """1, [1, 2] or None (every one), as users write it."""
     if attempts is None:
         return None
-    return frozenset([attempts] if isinstance(attempts, int) else attempts)
+    chosen = frozenset([attempts] if isinstance(attempts, int) else attempts)
+    if not all(isinstance(number, int) and number >= 0 for number in chosen):
+        raise ConfigurationError(f"attempts: numbers, such as [1, 2], not {attempts!r}")
+    return chosen

@@ -34,8 +34,11 @@ def cancel(reason: str = "") -> Action:
 
 
 def wait(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0) -> Action:
-    """Time passes."""
-    return Action("wait", seconds=seconds + 60 * (minutes + 60 * (hours + 24 * days)))
+    """Time passes. Raises ConfigurationError for a time below 0."""
+    total = seconds + 60 * (minutes + 60 * (hours + 24 * days))
+    if not total >= 0:
+        raise ConfigurationError(f"wait: time passes forward, not by {total:g} s")
+    return Action("wait", seconds=total)
 
 
 def replay(
@@ -142,6 +145,12 @@ class given:
     def when(self, *actions: Action) -> Self:
         """What is done to the saga, one after the other; each once nothing more happens without
         time passing. Without this it is only run."""
+        for action in actions:
+            if not isinstance(action, Action):
+                raise ConfigurationError(
+                    'when: actions such as signal("approved"), wait(days=1), cancel(), not '
+                    f"{action!r}"
+                )
         self._actions += actions
         return self
 

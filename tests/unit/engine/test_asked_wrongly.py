@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Engine, Saga, SagaReplay, action, compensate, connect
+from sagaz_es import Engine, Saga, SagaReplay, SagaTimeTravel, action, compensate, connect
 from sagaz_es.core import events as e
-from sagaz_es.errors import ConfigurationError, UnstorableValue
+from sagaz_es.errors import ConfigurationError, StateNotFound, UnstorableValue
 from tests.helpers import Declined, Ledger, LedgerSaga, OrderSaga, facts
 
 NO_TEXT = [None, 5, b"x", "\ud800", "x" * 100_000]
@@ -166,3 +166,33 @@ async def test_looking_for_a_key_that_is_no_text_is_no_failure(url: str, key: An
     async with connect(url, sagas=[Looks]) as engine:
         result = await engine.run(Looks)
         assert (result.success, result.context) == (True, {"found": False})
+
+
+# --- about the past -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sequence", [2**70, "9" * 5000])
+async def test_a_sequence_beyond_counting_is_not_there_yet(url: str, sequence: Any) -> None:
+    async with connect(url, sagas=[OrderSaga], resources={"ledger": Ledger()}) as engine:
+        await engine.run(OrderSaga, saga_id="o")
+        with pytest.raises(StateNotFound, match=r"its last is 8"):
+            await engine.history("o").state_at(sequence)
+        assert await engine.history("o").changes(after=sequence) == []
+        assert len(await engine.history("o").changes(before=sequence)) == 8
+
+
+@pytest.mark.parametrize("limit", [-1, "2", 1.5, True])
+async def test_a_limit_is_a_number_or_none(url: str, limit: Any) -> None:
+    async with connect(url, sagas=[OrderSaga], resources={"ledger": Ledger()}) as engine:
+        await engine.run(OrderSaga, saga_id="o")
+        for asked in (engine.history("o").changes, SagaTimeTravel("o", engine).list_state_changes):
+            with pytest.raises(ConfigurationError, match=r"^limit: "):
+                await asked(limit=limit)
+            assert len(await asked(limit=None)) == 8
+
+
+async def test_blame_is_about_a_path() -> None:
+    async with connect("memory://", sagas=[OrderSaga], resources={"ledger": Ledger()}) as engine:
+        await engine.run(OrderSaga, saga_id="o")
+        with pytest.raises(ConfigurationError, match=r"^path: "):
+            await engine.history("o").blame(None)  # type: ignore[arg-type]

@@ -373,3 +373,20 @@ async def test_a_missing_key_is_told_also_where_the_method_stumbles_over_it() ->
 
     with pytest.raises(IdempotencyKeyMissingInPayloadError, match=r"'stumbles'.*'order_id'"):
         await fire_event("stumbling", {"other": 1})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("source", ""),
+        ("source", 5),
+        ("idempotency_key", 5),
+        ("idempotency_key", ""),
+        ("rate_limit", "2"),
+    ],
+)
+def test_a_triggers_option_that_cannot_be_meant_is_refused_by_its_name(
+    option: str, value: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match=option):
+        trigger(**{"source": "orders", option: value})

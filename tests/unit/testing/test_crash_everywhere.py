@@ -662,3 +662,12 @@ def test_work_in_a_database_of_ones_own_stands_crashes_with_once(
     blamed = [(v.kind, v.step, v.undo) for v in report.violations]
     twice = [("done again", "debit", False), ("done again", "debit", True)]
     assert blamed == ([] if heeds_its_key else twice)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("world", {}), ("resources", {}), ("invariant", True), ("view", "orders"), ("max_runs", "9")],
+)
+def test_an_option_that_cannot_be_meant_is_refused_by_its_name(option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{option}: "):
+        crash_everywhere(Saga("none"), **{option: value})

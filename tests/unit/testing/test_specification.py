@@ -499,3 +499,19 @@ def test_steps_of_children_fail_and_their_processes_die() -> None:
 def test_a_child_that_is_only_named_is_given_beside_its_parent() -> None:
     saga = Saga("by hand").add_step("pay", lambda ctx: {"cents": 1}, child="payment-3")
     given(saga, sagas=[Payment3]).then(status="completed", calls=["pay", "authorise", "capture"])
+
+
+SAID: list[Any] = ["approved"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (r"^wait: time passes forward", lambda: wait(days=-1)),
+        (r"^when: actions such as signal", lambda: given(OrderSaga).when(*SAID)),
+        (r"^attempts: numbers, such as", lambda: given(OrderSaga).dies("charge", attempts=[-1])),
+    ],
+)
+def test_what_cannot_be_said_of_a_saga_is_refused_at_once(told: str, said: Any) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        said()
