@@ -309,6 +309,11 @@ class LogFull(AppendRefused):
     """The log's disk is full; nothing of the append was kept. It can be tried again later."""
 
 
+class LogForbidden(AppendRefused):
+    """The log does not let this process write; nothing of the append was kept. Once somebody has
+    given it the right, it can be tried again."""
+
+
 class LogBusy(AppendRefused):
     """The log could not take an append in time; nothing of it was kept. Trying again may work."""
 

@@ -17,7 +17,7 @@ from sagaz_es import Engine, EngineConfig, Saga, action, compensate
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
-from sagaz_es.errors import AppendRefused, AppendUnknown
+from sagaz_es.errors import AppendRefused, AppendUnknown, LogForbidden
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog
 
@@ -234,7 +234,7 @@ class FaultyLog(MemoryEventLog):
     """A memory log whose appends go wrong as a test says, one outcome for each append.
 
     `"lands, unknown"`: it stands, but AppendUnknown is raised; `"lost, unknown"`: it does not;
-    `"refused"`: nor does it then, and AppendRefused says so.
+    `"refused"`, `"forbidden"`: nor does it then, and AppendRefused, LogForbidden says so.
     A Gate holds the append before it stands (`late`: behind that, so that the answer is late).
     """
 
@@ -248,6 +248,8 @@ class FaultyLog(MemoryEventLog):
         outcome = self.outcomes.popleft() if self.outcomes else ""
         if outcome == "lost, unknown":
             raise AppendUnknown(partition, "nobody knows")
+        if outcome == "forbidden":
+            raise LogForbidden(partition, "a test says so")
         if outcome == "refused":
             raise AppendRefused(partition, "a test says so")
         if isinstance(outcome, Gate) and not outcome.late:

@@ -28,6 +28,7 @@ from sagaz_es.errors import (
     ChildIdTaken,
     HandingOver,
     LogBusy,
+    LogForbidden,
     LogFull,
     LostOwnership,
     SagaEnded,
@@ -48,7 +49,7 @@ logger = logging.getLogger("sagaz_es.engine")
 T = TypeVar("T")
 
 RETRY_S, MAX_RETRY_S = 0.5, 30.0
-AWAY = (StorageFailed, OSError, LogBusy, LogFull)
+AWAY = (StorageFailed, OSError, LogBusy, LogForbidden, LogFull)
 MAX_AWAY_S = 1.0
 """Log or store may be back at any moment; other causes take longer."""
 

@@ -34,6 +34,7 @@ from sagaz_es.errors import (
     AppendUnknown,
     HistoryGone,
     LogBusy,
+    LogForbidden,
     LogFull,
     LogTruncated,
     LostOwnership,
@@ -356,7 +357,7 @@ class Partition:
             try:
                 base = await self._log.append(self.index, entries)
                 break
-            except LogFull as error:
+            except (LogFull, LogForbidden) as error:
                 logger.error("%s; trying again", error)
                 starts = [item for item in batch if _begins(item)]
                 for item in starts:  # nothing of them stands: their callers are told at once

@@ -36,6 +36,7 @@ from aiokafka.protocol.group import (
     LeaveGroupRequest,
     SyncGroupRequest,
 )
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from sagaz_es.errors import ConfigurationError, SagaError
 from sagaz_es.log.assignment import assign
@@ -234,12 +235,21 @@ class KafkaMembership:
         try:
             await self._brokers.connect(until)
             await self._brokers.follow_topic()
+            await self._brokers.retry(self._may_write, until, "writing")
             await self._brokers.retry(self._join, until, f"joining group {self._group!r}")
             self._tasks = [loop.create_task(self._stay()), loop.create_task(self._follow())]
             await self._settled.wait()
         except BaseException:
             await self.end()
             raise
+
+    async def _may_write(self) -> None:
+        """An engine that may only read would take partitions, and carry nothing on. Raises
+        aiokafka's errors."""
+        answer = await self._brokers.ask(
+            self._brokers.any_node(), InitProducerIdRequest(None, 60_000), lane="group"
+        )
+        check(answer.error_code)
 
     async def _stay(self) -> None:
         """Heartbeats; and join again whenever there is news, ours or the group's."""

@@ -24,7 +24,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from sagaz_es.errors import AppendRefused, AppendUnknown, MissingDependencyError
+from sagaz_es.errors import AppendRefused, AppendUnknown, LogForbidden, MissingDependencyError
 from sagaz_es.log import kafka_quiet
 from sagaz_es.log.kafka_brokers import Deadlines, KafkaAccess, shut
 
@@ -33,13 +33,14 @@ BATCH_BYTES, RECORD_BYTES, HEADER_BYTES = 61, 36, 10
 
 # The broker took nothing of the batch and would not take it the next time either.
 REFUSED = (
-    ClusterAuthorizationFailedError,
     InvalidTimestampError,
     InvalidTopicError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
-    TopicAuthorizationFailedError,
 )
+
+# Nor this one, but that is no matter of the batch, and may be over soon.
+FORBIDDEN = (ClusterAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
 NO_HEADERS: list[tuple[str, bytes]] = []  # aiokafka asks for a list; nobody writes into it
@@ -90,6 +91,7 @@ class Appender:
             raise MissingDependencyError("cramjam", f"compression {compression}")
         self.limit = limit
         self._topic, self._deadlines = topic, deadlines
+        self._who = f"user {access.username!r}" if access.username else "this process"
         self._options = access.options(deadlines) | {
             "enable_idempotence": True,
             "acks": "all",
@@ -159,7 +161,7 @@ class Appender:
         """Send one batch and tell each append how it ended."""
         try:
             offset = await self._offset_of(partition, appends)
-        except (AppendUnknown, AppendRefused) as error:
+        except (AppendUnknown, AppendRefused) as error:  # LogForbidden is one
             for append in appends:
                 if not append.offset.done():
                     append.offset.set_exception(type(error)(*error.args))
@@ -181,6 +183,13 @@ class Appender:
             await self._throw_away(producer)
             seconds = f"{self._deadlines.append_s:g} s"
             raise AppendUnknown(partition, f"Kafka did not confirm it within {seconds}") from None
+        except FORBIDDEN as error:
+            await self._throw_away(producer)
+            raise LogForbidden(
+                partition,
+                f"Kafka does not let {self._who} write to topic {self._topic!r} "
+                f"({type(error).__name__}); see `sagaz-es doctor` for the rights that are needed",
+            ) from error
         except REFUSED as error:
             await self._throw_away(producer)
             raise AppendRefused(partition, str(error)) from error
@@ -201,7 +210,7 @@ class Appender:
                 try:
                     with kafka_quiet.connecting():
                         await producer.start()
-                except REFUSED:
+                except (*REFUSED, *FORBIDDEN):
                     await producer.abandon()
                     raise
                 except KafkaError:

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.protocol.admin import CreateAclsRequest
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import NamespaceCreated
-from sagaz_es.errors import ConfigurationError, Unreachable, UnsuitableTopic
+from sagaz_es.errors import ConfigurationError, LogForbidden, Unreachable, UnsuitableTopic
 from sagaz_es.log.kafka import KafkaEventLog
 from sagaz_es.log.kafka_admin import create_topic, inspect_topic
 from sagaz_es.log.kafka_brokers import Deadlines
@@ -211,6 +212,64 @@ async def test_a_password_is_asked_for_and_checked() -> None:
         with pytest.raises(ConfigurationError, match="refuses user 'engine'") as caught:
             await wrong.open()
         assert "secret" not in str(caught.value)
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+SASL = {"security_protocol": "SASL_PLAINTEXT", "partitions": 1}
+READS = [
+    (kind, name, 3, "User:reader", "*", operation, 3)  # 3: as it is written; it is allowed
+    for kind, name, operations in (
+        (2, "orders.saga-events", (3, 8, 10)),  # a topic: read, describe, describe its settings
+        (3, "orders.engines", (3, 8)),  # a group
+    )
+    for operation in operations
+]
+
+
+async def test_a_user_who_may_only_read_serves_nothing_and_is_told_so() -> None:
+    server = KafkaServer(
+        {
+            "listener.security.protocol.map": (
+                "PLAINTEXT:SASL_PLAINTEXT,PROXY:PLAINTEXT,CONTROLLER:PLAINTEXT"
+            ),
+            "inter.broker.listener.name": "PLAINTEXT",
+            "sasl.mechanism.inter.broker.protocol": "PLAIN",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.plaintext.plain.sasl.jaas.config": (
+                "org.apache.kafka.common.security.plain.PlainLoginModule required "
+                'username="broker" password="b" user_broker="b" user_engine="e" user_reader="r";'
+            ),
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:broker;User:engine;User:ANONYMOUS",
+        }
+    )
+    await asyncio.to_thread(server.start)
+    try:
+        log = a_log(server.bootstrap, "orders", username="engine", password="e", **SASL)
+        await log.open()
+        await log.append(0, steps(new_id(), 1))
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=server.bootstrap,
+            security_protocol="SASL_PLAINTEXT",
+            sasl_mechanism="PLAIN",
+            sasl_plain_username="engine",
+            sasl_plain_password="e",
+        )
+        await admin.start()
+        for right in READS:
+            node = admin._client.get_random_node()
+            await admin._client.send(node, CreateAclsRequest(*right))
+        await admin.close()
+        reader = a_log(server.bootstrap, "orders", username="reader", password="r", **SASL)
+        await reader.open()
+        assert (await reader.bounds(0)).end == 2
+        with pytest.raises(ConfigurationError, match="writing is not allowed"):
+            await reader.join(_follow)
+        with pytest.raises(LogForbidden, match="does not let user 'reader' write to topic"):
+            await reader.append(0, steps(new_id(), 1))
+        await reader.close()
+        await log.close()
     finally:
         await asyncio.to_thread(server.stop)
 

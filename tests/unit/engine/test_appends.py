@@ -9,6 +9,7 @@ import pytest
 
 from sagaz_es import SagaStatus
 from sagaz_es.core import events as e
+from sagaz_es.errors import LogForbidden
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import (
     Declined,
@@ -263,6 +264,17 @@ async def test_facts_of_an_engine_that_lost_the_saga_are_rejected_by_everybody()
         await log.append(0, [stale])
         assert (await engine.status("s")) is SagaStatus.COMPLETED
     assert type((await facts(log, "s"))[-1]) is e.SagaFailed
+
+
+async def test_a_right_to_write_that_is_taken_away_for_a_while_stops_no_saga() -> None:
+    log, ledger = FaultyLog(), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        log.outcomes.append("forbidden")
+        with pytest.raises(LogForbidden):  # nothing stands: who starts is told at once
+            await engine.start(OrderSaga, saga_id="s")
+        log.outcomes.extend(["", "forbidden", "forbidden"])
+        assert (await engine.run(OrderSaga, saga_id="t")).success
+    assert ledger.order == ["reserve", "charge", "ship"]
 
 
 async def until_quiet() -> None:
