@@ -180,8 +180,9 @@ class Attempts:
             why = self.stopped.get(attempt.step, "")
             if not self._was_stopped(attempt.step) and task.cancelling():
                 raise  # this process stops: the saga stays unfinished, and is taken over
-            # Otherwise something inside the step was cancelled, not the step.
-            return self._failed(attempt, step, context, error, True, why)
+            # Otherwise something inside the step was cancelled, not the step. Before it had its
+            # context it was not called.
+            return self._failed(attempt, step, context, error, context is not None, why)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt, too: outside of here they would end the process,
             # and every other one that takes the saga over.

@@ -79,6 +79,7 @@ class Host:
     ) -> None:
         self.log, self.store, self.registry = log, store, registry
         self.clock, self.config, self.large_values = clock, config, large_values
+        self._patient_values = large_values.patient()  # of sagas that run
         self.resources = Resources(resources)
         self.writer = os.urandom(16)
         self.deadlines: Deadlines  # of steps; made when it opens, in its event loop
@@ -588,7 +589,7 @@ class Host:
             writer=self.writer,
             clock=self.clock,
             resources=self.resources,
-            blobs=self.large_values,
+            blobs=self._patient_values,
             deadlines=self.deadlines,
             turns=self._turns_in(partition, cell.state, definition),
             children=self.children,

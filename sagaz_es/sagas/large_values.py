@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -13,10 +15,15 @@ from sagaz_es.errors import (
     ConfigurationError,
     LargePayloadWarning,
     MemoryFootprintError,
+    StorageFailed,
 )
 from sagaz_es.ports import BlobStore
 
 logger = logging.getLogger("sagaz_es.engine")
+
+T = TypeVar("T")
+
+RETRY_S, MAX_RETRY_S = 0.1, 10.0
 
 _PREFIX = '{"$blob":"sha256:'
 _MAX_TOLD = 1000  # a program that makes up its keys gets no list without end
@@ -48,6 +55,37 @@ class Limits(Struct, frozen=True):
 DEFAULT_LIMITS = Limits()
 
 
+class PatientBlobStore:
+    """A blob store whose outages are waited out. What a step has done is not undone, and no
+    compensation is given up, because its values cannot be put away or fetched for a while.
+
+    A value that is missing or damaged is no outage: it is told at once.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self.name = getattr(blobs, "name", "the blob store")
+
+    async def put(self, data: bytes) -> str:
+        return await self._insist(lambda: self._blobs.put(data))
+
+    async def get(self, key: str) -> bytes | None:
+        return await self._insist(lambda: self._blobs.get(key))
+
+    async def close(self) -> None:
+        """Whoever opened the other one closes it."""
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        delay = RETRY_S
+        while True:
+            try:
+                return await call()
+            except (StorageFailed, OSError) as error:
+                logger.warning("%s: %s; trying again", self.name, error)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, MAX_RETRY_S)
+
+
 class LargeValues:
     """Keeps values over the inline limit under their hash; refuses those over the largest one.
 
@@ -55,10 +93,15 @@ class LargeValues:
     """
 
     def __init__(self, store: BlobStore | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._store, self._limits = store, limits
+        self._blobs, self._limits = store, limits
         self._told: set[tuple[str, str, str]] = set()
         # What is shorter needs no look: a character takes one byte at least and four at most.
         self._unseen = min(limits.warn or limits.inline, limits.inline, limits.most) // 4
+
+    def patient(self) -> LargeValues:
+        """The same for whoever would rather wait than hear that the store is away."""
+        store = None if self._blobs is None else PatientBlobStore(self._blobs)
+        return LargeValues(store, self._limits)
 
     async def off_load(
         self, texts: Mapping[str, str], saga_name: str = "", step: str = ""
@@ -83,9 +126,9 @@ class LargeValues:
             raise MemoryFootprintError(key, size, limits.most)
         if 0 < limits.warn < size:
             self._tell(saga_name, step, key, size)
-        if self._store is None or size <= limits.inline:
+        if self._blobs is None or size <= limits.inline:
             return text
-        return f'{_PREFIX}{await self._store.put(data)}"}}'
+        return f'{_PREFIX}{await self._blobs.put(data)}"}}'
 
     def check(self, text: str, key: str) -> None:
         """For what cannot be moved out of its record. Raises MemoryFootprintError."""
@@ -109,7 +152,7 @@ class LargeValues:
 
     def refers(self, texts: Mapping[str, str]) -> bool:
         """Whether any of them is a reference, so that there is something to load."""
-        if self._store is None:
+        if self._blobs is None:
             return False
         for text in texts.values():
             if text.startswith(_PREFIX):
@@ -130,7 +173,7 @@ class LargeValues:
         if not text.startswith(_PREFIX):
             return text
         key = text[len(_PREFIX) : -2]
-        data = None if self._store is None else await self._store.get(key)
+        data = None if self._blobs is None else await self._blobs.get(key)
         if data is None:
-            raise BlobMissing(key, getattr(self._store, "name", "the log's store"))
+            raise BlobMissing(key, getattr(self._blobs, "name", "the log's store"))
         return data.decode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
@@ -36,6 +37,7 @@ class Judge:
         for check in (
             self._log,
             self._beliefs,
+            self._outages,
             self._lost_writes,
             self._ledger,
             self._children,
@@ -61,6 +63,18 @@ class Judge:
         for words in self.simulation.alarms:
             if not (gone and "is gone" in words) and not self.simulation.losses.is_cause_of(words):
                 yield f"alarm without cause: {words}"
+
+    def _outages(self) -> Iterator[str]:
+        """An outage of ours fails no step; only a value that is gone does."""
+        away = {"Unreachable", "StorageFailed"}
+        if not self.simulation.counts["deleted blobs"]:
+            away.add("BlobMissing")
+        for saga in self.log.sagas.values():
+            for placed in saga.accepted:
+                fact = placed.event.fact
+                if isinstance(fact, e.StepFailed | e.StepCompensationFailed):
+                    if fact.error_type in away:
+                        yield f"outage told as a failure: {saga.saga_id}/{fact.step}: {fact}"
 
     def _beliefs(self) -> Iterator[str]:
         yield from (f"engine's fold is not the log's: {what}" for what in self.simulation.beliefs)
@@ -118,7 +132,7 @@ class Judge:
 
     def _handed_on(self, saga: Saga, fact: e.StepCompleted) -> Iterator[str]:
         """The result of a step that is a saga is what that saga's steps did in the world."""
-        told = json.loads(fact.result)
+        told = self._whole(json.loads(fact.result))
         (started,) = (
             p.event.fact.child_saga_id
             for p in saga.accepted
@@ -136,6 +150,11 @@ class Judge:
                     f"event without its effect: {saga.saga_id}/{fact.step} completed with "
                     f"{told}, {name} of its child made {effect.token}"
                 )
+
+    def _whole(self, value: Any) -> Any:
+        """A value, from the blob store if it is kept there."""
+        key = value.get("$blob", "").removeprefix("sha256:") if isinstance(value, dict) else ""
+        return json.loads(self.simulation.bucket.kept[key]) if key else value
 
     def _children(self) -> Iterator[str]:
         """What a family's head has of its children is what these are."""

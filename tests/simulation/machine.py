@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -35,9 +36,11 @@ from sagaz_es.ports import Record
 from sagaz_es.reading.projector import Projector
 from sagaz_es.testing.simulation import (
     Broker,
+    Bucket,
     Database,
     Points,
     Process,
+    SimulatedBlobs,
     SimulatedClock,
     SimulatedLog,
     SimulatedLoop,
@@ -49,11 +52,12 @@ from tests.simulation.lost_tail import Losses, lose_tail, process_name
 from tests.simulation.model import Truth, read_log
 from tests.simulation.operators import Operator
 from tests.simulation.sagas import EARLIER, REGISTRIES
-from tests.simulation.world import Habits, World
+from tests.simulation.world import Habits, World, papers, torn
 
 CONFIG = EngineConfig(
     drain_seconds=1.0, takeover_seconds=6.0, housekeeping_seconds=2.0, request_seconds=6.0
 )
+REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 MAX_STEPS = 60_000
 """Callbacks of one schedule: more is a loop that turns without time passing."""
 
@@ -88,6 +92,7 @@ class Plan:
     in_flight: int = 0  # how many sagas run at once in an engine; 0: as many as there are
     bounded: bool = False  # whether nothing happens that may run one more
     groups: tuple[str, ...] = ("",)  # of engines, which are in one after the other
+    large: bool = False  # whether values are kept in a blob store
     grows: bool = False  # whether a class comes to its group with later lives alone
 
 
@@ -128,9 +133,15 @@ class Simulation:
             points=self.points,
         )
         self.database = Database(self.broker)
+        self.bucket = Bucket(self.broker)
         self.world = World(self.broker, random.Random(f"{plan.seed} world"), plan.habits)
         self.world.bound = plan.in_flight if plan.bounded else 0
+        self.world.large = plan.large
         self.config = structs.replace(CONFIG, max_in_flight=plan.in_flight or 1000)
+        if plan.large:
+            sizes = {"value_warn_bytes": 0, "value_inline_bytes": 64}
+            self.config = structs.replace(self.config, **sizes)
+            self.broker.on_landed.append(self._look_for_blobs)
         self.nodes: list[Node] = []  # the latest life of each
         self.dead: list[Node] = []
         self.promises: list[Promise] = []
@@ -212,6 +223,15 @@ class Simulation:
                 words = f"{entry.saga_id} {words} {entry.request_id}"
             self.trace(f"p{record.partition}@{record.offset} {words}")
 
+    def _look_for_blobs(self, records: Sequence[Record]) -> None:
+        """What an event refers to was kept before it."""
+        for record in records:
+            fact = getattr(record.entry, "fact", record.entry)
+            for key in set(REFERENCE.findall(repr(fact))) - self.bucket.kept.keys():
+                self.world.wrong.append(
+                    f"offset {record.offset} refers to {key}, which is not kept"
+                )
+
     @property
     def digest(self) -> str:
         """Equal for equal runs."""
@@ -267,6 +287,7 @@ class Simulation:
                 store,
                 resources={"world": self.world},
                 clock=clock,
+                blobs=SimulatedBlobs(self.bucket, process) if plan.large else None,
                 config=structs.replace(self.config, group=self._group(number)),
                 instance_id=f"engine-{number}" if plan.static else None,
                 projector=projector if plan.store == "inside" else None,
@@ -385,6 +406,18 @@ class Simulation:
             self.counts["store outages"] += 1
             self.database.restart(seconds)
 
+    def do_restart_blobs(self, seconds: float) -> None:
+        self.counts["blob outages"] += 1
+        self.bucket.restart(seconds)
+
+    def do_delete_blobs(self, share: float, for_ever: bool) -> None:
+        """Somebody cleans up what is in use; what is lost `for_ever` is found by nobody."""
+        keys = [key for key in self.bucket.kept if self.random.random() < share]
+        self.bucket.gone.update(keys)
+        self.counts["deleted blobs"] += len(keys)
+        if not for_ever:
+            self.loop.in_world(2.0, self.bucket.gone.difference_update, keys)
+
     def do_close(self, number: int) -> None:
         """SIGTERM: it hands over, and comes back."""
         node = self.nodes[number]
@@ -470,9 +503,13 @@ class Simulation:
     # --- what clients do ---
 
     async def client_run(self, engine: Engine, name: str, saga_id: str | None, x: int) -> None:
-        handle = await engine.start(name, {"first": x}, saga_id=saga_id)
+        given = {"first": x} | ({"bulk": papers("bulk")} if self.plan.large else {})
+        handle = await engine.start(name, given, saga_id=saga_id)
         self.promise("started", handle.saga_id)
         result = await handle.result()
+        self.world.wrong += [
+            f"the result of {handle.saga_id} has {t}" for t in torn(result.context)
+        ]
         self.promise("result", handle.saga_id, result)
 
     async def client_signal(self, engine: Engine, saga_id: str, name: str, request: str) -> None:
@@ -542,7 +579,7 @@ class Simulation:
         self.trace("healing")
         self.broker.weather.calm()
         self.points.deaths = {}
-        self.database.down_until = 0.0
+        self.database.down_until = self.bucket.down_until = 0.0
         for partition in self.broker.partitions:
             partition.down_until = 0.0
             partition.wake()

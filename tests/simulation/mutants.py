@@ -218,6 +218,27 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a large value is referred to, and not kept",
+        "sagaz_es.sagas.large_values",
+        "return f'{_PREFIX}{await self._blobs.put(data)}\"}}'",
+        "from sagaz_es.blobs.hashing import key_of\n        return f'{_PREFIX}{key_of(data)}\"}}'",
+        needs="delete_blobs",
+    ),
+    Mutant(
+        "a large value that is gone is read as null",
+        "sagaz_es.sagas.large_values",
+        "        if data is None:\n",
+        '        if data is None:\n            return "null"\n        if data is None:\n',
+        needs="delete_blobs",
+    ),
+    Mutant(
+        "a blob store that is away fails the step",
+        "sagaz_es.engine.host",
+        "blobs=self._patient_values,",
+        "blobs=self.large_values,",
+        needs="restart_blobs",
+    ),
+    Mutant(
         "an undone step counts as standing",
         "sagaz_es.core.effects",
         'if step.status in ("completed", "stale", "compensating", "compensation_failed"):',

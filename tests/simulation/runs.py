@@ -17,7 +17,8 @@ CHUNK = 50
 MAX_BROKEN = 20
 
 FAULTS = ("kills", "pauses", "cuts", "clock jumps", "log restarts", "leader changes", "splits",
-          "impostors", "lost tails", "store outages", "hand-overs", "poison records")  # fmt: skip
+          "impostors", "lost tails", "store outages", "blob outages",
+          "hand-overs", "poison records")  # fmt: skip
 
 
 @dataclass

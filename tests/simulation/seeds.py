@@ -34,6 +34,8 @@ def plan_of(seed: int) -> Plan:
     apart = Random(f"{seed} groups")
     groups = ("orders", "payments") if apart.random() < 0.08 and not (crowd or parents) else ("",)
     engines = max(engines, len(groups))
+    big = Random(f"{seed} blobs")
+    large = big.random() < 0.08
     names = PARENTS if parents else GROUPED if len(groups) > 1 else PLAIN
     doings = [
         *(
@@ -44,6 +46,7 @@ def plan_of(seed: int) -> Plan:
         *_trouble(random, engines, partitions, heals_at, storm),
         # With chances of its own: what is added here leaves the plans of all seeds as they were.
         *_operators(Random(f"{seed} operators"), heals_at),
+        *(_blobs(big, heals_at) if large else ()),
         *_left_behind(Random(f"{seed} behind"), engines, heals_at),
         *_lost_tail(Random(f"{seed} tail"), partitions, heals_at),
     ]
@@ -59,6 +62,7 @@ def plan_of(seed: int) -> Plan:
             store_errors=0.10 * storm * random.choice((0, 1)),
             latency_s=random.choice((0.002, 0.01, 0.05)),
             short=random.choice((0.0, 0.3)),
+            blob_errors=0.10 * storm * big.choice((0, 1)) if large else 0.0,
         ),
         Habits(
             fails=random.choice((0.0, 0.1) if replays else (0.0, 0.1, 0.3, 0.5)),
@@ -73,6 +77,7 @@ def plan_of(seed: int) -> Plan:
         in_flight=few.choice((1, 1, 2, 3)) if crowd or few.random() < 0.05 else 0,
         bounded=crowd and all(doing.what != "jump" for doing in doings),
         groups=groups,
+        large=large,
         grows=len(groups) > 1 and apart.random() < 0.5 and "forget" not in {d.what for d in doings},
     )
 
@@ -105,6 +110,15 @@ def _sagas(random: Random, engines: int, until: float, names: tuple[str, ...]) -
             whose, of = _kin(random, name, given)
             doings.append(_ask(random, at, engines, "run", of, whose, 0))
     return doings
+
+
+def _blobs(random: Random, until: float) -> Iterator[Doing]:
+    for _ in range(random.choice((0, 1, 2))):
+        at = random.uniform(0.3, until)
+        if random.random() < 0.5:
+            yield Doing(at, "restart_blobs", (random.choice((0.5, 3.0)),))
+        else:
+            yield Doing(at, "delete_blobs", (random.choice((0.3, 1.0)), random.random() < 0.5))
 
 
 def _crowd(random: Random, engines: int, until: float) -> list[Doing]:

@@ -25,6 +25,26 @@ class Declined(Exception):
     """A service's own error; it did nothing."""
 
 
+PAPERS = "_papers"
+
+
+def papers(token: str) -> str:
+    """A large value that belongs to a small one."""
+    return f"{token} " * 40
+
+
+def torn(values: Any) -> list[str]:
+    """The large values among these that are not whole, or do not belong to their small ones."""
+    if not isinstance(values, dict):
+        return []
+    return [
+        f"{name} as {str(value)[:80]!r}"
+        for name, value in dict.items(values)
+        if name.endswith(PAPERS)
+        and value != papers(str(dict.get(values, name.removesuffix(PAPERS), "")))
+    ]
+
+
 @dataclass(slots=True)
 class Execution:
     """One call of a step's code, or of its compensation's."""
@@ -78,6 +98,7 @@ class World:
     undone: set[str] = field(default_factory=set)  # keys taken back, known before or not
     wrong: list[str] = field(default_factory=list)  # what no world would allow
     writers: dict[str, bytes] = field(default_factory=dict)  # of processes
+    large: bool = False  # whether steps leave values behind that do not stay in their event
     bound: int = 0  # how many sagas of one process may be at work at once; 0: any number
     at_work: dict[str, Counter[str]] = field(default_factory=dict)  # process -> saga -> calls
 
@@ -101,7 +122,8 @@ class World:
         await self._go_on(f"step {ctx.step}, after its effect")
         await asyncio.sleep(1000 if hangs else self._takes())
         execution.ended = "returned"
-        return {ctx.step: execution.token, "last": ctx.get("first", 0)}
+        returned = {ctx.step: execution.token, "last": ctx.get("first", 0)}
+        return returned | ({f"{ctx.step}{PAPERS}": papers(execution.token)} if self.large else {})
 
     async def undo(self, ctx: Any, result: Any) -> str:
         """The effect of a step is taken back."""
@@ -137,7 +159,7 @@ class World:
             execution.ended = "raised"
             raise Declined(ctx.step)
         execution.ended = "returned"
-        return {"first": ctx.get("first", 0)}
+        return {"first": ctx.get("first", 0)} | ({"bulk": papers("bulk")} if self.large else {})
 
     def did_it_happen(self, ctx: Any) -> Any:
         """What became of an attempt of unknown outcome."""
@@ -190,6 +212,9 @@ class World:
             given,
         )
         self.executions.append(execution)
+        if self.large:
+            self.wrong += [f"{ctx.saga_id}/{ctx.step} sees {each}" for each in torn(ctx)]
+            self.wrong += [f"{ctx.saga_id}/{ctx.step} is given {each}" for each in torn(given)]
         await self._go_on(f"{'undo' if what == 'undo' else 'step'} {ctx.step}, before its effect")
         await asyncio.sleep(self._takes())
         return execution

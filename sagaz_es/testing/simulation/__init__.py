@@ -5,6 +5,7 @@ a process is given a `SimulatedLog` and a `SimulatedStore`. What goes wrong is `
 test's own calls of `kill`, `pause`, `restart`; all chance comes from one seeded `Random`.
 """
 
+from sagaz_es.testing.simulation.blobs import Bucket, SimulatedBlobs
 from sagaz_es.testing.simulation.broker import Broker, Loss, Weather
 from sagaz_es.testing.simulation.clock import SimulatedClock
 from sagaz_es.testing.simulation.log import SimulatedLog
@@ -14,10 +15,12 @@ from sagaz_es.testing.simulation.store import Database, SimulatedStore
 
 __all__ = [
     "Broker",
+    "Bucket",
     "Database",
     "Loss",
     "Points",
     "Process",
+    "SimulatedBlobs",
     "SimulatedClock",
     "SimulatedLog",
     "SimulatedLoop",

@@ -35,13 +35,14 @@ class Weather:
     unknown: float = 0.0
     errors: float = 0.0
     store_errors: float = 0.0
+    blob_errors: float = 0.0
     latency_s: float = 0.004
     late_s: float = 8.0
     short: float = 0.0
 
     def calm(self) -> None:
         """Nothing goes wrong any more; what is under way still is."""
-        self.unknown = self.errors = self.store_errors = self.short = 0.0
+        self.unknown = self.errors = self.store_errors = self.blob_errors = self.short = 0.0
 
     def copy(self) -> Weather:
         return replace(self)

@@ -26,6 +26,7 @@ PORTS = {
         "nearest_snapshot snapshot snapshots latest_snapshot save_snapshot delete_snapshot "
         "delete_expired_snapshots replays replay save_replay forget reset".split()
     ),
+    "blobs": frozenset({"put", "get"}),
     "membership": frozenset("leave commit_low_water_mark predecessor_is_alive".split()),
 }
 

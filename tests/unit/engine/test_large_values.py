@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 
 from sagaz_es import Engine, EngineConfig, Saga, SagaConfig, SagaResult, action, compensate, connect
+from sagaz_es.blobs.memory import MemoryBlobStore
 from sagaz_es.core import events as e
-from sagaz_es.errors import ConfigurationError, LargePayloadWarning, MemoryFootprintError
+from sagaz_es.errors import (
+    BlobMissing,
+    ConfigurationError,
+    LargePayloadWarning,
+    MemoryFootprintError,
+    Unreachable,
+)
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.sagas.config import InMemorySagaStorage
+from tests.helpers import Declined, Ledger, LedgerSaga, SetClock
 
 LARGE = {"rows": ["x" * 100] * 5000}  # half a megabyte
 
@@ -227,3 +235,86 @@ async def test_saga_config_has_the_same_limits() -> None:
 def test_an_impossible_limit_is_named(make: Any, setting: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(setting))):
         make(**setting)
+
+
+# --- a blob store that is away --------------------------------------------------------------------
+
+
+class Shaky(MemoryBlobStore):
+    """Its next calls fail, as `failures` says; `lost`: it does not find what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+        self.lost = False
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise Unreachable("the blob store", self.name)
+
+    async def put(self, data: bytes) -> str:
+        self._fail()
+        return await super().put(data)
+
+    async def get(self, key: str) -> bytes | None:
+        self._fail()
+        return None if self.lost else await super().get(key)
+
+
+class Photo(LedgerSaga):
+    """take → print, both undone."""
+
+    saga_name = "photo"
+
+    @action("take", max_retries=0)
+    async def take(self, ctx: Any) -> Any:
+        ctx.resources["blobs"].failures = 2  # as it leaves its result behind
+        return {**await self.do(ctx), "picture": "p" * 1_000}
+
+    @compensate("take", max_retries=0)
+    async def shred(self, result: Any, ctx: Any) -> Any:
+        assert result["picture"] == "p" * 1_000
+        return await self.undo(ctx, result)
+
+    @action("print", max_retries=0)
+    async def print(self, ctx: Any) -> Any:
+        blobs = ctx.resources["blobs"]
+        blobs.failures, blobs.lost = 1, ctx.get("lose", False)  # as the compensation begins
+        return await self.do(ctx)
+
+
+def studio(blobs: Shaky, ledger: Ledger) -> Engine:
+    return Engine(
+        MemoryEventLog(1),
+        sagas=[Photo],
+        blobs=blobs,
+        resources={"ledger": ledger, "blobs": blobs},
+        config=SMALL,
+        clock=SetClock(jumps=True),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+async def test_an_outage_of_the_blob_store_fails_no_step_and_no_compensation() -> None:
+    blobs, ledger = Shaky(), Ledger()
+    ledger.fails("print", Declined())
+    async with studio(blobs, ledger) as engine:
+        result = await engine.run(Photo, {}, saga_id="s")
+    assert (result.status, ledger.standing) == ("rolled_back", [])
+    assert ledger.order == ["take", "print", "undo take"]
+
+
+@pytest.mark.filterwarnings("ignore::sagaz_es.errors.LargePayloadWarning")
+async def test_a_value_that_is_gone_is_an_error_of_its_own_and_loses_nothing() -> None:
+    blobs, ledger = Shaky(), Ledger()
+    ledger.fails("print", Declined())
+    async with studio(blobs, ledger) as engine:
+        with pytest.raises(BlobMissing):  # the result's context, too, has a value that is gone
+            await engine.run(Photo, {"lose": True}, saga_id="s")
+        state = await engine.current("s")
+        assert (state.status, ledger.standing) == ("failed", ["take"])
+        assert state.steps["take"].error_type == "BlobMissing"
+        blobs.lost = False
+        result = await engine.retry_compensation("s", "take", reason="restored")
+        assert (result.status, ledger.standing) == ("rolled_back", [])
