@@ -335,27 +335,28 @@ class Host:
         if is_indexed(self.log):
             return await current_state(self.log, None, saga_id) is not None
         store = self.store
+        since = 0
         if store is not None:
-            kept = await asked(
-                self.log, store, partition.index, lambda: self._kept(store, partition, saga_id)
+            answer = await asked(
+                self.log, store, partition.index, lambda: _kept(store, partition, saga_id)
             )
-            if kept is not None:
+            kept, since = answer or (False, 0)
+            if kept or (answer and since >= partition.known_from):
                 return kept
-        return saga_id in await self._ids_before(partition)
+        return saga_id in await self._ids_between(partition, since)
 
-    async def _kept(self, store: ProjectionStore, partition: Partition, saga_id: str) -> bool:
-        checkpoint = await store.checkpoint(partition.index)
-        if checkpoint is not None and checkpoint.next_offset >= partition.known_from:
-            return bool(await store.heads([saga_id]))
-        return await current_state(self.log, store, saga_id) is not None
-
-    async def _ids_before(self, partition: Partition) -> KnownIds:
-        """Without a store's answer: the ids of all sagas that began before `known_from`, by one
-        scan. One that takes too long is gone on with by the next call. Raises StorageFailed."""
+    async def _ids_between(self, partition: Partition, since: int) -> KnownIds:
+        """For what no store answers, or one that is behind: the ids of all sagas of which there is
+        an event from `since` to `known_from`, and perhaps more, by one scan. One that takes too
+        long is gone on with by the next call. Raises StorageFailed."""
         known = partition.older
-        if known is None:
-            known = partition.older = KnownIds()
-        offset = max(known.upto, (await self.log.bounds(partition.index)).start)
+        if known is None or known.since > since:
+            known = partition.older = KnownIds(since)
+        start = (await self.log.bounds(partition.index)).start
+        if since and known.upto < start:  # between the store and the log something is missing
+            where = f"partition {partition.index}"
+            raise errors.HistoryGone(where, f"offset {known.upto}", f"offset {start}")
+        offset = max(known.upto, start)
         try:
             async with asyncio.timeout(self.config.request_seconds):
                 while offset < partition.known_from:
@@ -370,7 +371,7 @@ class Host:
         except TimeoutError as error:
             raise errors.StorageFailed(
                 self.store.name if self.store is not None else self.log.name,
-                "whether a saga of this id was there is not known: no store answers, and the log "
+                "whether a saga of this id was there is not known: no store says it, and the log "
                 f"was not searched within {self.config.request_seconds:g} s; start it again",
             ) from error
         return known
@@ -905,6 +906,14 @@ class Host:
             tail.ignore(request.saga_id, hear)
             if found.done() and not found.cancelled():
                 found.exception()  # a refusal behind the answer is nobody's affair
+
+
+async def _kept(store: ProjectionStore, partition: Partition, saga_id: str) -> tuple[bool, int]:
+    """Whether a store has a saga, and from which offset on it does not know."""
+    # The checkpoint first: a head that is newer than it does no harm.
+    checkpoint = await store.checkpoint(partition.index)
+    heads = await store.heads([saga_id])
+    return bool(heads), checkpoint.next_offset if checkpoint is not None else 0
 
 
 def needs_nobody_else(state: SagaState) -> bool:

@@ -254,7 +254,8 @@ class Partition:
         """Sagas since `known_from` that ended here, are recorded, or are another group's: their ids
         must not start again."""
         self.older: KnownIds | None = None
-        """Without a store's answer: ids that began before `older.upto`. None: nobody has asked."""
+        """Where no store answers, or one that is behind: ids of the sagas that stand in the log
+        between `older.since` and `older.upto`. None: nobody has asked."""
         self.held: dict[object, int] = {}
         """Unhandled requests and branches not begun yet, by offset: they hold the mark."""
         self.answered: set[str] = set()  # requests that led to a fact or were refused
@@ -623,13 +624,15 @@ class Partition:
 
     def forget_before(self, offset: int) -> None:
         """The store, or the log's index, answers for everything that ended before `offset`."""
-        self.older = None
+        if offset >= self.known_from:
+            self.older = None
         if offset > self.known_from:
             self._forget_seen(offset)
 
     def forget_most(self) -> None:
-        """No store answers: of very many sagas that have ended, keep the newest. Whether one of the
-        others was there a look through the log says; who has looked once keeps their ids."""
+        """Where no store answers, or one that is behind: of very many sagas that have ended, keep
+        the newest. Whether one of the others was there a look through the log says; who has looked
+        once keeps their ids."""
         if len(self.seen) <= MAX_SEEN:
             return
         ends = sorted(known.end_offset for known in self.seen.values() if known.end_offset)

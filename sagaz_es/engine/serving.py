@@ -490,10 +490,9 @@ class Serving:
         answer = None
         if store is not None:
             answer = await asked(log, store, partition.index, lambda: _place(store, partition))
-        if answer is None:
-            partition.forget_most()
-        else:
+        if answer is not None:
             partition.forget_before(answer)
+        partition.forget_most()
 
     async def _commit_mark(self, partition: Partition) -> None:
         if self._host.membership is not None:

@@ -15,6 +15,7 @@ from sagaz_es.engine import late_store
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.errors import (
     AccessRefused,
+    HistoryGone,
     SagaNotFound,
     SagaSetAside,
     StorageFailed,
@@ -233,16 +234,16 @@ async def test_what_does_not_pass_by_itself_is_told_when_an_engine_opens(
 
 
 @pytest.mark.parametrize("by_id", [False, True], ids=["random ids", "ids of the caller's"])
-@pytest.mark.parametrize("with_store", [False, True], ids=["no store", "it is down"])
+@pytest.mark.parametrize("how", ["no store", "it is down", "it is behind"])
 async def test_an_engine_that_no_store_answers_remembers_the_newest_sagas_in_full_and_no_more(
-    store: Fragile, monkeypatch: pytest.MonkeyPatch, by_id: bool, with_store: bool
+    store: Fragile, monkeypatch: pytest.MonkeyPatch, by_id: bool, how: str
 ) -> None:
     monkeypatch.setattr("sagaz_es.engine.partition.MAX_SEEN", 10)
     log, effects = Scanned(1, "memory://orders"), list[str]()
     config = EngineConfig(housekeeping_seconds=0.01)
-    kept = store if with_store else None
+    kept = store if how != "no store" else None
     async with Engine(log, kept, sagas=[order(effects)], config=config) as engine:
-        store.error = DOWN
+        store.error = DOWN if how == "it is down" else None
         (partition,) = engine.host.partitions.values()
         for n in range(100):
             await engine.run("order", saga_id=f"o-{n}" if by_id else None)
@@ -250,7 +251,28 @@ async def test_an_engine_that_no_store_answers_remembers_the_newest_sagas_in_ful
         assert (partition.older is not None) == by_id  # only who asks has anything kept
         for saga_id in ("o-1", "o-99", "o-100"):
             assert (await engine.run("order", saga_id=saga_id)).success
+        if how == "it is behind":
+            await Projector(log, store).catch_up()
+            await until(lambda: partition.older is None and not partition.seen)
+            assert (await engine.run("order", saga_id="o-99")).success
     assert len(effects) == 2 * (101 if by_id else 103)
+
+
+async def test_what_neither_a_store_that_is_behind_nor_the_log_has_is_not_guessed(
+    store: Fragile,
+) -> None:
+    log, effects = Scanned(1, "memory://orders"), list[str]()
+    async with Engine(log, store, sagas=[order([])]) as engine:
+        await engine.run("order", saga_id="o-1")
+        await Projector(log, store).run_until()
+        await engine.run("order", saga_id="o-2")  # the store does not see it
+    end = (await log.bounds(0)).end
+    async with Engine(log, store, sagas=[order(effects)]) as engine:
+        log.start = end
+        with pytest.raises(HistoryGone):
+            await engine.run("order", saga_id="o-2")
+        assert (await engine.run("order")).success
+    assert len(effects) == 2
 
 
 async def test_a_saga_is_taken_over_although_the_store_is_down(
