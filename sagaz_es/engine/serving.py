@@ -508,7 +508,9 @@ class Serving:
         self._unfit[state.saga_id] = state.sequence, error.with_traceback(None)
         if known is None:  # once a saga, not once a round
             about = {"saga_id": state.saga_id}
-            logger.error("saga %s stays unfinished: %s", state.saga_id, error, extra=about)
+            # Of a class that is not here others may have the code; of one that is, nobody has it.
+            level = logging.WARNING if isinstance(error, UnknownSagaName) else logging.ERROR
+            logger.log(level, "saga %s stays unfinished: %s", state.saga_id, error, extra=about)
         self._host.tell_followers(state.saga_id)
 
     def refusal_of(self, saga_id: str) -> SagaError | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import yaml
 
-from sagaz_es.connect import open_log
+from sagaz_es import Saga, action
+from sagaz_es.connect import connect, open_log
 from sagaz_es.core import events as e
 from tests.helpers import NOON
 
@@ -79,6 +81,23 @@ def test_a_context_that_is_no_object_is_wrong_usage(shop: Shop, ledger: Ledger) 
     assert (given.status, given.stdout) == (2, "")
     assert "'[1]' is an array, not a JSON object" in given.error
     assert ledger() == []
+
+
+def test_sagas_that_wait_and_were_not_asked_for_are_no_error(project: Project) -> None:
+    class Waiting(Saga):
+        saga_name = "waiting"
+
+        @action("wait", wait_for="approved")
+        async def wait(self, ctx: Any) -> None: ...
+
+    async def begin() -> None:
+        async with connect(f"sqlite:///{project.path}/sagaz-es.db", sagas=[Waiting]) as engine:
+            await engine.start(Waiting, saga_id="w-1")
+
+    asyncio.run(begin())
+    given = project.run("saga", "start", "order", "--context", '{"token": "good"}', "--app", "shop")
+    assert (given.status, given.json["status"]) == (0, "completed")
+    assert "Error" not in given.stderr
 
 
 def test_start_without_code_is_wrong_usage(shop: Shop) -> None:
