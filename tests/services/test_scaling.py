@@ -93,3 +93,25 @@ async def test_starts_that_waited_when_their_engine_was_killed_run_in_the_next_o
         {order: 1 for order in {row[1] for row in ledger.rows("charge-begins")[:IN_FLIGHT]}}
     )
     assert most_at_once(ledger, second) <= IN_FLIGHT
+
+
+async def test_what_was_under_way_in_a_killed_engine_runs_within_the_bound_of_the_next_ones(
+    log_url: str, ledger: Ledger, processes: list[subprocess.Popen[str]]
+) -> None:
+    orders, options = 40, {"MAX_IN_FLIGHT": str(IN_FLIGHT)}
+    first = worker(processes, log_url, ledger, orders, 3600, 0, MAX_IN_FLIGHT="0")
+    await until(ledger, "charge-begins", orders)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = worker(processes, log_url, ledger, 0, 0.05, 0, **options)
+    await charges(ledger, second, 10)
+    second.send_signal(signal.SIGINT)  # in the middle of its take-over
+    await asyncio.to_thread(second.wait)
+    third = worker(processes, log_url, ledger, 0, 0.05, 0, **options)
+    await until(ledger, "ship", orders)
+
+    once = Counter({f"o-{number}": 1 for number in range(orders)})
+    for what in ("reserve", "charge", "ship"):
+        assert ledger.count(what) == once
+    assert ledger.count("charge-begins") == once + once  # each was cut off by the kill, and only so
+    assert max(most_at_once(ledger, process) for process in (second, third)) <= IN_FLIGHT
