@@ -51,6 +51,10 @@ FORBIDDEN = (
     GroupAuthorizationFailedError,
     ClusterAuthorizationFailedError,
 )
+RIGHTS = (
+    "an engine needs Describe, DescribeConfigs, Read and Write on the topic (Create where it is "
+    "missing), and Read on the group"
+)
 NOT_LET_IN = (IllegalSaslStateError, SaslAuthenticationFailed, UnsupportedSaslMechanismError)
 
 
@@ -289,7 +293,7 @@ class Brokers:
                     except FORBIDDEN as error:
                         raise ConfigurationError(
                             f"{what} is not allowed: {type(error).__name__} on {self.topic!r}; "
-                            "see `sagaz-es doctor` for the rights that are needed"
+                            f"{RIGHTS}"
                         ) from error
                     except KafkaError as error:
                         why = str(error)

@@ -26,7 +26,7 @@ from aiokafka.errors import (
 
 from sagaz_es.errors import AppendRefused, AppendUnknown, LogForbidden, MissingDependencyError
 from sagaz_es.log import kafka_quiet
-from sagaz_es.log.kafka_brokers import Deadlines, KafkaAccess, shut
+from sagaz_es.log.kafka_brokers import RIGHTS, Deadlines, KafkaAccess, shut
 
 # The most that a batch's header and a record's header take; the real ones are smaller.
 BATCH_BYTES, RECORD_BYTES, HEADER_BYTES = 61, 36, 10
@@ -188,7 +188,7 @@ class Appender:
             raise LogForbidden(
                 partition,
                 f"Kafka does not let {self._who} write to topic {self._topic!r} "
-                f"({type(error).__name__}); see `sagaz-es doctor` for the rights that are needed",
+                f"({type(error).__name__}): {RIGHTS}",
             ) from error
         except REFUSED as error:
             await self._throw_away(producer)

@@ -264,7 +264,7 @@ async def test_a_user_who_may_only_read_serves_nothing_and_is_told_so() -> None:
         reader = a_log(server.bootstrap, "orders", username="reader", password="r", **SASL)
         await reader.open()
         assert (await reader.bounds(0)).end == 2
-        with pytest.raises(ConfigurationError, match="writing is not allowed"):
+        with pytest.raises(ConfigurationError, match="Read and Write on the topic"):
             await reader.join(_follow)
         with pytest.raises(LogForbidden, match="does not let user 'reader' write to topic"):
             await reader.append(0, steps(new_id(), 1))
