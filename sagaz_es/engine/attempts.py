@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
@@ -50,6 +50,7 @@ from sagaz_es.sagas.definition import (
 from sagaz_es.sagas.fan_out import RESULTS, child_name, starts_of
 from sagaz_es.sagas.inputs import context_texts
 from sagaz_es.sagas.observers import Observers
+from sagaz_es.sagas.result import error_of
 from sagaz_es.sagas.typed import as_mapping
 
 logger = logging.getLogger("sagaz_es.engine")
@@ -296,7 +297,7 @@ class Attempts:
                 error,
                 UnstorableValue | MemoryFootprintError | ContextMismatch | DefinitionError,
             )
-            may_retry &= _is_one(error, step.retry_on) and not _is_one(error, step.no_retry)
+            may_retry &= _may_retry(error, step.retry_on, step.no_retry)
             may_retry &= not (hopeless or step.at_most_once)
         fact = failed_attempt(
             self._state,
@@ -563,7 +564,8 @@ class Attempts:
         if state.status == "completed":
             await self._observers.saga("on_saga_complete", state.saga_id, self._plain())
         elif state.ended:
-            error = self._step_error(state.failed_step) if state.failed_step else None
+            failed = state.failed_step
+            error = self._step_error(failed) if failed else error_of(state)
             await self._observers.saga("on_saga_failed", state.saga_id, self._plain(), error)
 
     def _plain(self) -> dict[str, Any]:
@@ -645,6 +647,30 @@ def _in_thread(function: Any, args: tuple[Any, ...]) -> Any:
         raise RuntimeError("the step raised StopIteration") from error
     finally:
         del _in_threads[thread]
+
+
+def _may_retry(
+    error: BaseException,
+    retry_on: tuple[type[BaseException], ...],
+    no_retry: tuple[type[BaseException], ...],
+) -> bool:
+    """Whether an error's class lets it be tried again; a group's does if those of all in it do."""
+    if _is_one(error, no_retry):
+        return False
+    if not isinstance(error, BaseExceptionGroup):
+        return _is_one(error, retry_on)
+    named = any(issubclass(kind, BaseExceptionGroup) for kind in retry_on)
+    if named and _is_one(error, retry_on):
+        return not any(_is_one(each, no_retry) for each in _leaves(error))
+    return all(_may_retry(each, retry_on, no_retry) for each in error.exceptions)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
 
 
 def _is_one(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:

@@ -331,6 +331,8 @@ def _step(name: str, function: Callable[..., Any], options: dict[str, Any]) -> S
     if depends_on is not None:
         depends_on = check.names(whose, "depends_on", depends_on, "step names")
     check.flags(whose, options, "pivot", "at_most_once", "effects")
+    if "for_each" in options:  # an @action has no child
+        check.flags(whose, options, "for_each")
     check.texts(whose, options, "idempotency_key", "wait_for")
     check.functions(whose, options, "resolve", *Hooks.__struct_fields__)
     return StepDefinition(
@@ -396,7 +398,7 @@ def _child_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "child": called,
         "child_saga": saga if given else None,
         "result_keys": keys,
-        "for_each": bool(for_each),
+        "for_each": for_each,
     }
 
 

@@ -102,11 +102,16 @@ def errors(whose: str, what: str, value: Any) -> tuple[type[BaseException], ...]
 
 
 def check_call(whose: str, function: Any, *arguments: str) -> None:
-    """Raises DefinitionError where a plain function cannot be called with so many arguments."""
+    """Raises DefinitionError where a plain function cannot be called with so many arguments, or
+    does nothing when it is."""
     if not callable(function):
         raise DefinitionError(f"{whose}: {function!r} is no function")
     if not inspect.isfunction(function) and not inspect.ismethod(function):
         return
+    if _yields(function):
+        raise DefinitionError(
+            f"{whose}: {function.__name__} yields, so a call of it does nothing: return instead"
+        )
     # Of a wrapper its own parameters count, not those of what it wraps and may give more to.
     signature = inspect.signature(function, follow_wrapped=False)
     try:
@@ -116,6 +121,13 @@ def check_call(whose: str, function: Any, *arguments: str) -> None:
             f"{whose}: {function.__name__}{signature} is called with ({', '.join(arguments)}): "
             f"write def {_name(function)}({', '.join(arguments)})"
         ) from None
+
+
+def _yields(function: Any) -> bool:
+    if inspect.isasyncgenfunction(function):
+        return True
+    coroutine = inspect.CO_ITERABLE_COROUTINE  # @types.coroutine
+    return inspect.isgeneratorfunction(function) and not function.__code__.co_flags & coroutine
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -14,7 +14,14 @@ from sagaz_es.core.effects import standing_steps
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.zones import zones_of
-from sagaz_es.errors import SagaCompensationError, SagaStepError, StepNotFound
+from sagaz_es.errors import (
+    SagaCompensationError,
+    SagaError,
+    SagaExecutionError,
+    SagaStepError,
+    SagaTimeoutError,
+    StepNotFound,
+)
 from sagaz_es.snapshots import from_us
 
 HAS_RESULT = frozenset({"completed", "stale", "compensating", "compensated", "compensation_failed"})
@@ -100,8 +107,8 @@ def result_of(
     pivots = completed_pivots(state, graph)
     if state.status == "completed":
         error = None
-    elif state.failed_step and (error is None or type(error).__name__ != state.error_type):
-        error = SagaStepError(state.failed_step, state.error_type, state.error_message)
+    elif state.error_type and not (state.failed_step and type(error).__name__ == state.error_type):
+        error = error_of(state)
     steps = {name: "pending" for name in graph.order}
     steps.update({name: str(step.status) for name, step in state.steps.items()})
     status = SagaStatus(state.status)
@@ -138,6 +145,17 @@ def result_of(
         completed_at=from_us(state.ended_at) if state.ended_at else None,
         result_texts=results or {},
     )
+
+
+def error_of(state: SagaState) -> SagaError | None:
+    """What a saga failed with, as the log has it: its step's error, or that its deadline passed."""
+    if state.failed_step:
+        return SagaStepError(state.failed_step, state.error_type, state.error_message)
+    if state.error_type == SagaTimeoutError.__name__:
+        return SagaTimeoutError(state.error_message)
+    if not state.error_type:
+        return None
+    return SagaExecutionError(f"{state.error_type}: {state.error_message}")
 
 
 def _tainted(graph: Graph, pivots: tuple[str, ...]) -> list[str]:

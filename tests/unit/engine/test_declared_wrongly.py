@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import types
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -156,3 +158,42 @@ async def test_a_decorator_may_give_a_method_more_than_the_context() -> None:
     async with connect("memory://", sagas=[Below, Above]) as engine:
         assert (await engine.run(Below)).context == {"below": "noon"}
         assert (await engine.run(Above)).context == {"above": "noon"}
+
+
+async def yields_here(ctx: Any) -> Any:
+    yield 1
+
+
+def yields_in_a_thread(ctx: Any) -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [yields_here, yields_in_a_thread])
+def test_a_generator_which_would_do_nothing_when_it_is_called_is_refused(function: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"step 'a': yields_\w+ yields, .* return instead"):
+        Saga("s").add_step("a", function)
+    with pytest.raises(DefinitionError, match="yields"):
+        Saga("s").add_step("a", print, function)
+    with pytest.raises(DefinitionError, match="yields"):
+
+        class Yields(Saga):
+            @action("a")
+            async def a(self, ctx: Any) -> Any:
+                yield 1
+
+
+async def test_a_generator_that_is_a_coroutine_is_a_step() -> None:
+    @types.coroutine
+    def step(ctx: Any) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return {"done": True}
+
+    saga = Saga("s").add_step("a", step)
+    async with connect("memory://", sagas=[saga]) as engine:
+        assert (await engine.run(saga)).context == {"done": True}
+
+
+@pytest.mark.parametrize("value", ["yes", None, 1])
+def test_for_each_is_said_or_not(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="step 'a': for_each is True or False, not"):
+        Saga("s").add_step("a", print, child="other", for_each=value)

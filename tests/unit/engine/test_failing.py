@@ -155,6 +155,45 @@ async def test_only_the_errors_named_are_retried() -> None:
     assert ledger.order == ["a", "a", "b"]
 
 
+class Refused(Declined):
+    """A kind of Declined."""
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "attempts"),
+    [
+        (Refused(), {"retry_on": (Declined,)}, 3),
+        (Refused(), {"no_retry": (Declined,)}, 1),
+        (ExceptionGroup("", [Refused()]), {"retry_on": (Declined,)}, 3),
+        (ExceptionGroup("", [Refused(), OSError()]), {"retry_on": (Declined,)}, 1),
+        (ExceptionGroup("", [OSError(), ExceptionGroup("", [Refused()])]), {}, 3),
+        (
+            ExceptionGroup("", [OSError(), ExceptionGroup("", [Refused()])]),
+            {"no_retry": (Declined,)},
+            1,
+        ),
+        (ExceptionGroup("", [OSError()]), {"retry_on": (ExceptionGroup,)}, 3),
+        (
+            ExceptionGroup("", [Refused()]),
+            {"retry_on": (ExceptionGroup,), "no_retry": (Declined,)},
+            1,
+        ),
+        (ExceptionGroup("", [OSError()]), {"no_retry": (ExceptionGroup,)}, 1),
+        (BaseExceptionGroup("", [OSError(), GeneratorExit()]), {}, 1),
+    ],
+)
+async def test_a_group_of_errors_is_retried_if_each_in_it_is(
+    error: BaseException, options: dict[str, Any], attempts: int
+) -> None:
+    """What a TaskGroup in a step raises."""
+    ledger = Ledger()
+    ledger.fails("step", *[error] * 3)
+    saga = one_step(ledger.do, max_retries=2, **options)
+    async with engine_on(None, saga) as engine:
+        result = await engine.run(saga)
+    assert (result.status, len(ledger.calls)) == (SagaStatus.ROLLED_BACK, attempts)
+
+
 async def test_an_at_most_once_step_is_not_tried_again_whatever_its_retries_say() -> None:
     ledger = Ledger()
     ledger.fails("step", Declined("no"))
