@@ -348,7 +348,8 @@ class Engine:
     async def pause(
         self, saga_id: Any, *, reason: str = "", actor: str = "", request_id: str | None = None
     ) -> None:
-        """Start no further step of the saga until `resume`; what runs may end.
+        """Start no further step of the saga until `resume`; what runs may end. Compensations are
+        not held: a saga that goes back, or is cancelled or late while it is paused, undoes.
 
         Raises SagaNotFound, SagaEnded.
         """

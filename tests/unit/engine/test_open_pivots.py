@@ -279,6 +279,36 @@ async def test_the_next_owner_tries_the_pivot_again_and_then_decides(declined: b
     await other.close()
 
 
+async def test_a_cancel_of_a_saga_that_waits_for_room_waits_with_it() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    saga, gate = trip(ledger), ledger.gate("pay", late=True)
+    one = engine_on(log, saga)
+    await one.open()
+    for saga_id in ("s", "t"):
+        await one.start(saga, saga_id=saga_id)
+        await gate.entered()
+    await until(lambda: len(ledger.of("pay")) == 2)
+    other = engine_on(log, saga, config=structs.replace(QUIET, max_in_flight=1))
+    await other.open()
+    await other.host._serving._serve(0)
+    await until(lambda: len(ledger.of("pay")) == 3)  # one of them has room, and tries it again
+    waits = "t" if ledger.of("pay")[2].saga_id == "s" else "s"
+    cancelling = asyncio.create_task(other.cancel(waits))
+    await until(lambda: cancelling.done() or waits in other.host.runners)
+    await heard(other, waits)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not cancelling.done()
+    gate.open()
+    with pytest.raises(RequestRefusedError):
+        await cancelling
+    for saga_id in ("s", "t"):
+        assert (await (await other.handle(saga_id)).result()).success
+    assert "undo book" not in ledger.order
+    await one.close()
+    await other.close()
+
+
 async def test_a_hand_over_waits_for_the_pivot_and_the_cancel_is_decided() -> None:
     ledger, log = Ledger(), MemoryEventLog(1)
     ledger.fails("pay", Declined())
