@@ -127,8 +127,8 @@ async def _log(log: EventLog) -> AsyncIterator[Check]:
         yield Check(
             "file",
             LOOK,
-            f"this user may not write {log.name}, or nothing beside it",
-            "enough to look; whatever runs sagas has to write there, as the right user",
+            f"this user cannot write {log.name}, or nothing beside it",
+            "enough to look; what runs sagas has to write there: the right user, a full disk?",
         )
     gone = [number for number, bound in enumerate(ends) if bound.start]
     if gone:

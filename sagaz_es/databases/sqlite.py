@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, may_only_read
+from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, cannot_write, may_only_read
 from sagaz_es.databases.versions import other_version
 from sagaz_es.errors import AccessRefused, StorageFailed, Unreachable
 
@@ -112,9 +112,20 @@ class SQLiteDatabase:
     # --- in the thread
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self.reading and self._connection is None and may_only_read(self.path):
-            self._file = self._file or ReadOnlyFile(self.path, self._wait_s, self._with_tables)
+        if self._connection is None and self._file is None and self.reading:
+            self._file = self._as_read_only()
         return self._file.read(work) if self._file is not None else work(self._connected())
+
+    def _as_read_only(self) -> ReadOnlyFile | None:
+        """The file, if it cannot be opened for writing, too."""
+        if not may_only_read(self.path):
+            try:
+                self._connected()
+                return None
+            except sqlite3.Error as error:
+                if not (cannot_write(error) and os.path.isfile(self.path)):
+                    raise
+        return ReadOnlyFile(self.path, self._wait_s, self._with_tables)
 
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._file is not None:
@@ -239,8 +250,9 @@ def tables_in(path: str) -> frozenset[str] | None:
         if may_only_read(path):
             with closing(ReadOnlyFile(path, 5)) as found:
                 return found.read(_tables_of)
-        # Without a WAL nobody writes now, and SQLite need not make one to read the file.
-        mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+        # With nothing in a WAL nobody writes now, and SQLite need not make one to read the file.
+        wal = Path(f"{path}-wal")
+        mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
         url = f"file:{quote(os.path.abspath(path))}?{mode}"
         with closing(sqlite3.connect(url, uri=True, timeout=5)) as connection:
             return _tables_of(connection)

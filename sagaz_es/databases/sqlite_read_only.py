@@ -1,9 +1,9 @@
-"""A SQLite file that this process may only read, and in whose directory it may make nothing.
+"""A SQLite file that this process can only read, and in whose directory it can make nothing.
 
 SQLite's own read-only mode wants two files beside a database in WAL mode, and makes them: here it
-could not, or they would belong to the wrong user. Where they are, others use the file now, and
-SQLite reads along. Where they are not, nobody does: the file is read as it is, without locks, and
-every answer is checked for somebody having come meanwhile.
+could not, or they would belong to the wrong user. Where they are, with something in them, SQLite
+reads along. Where not, nobody has written since it was put in order: the file is read as it is,
+without locks, and every answer is checked for somebody having come meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 T = TypeVar("T")
+_CANNOT_WRITE = (
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+)
 
 TRIES = 10
 """Answers that somebody's writing has made doubtful, before it is given up."""
@@ -28,6 +34,13 @@ def may_only_read(path: str) -> bool:
         and _may(path, os.R_OK)
         and not (_may(path, os.W_OK) and _may(os.path.dirname(os.path.abspath(path)), os.W_OK))
     )
+
+
+def cannot_write(error: BaseException | None) -> bool:
+    """Whether an error of SQLite says that it can write nothing, there or beside it: the right is
+    missing after all, or the disk is full (of which it speaks as of an I/O error)."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, sqlite3.Error) and code in _CANNOT_WRITE
 
 
 def _may(path: str, what: int) -> bool:
@@ -100,14 +113,12 @@ class ReadOnlyFile:
         return self._connection
 
     def _is_in_use(self) -> bool:
-        shared = os.path.exists(f"{self._path}-shm")
-        if self._stamp.wal_size > 0 and not shared:
+        if self._stamp.wal_size > 0 and not os.path.exists(f"{self._path}-shm"):
             raise sqlite3.OperationalError(
                 f"its newest changes stand in {self._path}-wal, and only who may write there can "
                 "read them: copy both files to where you may"
             )
-        in_wal_mode = shared and self._stamp.wal_size >= 0
-        return in_wal_mode or os.path.exists(f"{self._path}-journal")
+        return self._stamp.wal_size > 0 or os.path.exists(f"{self._path}-journal")
 
     def _stamp_now(self) -> _Stamp:
         return _Stamp(*_size_and_time(Path(self._path)), *_size_and_time(Path(f"{self._path}-wal")))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.core.events import Entry, Event
-from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, may_only_read
+from sagaz_es.databases.sqlite_read_only import ReadOnlyFile, cannot_write, may_only_read
 from sagaz_es.errors import ConfigurationError, SagaError, UndecodableRecord
 from sagaz_es.log.checks import (
     MAX_VALUE_BYTES,
@@ -95,12 +95,20 @@ class SQLiteEventLog:
 
     def _connect(self) -> tuple[int, Source, sqlite3.Connection | None]:
         if self._reading and may_only_read(self._path):
-            file = ReadOnlyFile(self._path, self._lock_wait_s)
-            return look_at(self._path, self._codec, file), file, None
-        partitions = prepare(self._path, self._codec, self._partitions, self._lock_wait_s)
+            return self._looked_at()
+        try:
+            partitions = prepare(self._path, self._codec, self._partitions, self._lock_wait_s)
+        except LogFileUnusable as error:
+            if self._reading and cannot_write(error.__cause__) and os.path.isfile(self._path):
+                return self._looked_at()
+            raise
         # For the writing thread, the reading one, and a look-out of the event loop.
         writing, reading, look_out = (connect(self._path, self._lock_wait_s) for _ in range(3))
         return partitions, Connections(reading, look_out, self._deadline_s / 2), writing
+
+    def _looked_at(self) -> tuple[int, Source, None]:
+        file = ReadOnlyFile(self._path, self._lock_wait_s)
+        return look_at(self._path, self._codec, file), file, None
 
     async def close(self) -> None:
         reader, self._open_reader = self._open_reader, None

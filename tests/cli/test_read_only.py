@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -109,7 +109,25 @@ def test_doctor_says_that_nothing_may_be_written(place: Path) -> None:
         given = Shop(f"sqlite:///{place}/sagas.db").run("doctor")
     assert given.status == 0
     (found,) = (check for check in given.json if check["check"] == "file")
-    assert (found["result"], "this user may not write" in found["found"]) == ("look", True)
+    assert (found["result"], "this user cannot write" in found["found"]) == ("look", True)
+
+
+@pytest.mark.parametrize("projected", [True, False], ids=["up to date", "behind its log"])
+def test_one_can_look_on_a_full_disk(small_disk: Path, projected: bool) -> None:
+    fill(small_disk / "sagas.db", projected=projected)
+    shop = Shop(f"sqlite:///{small_disk}/sagas.db")
+    expected = []
+    for number, command in enumerate(COMMANDS):
+        copy = small_disk.with_name(f"copy-{number}")
+        shutil.copytree(small_disk, copy)
+        expected.append(told(Shop(f"sqlite:///{copy}/sagas.db").run(*command), copy))
+    with (small_disk / "fill").open("wb", buffering=0) as filling, suppress(OSError):
+        while True:
+            filling.write(bytes(1024))
+    before = (small_disk / "sagas.db").read_bytes()
+    assert [told(shop.run(*command), small_disk) for command in COMMANDS] == expected
+    assert "file" in [check["check"] for check in shop.run("doctor").json]  # it is full indeed
+    assert (small_disk / "sagas.db").read_bytes() == before
 
 
 def test_newest_changes_that_cannot_be_read_are_told(tmp_path: Path) -> None:
