@@ -592,6 +592,10 @@ class Partition:
         while True:
             try:
                 await loop()
+            except asyncio.CancelledError:
+                if loop == self._write:  # not only by `stop`: an event loop that ends cancels all
+                    self._give_up()
+                raise
             except (LogTruncated, HistoryGone) as error:  # more is gone than was waited for
                 logger.critical("%s", error)
                 self._owner.on_broken(self, error)
@@ -664,6 +668,10 @@ class Partition:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody sends what is queued: who waits for it is told."""
         for item in (*self._sending, *self._queue):
             _fail(item, LostOwnership(item.cell.state.saga_id if item.cell else ""))
         self._sending = []

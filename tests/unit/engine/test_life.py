@@ -10,6 +10,8 @@ import pytest
 
 from sagaz_es import Saga, action, connect
 from sagaz_es.errors import EngineClosed, SagaNotFound
+from sagaz_es.log.memory import MemoryEventLog
+from tests.helpers import engine_on, until
 
 
 class Order(Saga):
@@ -53,3 +55,28 @@ async def test_a_run_from_another_event_loop_is_refused_and_writes_nothing() -> 
         with pytest.raises(SagaNotFound):
             await engine.current("order-1")
         assert (await engine.run(Order, saga_id="order-1")).success
+
+
+def test_a_program_that_ends_while_sagas_run_does_not_wait_for_their_last_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """When its event loop ends it cancels every task, also the one that would write it."""
+    started: list[str] = []
+
+    class Long(Saga):
+        @action("wait")
+        async def wait(self, ctx: Any) -> None:
+            started.append(ctx.step)
+            await asyncio.Event().wait()
+
+    async def follow(log: MemoryEventLog) -> None:
+        async with engine_on(log, Long) as engine:
+            await engine.run(Long, saga_id="s")
+
+    async def program() -> asyncio.Task[None]:
+        task = asyncio.create_task(follow(MemoryEventLog(1)))
+        await until(lambda: started)
+        return task
+
+    assert asyncio.run(program()).done()
+    assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
