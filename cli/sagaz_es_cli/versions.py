@@ -96,7 +96,9 @@ def versions_of(counts: Iterable[DefinitionCount], registry: Registry | None) ->
         version = found.setdefault(place, Version(*place, count.graph))
         version.statuses[count.status] = version.statuses.get(count.status, 0) + count.count
     if registry is not None:
-        code = {name: registry.by_name(name) for name in registry.names}
+        # Some are made from their names: those that start a child for each item.
+        made = {name for name, _ in found if name in registry}
+        code = {name: registry.by_name(name) for name in (*registry.names, *made)}
         for name, definition in code.items():
             place = (name, definition.graph.fingerprint)
             found.setdefault(place, Version(*place, definition.graph.text))

@@ -64,8 +64,8 @@ async def start_elsewhere(
 
         async def waits() -> bool:
             """Whether it stands in line: its engine is alive, and has no room just now."""
-            here = host.registry.names
-            return saga_name in here and await host.log.members(group=host.config.group) > 0
+            here = saga_name in host.registry
+            return here and await host.log.members(group=host.config.group) > 0
 
         fact = await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
         if isinstance(fact, e.SagaStarted) and fact.cause != request.request_id:

@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from sagaz_es import Saga, SagaRecorder, action, connect
+from sagaz_es import Saga, SagaRecorder, action, child, connect
+from sagaz_es.engine.registry import Registry
+from sagaz_es.ports import DefinitionCount
+from sagaz_es_cli.versions import versions_of
 
 from .changed_shop import OrderSaga as Changed
 from .conftest import Shop
@@ -112,3 +115,22 @@ def test_an_empty_log_has_none(shop: Shop) -> None:
     answer = shop.run("versions")
     assert (answer.status, answer.json) == (0, [])
     assert "there are no sagas yet" in answer.stderr
+
+
+def test_sagas_that_start_a_child_for_each_item_fit_code_that_has_the_childs_class() -> None:
+    class Order(Saga):
+        @child("parcels", "Parcel", for_each=True)
+        async def parcels(self, ctx: Any) -> Any: ...
+
+    class Parcel(Saga):
+        @action("pack")
+        async def pack(self, ctx: Any) -> None: ...
+
+    registry = Registry([Order, Parcel])
+    graph = registry.by_name("Parcel*3").graph
+    counts = [
+        DefinitionCount("Parcel*3", graph.fingerprint, "executing", 2, graph.text),
+        DefinitionCount("Letter*3", graph.fingerprint, "executing", 1, graph.text),
+    ]
+    fits = {one.saga_name: one.fits for one in versions_of(counts, registry)}
+    assert fits == {"Letter*3": "no code", "Order": "yes", "Parcel": "yes", "Parcel*3": "yes"}

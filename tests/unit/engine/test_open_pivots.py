@@ -13,7 +13,7 @@ from msgspec import structs
 
 from sagaz_es import Engine, ParallelFailureStrategy, Saga, SagaStatus
 from sagaz_es.core import events as e
-from sagaz_es.errors import PivotPassed, PivotUndecided, RequestRefusedError
+from sagaz_es.errors import PivotPassed, PivotUndecided, RequestRefusedError, SagaError
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import (
     QUIET,
@@ -457,3 +457,33 @@ async def test_a_pivot_that_may_have_happened_is_tried_again_after_a_siblings_fa
     assert result.status is SagaStatus.PARTIALLY_COMMITTED
     assert [call.key for call in ledger.of("pay")] == ["s/pay"] * 2
     assert "undo book" not in ledger.order
+
+
+async def test_a_cancel_at_any_turn_of_the_loop_never_undoes_what_a_standing_pivot_needs() -> None:
+    """Whatever the loop is doing just then: steps not begun yet, running, done and not recorded."""
+    ends = set()
+    for turns in range(60):
+        ledger = Ledger()
+        saga = trip(ledger, beside=True)
+        async with engine_on(None, saga) as engine:
+            starting = asyncio.create_task(engine.start(saga, saga_id="s"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            refused = ""
+            try:
+                await asyncio.wait_for(engine.cancel("s"), 10)
+            except SagaError as error:
+                refused = type(error).__name__
+            result = await asyncio.wait_for((await starting).result(), 10)
+        ends.add(refused)
+        if refused:
+            assert (result.success, sorted(ledger.standing)) == (
+                True,
+                ["book", "hold", "pack", "pay", "ship"],
+            ), (turns, refused)
+        else:
+            assert result.status is SagaStatus.CANCELLED, turns
+            # A step that was stopped has no result: of it the ledger keeps what was not found.
+            left = [step for step in ledger.standing if result.steps[step] != "failed"]
+            assert (left, "pay" in ledger.standing) == ([], False), (turns, result.steps)
+    assert {"", "PivotPassed", "SagaEnded"} <= ends
