@@ -58,8 +58,6 @@ CONFIG = EngineConfig(
     drain_seconds=1.0, takeover_seconds=6.0, housekeeping_seconds=2.0, request_seconds=6.0
 )
 REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
-MAX_STEPS = 60_000
-"""Callbacks of one schedule: more is a loop that turns without time passing."""
 
 
 @dataclass(frozen=True)
@@ -520,6 +518,9 @@ class Simulation:
         await engine.cancel(saga_id, reason="a client")
         self.promise("cancelled", saga_id)
 
+    async def client_cancel_head(self, engine: Engine, root: str) -> None:
+        await self.client_cancel(engine, self._members(root)[-1])
+
     async def client_replay(
         self, engine: Engine, root: str, step: str, x: int | None, allow: bool, mark: str
     ) -> None:
@@ -544,12 +545,16 @@ class Simulation:
         await engine.undo_replay(member, reason=mark)
         self.promise("undone", member)
 
-    def _member(self, root: str) -> str:
-        """Some member of a family, often its head."""
+    def _members(self, root: str) -> list[str]:
         sagas = read_log(self.broker).sagas
         members = [root]
         while (saga := sagas.get(members[-1])) is not None and saga.branch:
             members.append(saga.branch)
+        return members
+
+    def _member(self, root: str) -> str:
+        """Some member of a family, often its head."""
+        members = self._members(root)
         return members[-1] if self.random.random() < 0.4 else self.random.choice(members)
 
     async def client_retry_compensation(

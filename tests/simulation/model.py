@@ -28,6 +28,10 @@ ENDINGS: dict[type[e.Fact], str] = {
 }
 
 
+DEADLINE = "deadline has passed"
+"""Of what is wrong: by its writer's clock, which may have jumped."""
+
+
 @dataclass(slots=True)
 class Step:
     """A step as the log has it. `status`: pending waiting started completed failed skipped unknown
@@ -47,6 +51,7 @@ class Step:
     owner: str = ""  # whose effect it is, where a branch inherited it
     forced: bool = False  # its failure was asked for; what starts beside it may start
     let_be: bool = False  # a person said so of its undoing
+    not_before: int = 0  # µs: when its next attempt, or the next one to undo it, may begin
     child: str = ""  # the name of the saga that it is
     child_id: str = ""  # the last one that it started
     child_runs: bool = False  # it waits for that, and has not heard
@@ -86,6 +91,7 @@ class Saga:
     undo: tuple[str, ...] = ()
     goal: str = ""
     paused: bool = False
+    deadline_at: int = 0  # µs; 0: none
     pivots_released: bool = False
     answered: set[str] = field(default_factory=set)
     branch: str = ""
@@ -311,6 +317,7 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
         )
     saga.caller = fact.caller_saga_id, fact.caller_step
     saga.replay_id, saga.parent = fact.replay_id, fact.head_saga_id
+    saga.deadline_at = fact.deadline_at
     if not fact.replay_id:
         return _begun_as_child(log, saga, fact) if fact.caller_saga_id else None
     verdicts = {step: verdict for step, verdict, _ in json.loads(fact.plan)}
@@ -353,6 +360,7 @@ def _claimed(log: Log, saga: Saga, fact: e.SagaClaimed, _: Placed) -> Reason:
 def _step_waiting(log: Log, saga: Saga, fact: e.StepWaiting, _: Placed) -> Reason:
     step = saga.steps[fact.step]
     before, step.status = step.status, "waiting"
+    step.not_before = 0 if fact.signal else fact.until
     return None if before == "pending" else f"the step is {before}"
 
 
@@ -373,6 +381,10 @@ def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> 
         return "it may run at most once"
     if fact.attempt != attempt + 1:
         return f"attempt {fact.attempt} follows {attempt}"
+    if placed.event.occurred_at < step.not_before:
+        return "it does not wait for its time"
+    if 0 < saga.deadline_at <= placed.event.occurred_at and not saga.locked():
+        return f"its saga's {DEADLINE}"
     needs = saga.ancestors(fact.step) if saga.branched else set(step.needs)
     missing = sorted(need for need in needs if not saga.steps[need].done)
     if missing:
@@ -402,6 +414,7 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
     step = saga.steps[fact.step]
     before, interrupted = step.status, step.interrupted
     step.status, step.interrupted = ("pending" if fact.retry_at else "failed"), False
+    step.not_before = fact.retry_at
     step.forced = fact.forced
     step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
     if step.pivot and fact.unknown and fact.error_type in ("Cancelled", "Interrupted"):
@@ -524,6 +537,8 @@ def _undo_started(log: Log, saga: Saga, fact: e.StepCompensationStarted, placed:
     before, attempt = step.status, step.undo_attempt
     again = before == "undoing" and step.interrupted
     step.status, step.undo_attempt, step.interrupted = "undoing", fact.attempt, False
+    if placed.event.occurred_at < step.not_before and attempt:
+        return "it does not wait for its time"
     if fact.attempt != attempt + 1:
         return f"attempt {fact.attempt} follows {attempt}"
     if saga.status == "executing":  # a branch undoes what it inherited
@@ -570,6 +585,7 @@ def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
 def _undo_failed(log: Log, saga: Saga, fact: e.StepCompensationFailed, _: Placed) -> Reason:
     step = saga.steps[fact.step]
     before, attempt = step.status, step.undo_attempt
+    step.not_before = fact.retry_at
     if fact.retry_at:
         step.interrupted = True  # it may start again
     else:

@@ -28,6 +28,8 @@ class Mutant:
     old: str
     new: str
     needs: str = ""
+    also: tuple[tuple[str, str], ...] = ()
+    """Further texts of the module, and what they become: where one thing is made sure of twice."""
 
 
 MUTANTS = (
@@ -314,6 +316,97 @@ MUTANTS = (
         "pass",
         needs="lose_tail",
     ),
+    Mutant(
+        "a compensation whose start is on its way is withdrawn by a cancel",
+        "sagaz_es.engine.runner",
+        "if attempt.undo or (attempt.step in self._graph.pivots and self._in_doubt(attempt)):",
+        "if attempt.step in self._graph.pivots and self._in_doubt(attempt):",
+    ),
+    Mutant(
+        "each attempt has a key of its own",
+        "sagaz_es.engine.attempts",
+        'key = f"{owner}/{step.name}"',
+        'key = f"{owner}/{step.name}/{state.step(step.name).attempt}"',
+    ),
+    Mutant(
+        "an inherited effect is undone under the branch's own key",
+        "sagaz_es.engine.attempts",
+        "owner = (attempt.undo and state.step(step.name).owner) or state.saga_id",
+        "owner = state.saga_id",
+    ),
+    Mutant(
+        "a deadline does not stop a saga",
+        "sagaz_es.core.decide",
+        "        deadline = state.deadline_at\n",
+        "        deadline = 0\n",
+    ),
+    Mutant(
+        "a paused saga starts steps",
+        "sagaz_es.core.decide",
+        "decision = IDLE if state.paused else _forward(state, graph, now, rules)",
+        "decision = _forward(state, graph, now, rules)",
+    ),
+    Mutant(
+        "a step does not wait for its time",
+        "sagaz_es.core.decide",
+        "    if step.wait_until and now >= step.wait_until:",
+        "    if step.wait_until:",
+    ),
+    Mutant(
+        "a retry does not wait",
+        "sagaz_es.core.decide",
+        "        if step is not None and step.retry_at > now:",
+        "        if False:",
+    ),
+    Mutant(
+        "a retry of a compensation does not wait",
+        "sagaz_es.core.decide",
+        "if step.undo_attempt and step.retry_at > now:",
+        "if False:",
+    ),
+    Mutant(
+        "later facts of a saga that was set aside are folded",
+        "sagaz_es.reading.projection",
+        "                if entry.saga_id in self.parked_sagas:\n",
+        "                if False:\n",
+    ),
+    Mutant(
+        "what is driven on stays aside",
+        "sagaz_es.reading.projector",
+        "unparked=(saga_id,)",
+        "unparked=()",
+    ),
+    Mutant(
+        "a state is looked up with one record too few",
+        "sagaz_es.reading.lookup",
+        "    found = state.get(saga_id) or SagaState()\n",
+        "    found, offset = state.get(saga_id) or SagaState(), offset + 1\n",
+    ),
+    Mutant(
+        "a read that gives nothing is taken for another log",
+        "sagaz_es.reading.projection",
+        "while not chunk.records and chunk.next_offset == offset:",
+        "while False:",
+    ),
+    Mutant(
+        "an append of a saga that was lost meanwhile is confirmed",
+        "sagaz_es.engine.partition",
+        "            if cell is not None and cell.lost:\n"
+        "                _fail(item, LostOwnership(cell.state.saga_id))\n"
+        "                base += len(item.entries)\n"
+        "                continue\n",
+        "",
+        also=(
+            (
+                "            if cell is not None and cell.lost:\n"
+                "                _fail(item, LostOwnership(cell.state.saga_id))\n"
+                "            else:\n"
+                "                if cell is not None and cell.begin < 0:\n",
+                "            if True:\n                if cell is not None and cell.begin < 0:\n",
+            ),
+            ("            self._owner.on_lost(self, cell, event, offset)\n", ""),
+        ),
+    ),
 )
 
 
@@ -339,12 +432,14 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> object:  # type: ignore[override]
         source = self.get_data(self.path).decode()
-        if source.count(self._mutant.old) != 1:
-            raise AssertionError(
-                f"{self._mutant.name!r}: {self.path} has its place {source.count(self._mutant.old)}"
-                " times, not once: the code has changed, change the mutant"
-            )
-        return compile(source.replace(self._mutant.old, self._mutant.new), self.path, "exec")
+        for old, new in ((self._mutant.old, self._mutant.new), *self._mutant.also):
+            if source.count(old) != 1:
+                raise AssertionError(
+                    f"{self._mutant.name!r}: {self.path} has its place {source.count(old)} times, "
+                    "not once: the code has changed, change the mutant"
+                )
+            source = source.replace(old, new)
+        return compile(source, self.path, "exec")
 
 
 def plant(name: str) -> Mutant:

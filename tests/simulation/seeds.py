@@ -50,6 +50,7 @@ def plan_of(seed: int) -> Plan:
         *_left_behind(Random(f"{seed} behind"), engines, heals_at),
         *_lost_tail(Random(f"{seed} tail"), partitions, heals_at),
     ]
+    doings += _cancels(Random(f"{seed} cancels"), doings)
     doings.sort(key=lambda doing: doing.at)
     return Plan(
         seed,
@@ -219,6 +220,16 @@ def _left_behind(random: Random, engines: int, until: float) -> Iterator[Doing]:
     yield Doing(at, random.choice(("cut", "cut", "pause")), (random.randrange(engines), 6.0))
     for _ in range(2):
         yield Doing(random.uniform(at + 2.0, at + 6.0), "forget")
+
+
+def _cancels(random: Random, doings: list[Doing]) -> list[Doing]:
+    """Of replays, while they begin."""
+    return [
+        Doing(at, "ask", (doing.args[0], "cancel_head", doing.args[2]))
+        for doing in doings
+        if doing.what == "ask" and doing.args[1] == "replay" and random.random() < 0.15
+        for at in (doing.at + random.choice((0.01, 0.03, 0.05, 0.1, 0.3)),)
+    ]
 
 
 def _lost_tail(random: Random, partitions: int, until: float) -> Iterator[Doing]:

@@ -62,7 +62,11 @@ class _StoreJudge:
         for parked in await self._kept.parked(1000):
             if parked.saga_id in self._states:
                 await projector.drive(parked.saga_id, pass_over_undecodable=True)
-        return [found async for found in self._compare()]
+        found = [found async for found in self._compare()]
+        for parked in await self._kept.parked(1000):
+            if parked.saga_id in self._states:
+                found.append(f"set aside for ever: {parked.saga_id} at {parked.offset}")
+        return found
 
     async def _compare(self) -> AsyncIterator[str]:
         heads = await self._kept.heads(self._states)

@@ -22,6 +22,13 @@ current_process: ContextVar[Process | None] = ContextVar("sagaz_es_process", def
 
 MAX_CLOSES = 20
 
+MAX_TURNS = 20_000
+"""Of the loop, at one virtual time: more is something that turns for ever."""
+
+
+class TurnsForEver(RuntimeError):
+    """Something runs again and again, and no time passes."""
+
 
 class Process:
     """One process. `steps` counts what it ran, so that a seed can kill it at any await."""
@@ -193,6 +200,7 @@ class _Jumps(selectors.BaseSelector):
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
+        self._at, self._turns = 0.0, 0
 
     def register(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError("a simulation does no I/O")
@@ -202,6 +210,12 @@ class _Jumps(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout != 0:
             self._loop.advance(timeout)
+        elif self._at != self._loop.time():
+            self._at, self._turns = self._loop.time(), 0
+        else:
+            self._turns += 1
+            if self._turns > MAX_TURNS:
+                raise TurnsForEver(f"at {self._at:.6f}")
         return []
 
     def get_map(self) -> Any:
