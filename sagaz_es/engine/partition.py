@@ -540,7 +540,9 @@ class Partition:
                     self._owner.on_taken_up(self, event, offset)
                 return
             if event.writer == self._writer:
-                self._count(Verdict.DUPLICATE)  # lands late; the saga has ended and is forgotten
+                # It lands late: the saga has ended and is forgotten, or was given up here with the
+                # partition before it stood.
+                self._owner.on_taken_up(self, event, offset)
                 return
             accepted = Accepted()
             cell = Cell(SagaState(), accepted, ours=False)

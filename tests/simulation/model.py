@@ -430,7 +430,7 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
         return None
     if before != "started" or step.attempt != fact.attempt:
         return f"attempt {fact.attempt}, but the step is {before}, attempt {step.attempt}"
-    if interrupted and not fact.unknown:
+    if interrupted and not fact.unknown and not step.child:  # a child not begun did nothing
         return "nobody knows how the attempt ended"
     return None
 
