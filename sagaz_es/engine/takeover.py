@@ -99,6 +99,8 @@ async def read_from_mark(
         await asyncio.sleep(0)
         bounds = await log.bounds(index)
     doubtful = older | {saga_id for saga_id, state in states.items() if not state.ended}
+    for saga_id in doubtful:
+        states.pop(saga_id, None)  # of very many, not two states each at a time
     folded = await current_states(log, store, index, doubtful)
     states.update(folded)
     for saga_id in older & states.keys():
