@@ -737,6 +737,21 @@ class LostOwnership(SagaError):
         return f"saga {self.saga_id!r} was taken over by another engine"
 
 
+class SagaStopped(SagaError):
+    """A saga cannot be carried on by the engine that serves it, as something failed that is none of
+    its steps. `error`: what that was."""
+
+    def __init__(self, saga_id: str, error: str) -> None:
+        super().__init__(saga_id, error)
+        self.saga_id, self.error = saga_id, error
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id!r} has stopped, unfinished, in the engine that serves it: "
+            f"{self.error}; it goes on when another engine takes it over, or this one is restarted"
+        )
+
+
 class HandingOver(LostOwnership):
     """The saga's partition is being handed over; nothing happened, it can be asked for again."""
 

@@ -104,6 +104,7 @@ class Host:
         self._turns: dict[str, Turns] = {}
         self.children = Children(self)
         self._stuck: set[str] = set()  # sagas that only a person can carry on
+        self._stopped: dict[str, str] = {}  # what stopped sagas that are held as such
 
     # --- life ---
 
@@ -621,6 +622,8 @@ class Host:
             partition.cells.pop(saga_id, None)
             if cell.begin >= 0:
                 partition.held[f"stopped {saga_id}"] = cell.begin
+                self._stopped[saga_id] = str(failure) or repr(failure)
+                self.tell_followers(saga_id)
                 partition.seen[saga_id] = cell.accepted  # its id must not start again
         finally:
             self.runners.pop(saga_id, None)
@@ -830,12 +833,16 @@ class Host:
 
     def refusal_of(self, saga_id: str) -> SagaError | None:
         """Why this engine does not carry on an unfinished saga that is its own to carry on."""
+        partition, error = self.partition_for(saga_id), self._stopped.get(saga_id)
+        if error is not None and partition is not None:
+            if f"stopped {saga_id}" in partition.held and saga_id not in partition.cells:
+                return errors.SagaStopped(saga_id, error)
         return self._serving.refusal_of(saga_id)
 
     async def check_fits(self, saga_id: str) -> None:
-        """Raises DefinitionChanged, MigrationFailed, UnknownSagaName where this engine would have
-        to carry an unfinished saga on, and its code does not fit, or is not here; waits until its
-        take-over was tried."""
+        """Raises DefinitionChanged, MigrationFailed, UnknownSagaName, SagaStopped where this engine
+        would have to carry an unfinished saga on, and cannot; waits until its take-over was
+        tried."""
         while (unfit := self.refusal_of(saga_id)) is None:
             partition = self.partition_for(saga_id)
             cell = partition.cells.get(saga_id) if partition is not None else None

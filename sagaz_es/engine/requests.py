@@ -231,6 +231,8 @@ class Answers:
             if asks_now and (unfit := self._host.refusal_of(saga_id)) is not None:
                 raise unfit
             await asyncio.sleep(0.05)
+        if cell is None and (stopped := self._host.refusal_of(saga_id)) is not None:
+            raise stopped if asks_now else HandingOver(saga_id)
 
     async def _do(self, partition: Partition, request: e.Request) -> None:
         host = self._host

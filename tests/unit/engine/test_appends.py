@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from sagaz_es import SagaStatus
+from sagaz_es import Engine, SagaStatus
 from sagaz_es.core import events as e
-from sagaz_es.errors import LogForbidden
+from sagaz_es.errors import AppendRefused, LogForbidden, SagaStopped
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import (
     Declined,
@@ -275,6 +276,41 @@ async def test_a_right_to_write_that_is_taken_away_for_a_while_stops_no_saga() -
         log.outcomes.extend(["", "forbidden", "forbidden"])
         assert (await engine.run(OrderSaga, saga_id="t")).success
     assert ledger.order == ["reserve", "charge", "ship"]
+
+
+ASKED: dict[str, Callable[[Engine], Awaitable[Any]]] = {
+    "signal": lambda engine: engine.signal("s", "word"),
+    "cancel": lambda engine: engine.cancel("s"),
+    "pause": lambda engine: engine.pause("s"),
+    "result": lambda engine: follow(engine, "s"),
+}
+
+
+async def follow(engine: Engine, saga_id: str) -> None:
+    await (await engine.handle(saga_id)).result()
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("asked", ASKED)
+async def test_of_a_saga_that_has_stopped_in_its_engine_everybody_is_told_why(
+    asked: str, joined: bool
+) -> None:
+    log, ledger = FaultyLog(), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        log.outcomes.extend(["", "refused"])
+        with pytest.raises(AppendRefused):
+            await engine.run(OrderSaga, saga_id="s")
+        asker = engine if joined else engine_on(log, ledger=ledger)
+        if not joined:
+            if asked == "result":
+                return  # only the engine that serves it knows
+            await asker.open(join=False)
+        with pytest.raises(SagaStopped, match=r"has stopped, unfinished.* a test says so"):
+            await ASKED[asked](asker)
+        if not joined:
+            await asker.close()
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await (await engine.handle("s")).result()).success
 
 
 async def until_quiet() -> None:
