@@ -196,7 +196,9 @@ class Children:
 
     async def _back(self, home: Partition, parent: SagaState, step: str, attempt: int) -> Answer:
         child_id = parent.step(step).child
-        request_id = f"take back {child_id} {attempt}"
+        # A branch that inherited it asks anew: what its parent asked may have been in vain.
+        whose = f" for {parent.saga_id}" if parent.step(step).owner else ""
+        request_id = f"take back {child_id}{whose} {attempt}"
         asked = (
             self._host.clock.now(),
             parent.undo_actor,

@@ -240,50 +240,51 @@ class SagaRunner:
         self.starting = False
         state = self.state
         self._task = asyncio.current_task()
-        while True:
-            attempts, wake_at, stop = self._decide()
-            if self._out:
-                began = type(self._out[0].fact) is e.SagaStarted
-                await self._send()
-                if self._attempts.observed:
-                    await self._attempts.tell(began)
-            if self._cancel_decided is not None:
-                if not self._cancel_decided.done():
-                    self._cancel_decided.set_result(None)
-                self._cancel_decided = None
-            if self.ready is not None and not self.ready.done():
-                self.ready.set_result(None)
-            if state.ended:
-                return
-            if self._draining and not self._running and not attempts:
-                return
-            if stop:
-                late = is_too_late(state, self._graph, self._time.now())
-                self._stop_attempts(DEADLINE if late else "")
-            if self._cancel_request is not None and attempts:
-                attempts = self._withdraw(attempts)
-                if not attempts:
+        try:
+            while True:
+                attempts, wake_at, stop = self._decide()
+                if self._out:
+                    began = type(self._out[0].fact) is e.SagaStarted
+                    await self._send()
+                    if self._attempts.observed:
+                        await self._attempts.tell(began)
+                if self._cancel_decided is not None:
+                    if not self._cancel_decided.done():
+                        self._cancel_decided.set_result(None)
+                    self._cancel_decided = None
+                if self.ready is not None and not self.ready.done():
+                    self.ready.set_result(None)
+                if state.ended:
+                    return
+                if self._draining and not self._running and not attempts:
+                    return
+                if stop:
+                    late = is_too_late(state, self._graph, self._time.now())
+                    self._stop_attempts(DEADLINE if late else "")
+                if self._cancel_request is not None and attempts:
+                    attempts = self._withdraw(attempts)
+                    if not attempts:
+                        continue
+                if len(attempts) == 1 and not self._running and not wake_at:
+                    self._take(attempts[0].step, await self._alone(attempts[0]))
                     continue
-            if len(attempts) == 1 and not self._running and not wake_at:
-                self._take(attempts[0].step, await self._alone(attempts[0]))
-                continue
-            for attempt in attempts:
-                task = asyncio.create_task(
-                    self._attempts.perform(attempt), name=f"sagaz-es {attempt.step}"
-                )
-                self._running[attempt.step] = task
-                task.add_done_callback(lambda _: self._wake())
-            if not self._running and self._may_park(wake_at):
-                self.parked = True
-                self.wake_at = self._time.by_clock(wake_at) if wake_at else 0
-                return
-            try:
+                for attempt in attempts:
+                    task = asyncio.create_task(
+                        self._attempts.perform(attempt), name=f"sagaz-es {attempt.step}"
+                    )
+                    self._running[attempt.step] = task
+                    task.add_done_callback(lambda _: self._wake())
+                if not self._running and self._may_park(wake_at):
+                    self.parked = True
+                    self.wake_at = self._time.by_clock(wake_at) if wake_at else 0
+                    return
                 await self._wait(wake_at)
-            except asyncio.CancelledError:
-                for task in self._running.values():
-                    task.cancel()
-                await asyncio.gather(*self._running.values(), return_exceptions=True)
-                raise
+        except BaseException:
+            # Wherever it was stopped, or lost: nothing runs on of a saga that goes on elsewhere.
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            raise
 
     def _may_park(self, wake_at: int) -> bool:
         """Whether nothing will happen for long: then the saga costs no task while it waits."""

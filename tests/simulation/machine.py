@@ -152,7 +152,7 @@ class Simulation:
         self.beliefs: list[str] = []
         self.slept: set[str] = set()  # processes that were paused, cut off, or closed
         self.losses = Losses(self)
-        self.broker.on_landed += [self.truth.take, self._trace_landed]
+        self.broker.on_landed += [self.truth.take, self._trace_landed, self._look_at_releases]
         self.broker.on_lost.append(self.losses.take)
 
     # --- the run ---
@@ -220,6 +220,21 @@ class Simulation:
             elif isinstance(entry, e.Request):
                 words = f"{entry.saga_id} {words} {entry.request_id}"
             self.trace(f"p{record.partition}@{record.offset} {words}")
+
+    def _look_at_releases(self, records: Sequence[Record]) -> None:
+        """Who says that nothing of a saga runs there any more has nothing of it at work."""
+        for record in records:
+            event = record.entry
+            if not (isinstance(event, e.Event) and isinstance(event.fact, e.SagaReleased)):
+                continue
+            saga_id = event.saga_id
+            if self.truth.sequence_of(saga_id, record.offset + 1) == event.sequence:
+                for process, writer in self.world.writers.items():
+                    at_work = self.world.at_work.get(process, ())
+                    if writer == event.writer and saga_id in at_work:
+                        self.world.wrong.append(
+                            f"{process} has released {saga_id}, and works on it"
+                        )
 
     def _look_for_blobs(self, records: Sequence[Record]) -> None:
         """What an event refers to was kept before it."""

@@ -423,6 +423,8 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
         return None
     if before == "waiting" and step.child_runs:
         step.child_runs = False
+        if step.heard == "completed" and fact.error_type == "BlobMissing":
+            return None  # what it left behind cannot be read: it stands
         if step.heard and fact.unknown != (step.heard in ("failed", "partially_committed")):
             return f"its child is {step.heard}, and unknown is {fact.unknown}"
         return None

@@ -241,6 +241,14 @@ MUTANTS = (
         needs="restart_blobs",
     ),
     Mutant(
+        "what is stopped while it waits for the log leaves its steps running",
+        "sagaz_es.engine.runner",
+        "            for task in self._running.values():\n                task.cancel()\n",
+        "            if self._woken is None or self._posted or self._partition.pending_since:\n"
+        "                raise\n"
+        "            for task in self._running.values():\n                task.cancel()\n",
+    ),
+    Mutant(
         "an undone step counts as standing",
         "sagaz_es.core.effects",
         'if step.status in ("completed", "stale", "compensating", "compensation_failed"):',

@@ -502,3 +502,41 @@ async def test_who_asks_for_a_replay_follows_the_branch_that_the_fold_accepts() 
             result = await asyncio.wait_for(asks.replay(plan), 10)
             assert result.success and result.new_saga_id != "nowhere"
     assert ledger.standing == ["reserve", "charge", "ship"]
+
+
+# --- a saga that is stopped while it waits for the log --------------------------------------------
+
+
+class Both(LedgerSaga):
+    """Two steps beside each other."""
+
+    saga_name = "both"
+
+    @action("slow", depends_on=[])
+    async def slow(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+    @action("quick", depends_on=[])
+    async def quick(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+
+async def test_what_runs_is_stopped_at_a_hand_over_also_while_another_outcome_is_on_its_way() -> (
+    None
+):
+    log, ledger, outcome = FaultyLog(), Ledger(), Gate()
+    slow = ledger.gate("slow")
+    log.outcomes.extend(["", outcome])
+    config = structs.replace(QUIET, drain_seconds=0.001)
+    engine = engine_on(log, Both(), ledger=ledger, config=config)
+    await engine.open()
+    await engine.start("both", saga_id="s")
+    await outcome.entered()  # of the quick one
+    closing = asyncio.create_task(engine.close())
+    await until(lambda: not engine.host.runners)
+    outcome.open()
+    await closing
+    slow.open()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert ledger.standing == ["quick"]

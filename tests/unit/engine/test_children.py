@@ -569,6 +569,19 @@ async def test_a_request_to_go_back_that_had_its_answer_does_not_undo_a_later_re
     assert ledger.standing == ["authorize", "capture"] * 2  # the replay's, and the saga's behind it
 
 
+async def test_a_replay_tries_again_to_take_back_a_child_that_was_stuck() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("ship", Declined("no truck"))
+    ledger.fails("undo authorize", Declined("not now"))
+    async with shop(ledger, log) as engine:
+        result = await engine.run(OrderSaga, {"total": 90}, saga_id="order-1")
+        assert (result.status, ledger.standing) == ("failed", ["authorize"])
+        plan = await engine.plan_replay("order-1", "payment")
+        assert plan.verdict("payment") == "undo_first"
+        assert (await engine.replay(plan)).success
+    assert ledger.standing == ["reserve", "authorize", "capture", "ship"]
+
+
 async def test_a_replay_reuses_a_child_that_stands() -> None:
     ledger, log = Ledger(), MemoryEventLog(2)
     async with shop(ledger, log) as engine:
