@@ -279,6 +279,10 @@ _LAZY.update({name: module for module, names in _OF_SAGAZ.items() for name in na
 def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
     if module is None:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("sagaz-es")
         if not name.startswith("_"):
             from sagaz_es.dropped import why
 

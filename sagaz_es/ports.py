@@ -437,24 +437,44 @@ class SnapshotStorage(Protocol):
     The spelling is the seed's and sagaz's (SAGAZ.md §3). `before` is inclusive.
     """
 
-    async def save_snapshot(self, snapshot: Any) -> None: ...
-    async def get_snapshot(self, snapshot_id: Any) -> Any | None: ...
+    async def save_snapshot(self, snapshot: Any) -> None:
+        """Keep it; one of the same id is replaced."""
+
+    async def get_snapshot(self, snapshot_id: Any) -> Any | None:
+        """The one of this id; None: there is none, or it has expired."""
+
     async def get_latest_snapshot(
         self, saga_id: Any, before: datetime | None = None, *, before_step: str | None = None
-    ) -> Any | None: ...
-    async def get_snapshot_at_time(self, saga_id: Any, timestamp: datetime) -> Any | None: ...
-    async def list_snapshots(
-        self, saga_id: Any, limit: int = 100, offset: int = 0
-    ) -> list[Any]: ...
-    async def delete_snapshot(self, snapshot_id: Any) -> bool: ...
-    async def delete_expired_snapshots(self) -> int: ...
-    async def forget(self, saga_id: Any) -> int: ...
-    async def save_replay_log(self, entry: Any) -> None: ...
-    async def get_replay_log(self, replay_id: Any) -> dict[str, Any] | None: ...
-    async def list_replays(
-        self, original_saga_id: Any, limit: int = 100
-    ) -> list[dict[str, Any]]: ...
-    async def close(self) -> None: ...
+    ) -> Any | None:
+        """The one with the highest sequence, created at or before `before`, of step
+        `before_step`."""
+
+    async def get_snapshot_at_time(self, saga_id: Any, timestamp: datetime) -> Any | None:
+        """As `get_latest_snapshot(saga_id, timestamp)`."""
+
+    async def list_snapshots(self, saga_id: Any, limit: int = 100, offset: int = 0) -> list[Any]:
+        """A page of them, newest first."""
+
+    async def delete_snapshot(self, snapshot_id: Any) -> bool:
+        """Whether there was one."""
+
+    async def delete_expired_snapshots(self) -> int:
+        """How many there were."""
+
+    async def forget(self, saga_id: Any) -> int:
+        """Drop all that is kept of one saga; how many rows that were."""
+
+    async def save_replay_log(self, entry: Any) -> None:
+        """Keep a replay: a ReplayResult, or a mapping with its fields."""
+
+    async def get_replay_log(self, replay_id: Any) -> dict[str, Any] | None:
+        """What is known of one replay."""
+
+    async def list_replays(self, original_saga_id: Any, limit: int = 100) -> list[dict[str, Any]]:
+        """Those of one original, newest first."""
+
+    async def close(self) -> None:
+        """Close connections; twice, or before first use, is no error."""
 
 
 class BlobStore(Protocol):

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import sagaz_es
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sagaz_es", "sagaz_es_cli", "sagaz_es_projections"}
@@ -162,6 +165,10 @@ def test_a_public_name_is_no_module_whatever_was_imported_before() -> None:
         [sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n") == ["[]", "[]", ""]
+
+
+def test_it_tells_its_version() -> None:
+    assert sagaz_es.__version__ == version("sagaz-es")
 
 
 def test_importing_it_leaves_logging_alone() -> None:

@@ -488,7 +488,7 @@ def child(
     `for_each`: the method returns a list, and a child is started for each item, side by side (at
     most 1,000). The result is the list of what they ended with; if one fails, all are taken back.
     """
-    options: dict[str, Any] = {**locals(), "child": saga}
+    options: dict[str, Any] = {**locals(), "child": "" if saga is None else saga}
     options.update(at_most_once=False, effects=True, idempotency_key=None)
     _refuse_bare("child", name, ", PaymentSaga")
 

@@ -22,18 +22,29 @@ class SagaListener:
     These here, and those of our listeners, can be awaited: `await super().on_saga_start(…)`.
     """
 
-    async def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> Any: ...
-    async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> Any: ...
-    async def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> Any: ...
-    async def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> Any: ...
-    async def on_step_success(
-        self, saga_name: str, step_name: str, ctx: Any, result: Any
-    ) -> Any: ...
-    async def on_step_failure(
-        self, saga_name: str, step_name: str, ctx: Any, error: Any
-    ) -> Any: ...
-    async def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> Any: ...
-    async def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> Any: ...
+    async def on_saga_start(self, saga_name: str, saga_id: str, ctx: Any) -> Any:
+        """Its start stands in the log."""
+
+    async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: Any) -> Any:
+        """Every step is done."""
+
+    async def on_saga_failed(self, saga_name: str, saga_id: str, ctx: Any, error: Any) -> Any:
+        """It ended in any other way; `error`: the failing step's, or what else ended it."""
+
+    async def on_step_enter(self, saga_name: str, step_name: str, ctx: Any) -> Any:
+        """Before each attempt, whose number is `ctx.attempt`."""
+
+    async def on_step_success(self, saga_name: str, step_name: str, ctx: Any, result: Any) -> Any:
+        """It is done; `result` is what the step returned."""
+
+    async def on_step_failure(self, saga_name: str, step_name: str, ctx: Any, error: Any) -> Any:
+        """It failed for good, after its last attempt."""
+
+    async def on_compensation_start(self, saga_name: str, step_name: str, ctx: Any) -> Any:
+        """Before each attempt to undo the step."""
+
+    async def on_compensation_complete(self, saga_name: str, step_name: str, ctx: Any) -> Any:
+        """The step is undone."""
 
 
 class Observers:

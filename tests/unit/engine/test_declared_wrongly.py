@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Saga, action, compensate, connect, forward_recovery
+from sagaz_es import Saga, action, child, compensate, connect, forward_recovery
 from sagaz_es.errors import ConfigurationError, DefinitionError
 
 
@@ -197,3 +197,8 @@ async def test_a_generator_that_is_a_coroutine_is_a_step() -> None:
 def test_for_each_is_said_or_not(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="step 'a': for_each is True or False, not"):
         Saga("s").add_step("a", print, child="other", for_each=value)
+
+
+def test_a_child_without_a_saga_is_no_plain_step() -> None:
+    with pytest.raises(ConfigurationError, match="step 'pay': a child is a Saga class"):
+        child("pay", None)(method())  # type: ignore[arg-type]
