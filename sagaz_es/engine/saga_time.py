@@ -20,7 +20,7 @@ class SagaTime:
 
     Where the last event is of a later time than the clock has (its writer's clock was ahead, or
     this one was set back), it goes on from there. So no retry, wait or deadline takes longer than
-    it was meant to, from the moment on that this engine has the saga.
+    it was meant to, from the moment on that this engine has the saga. Source: docs/decisions/0054.
     """
 
     __slots__ = ("_clock", "_saga")
