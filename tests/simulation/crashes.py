@@ -22,7 +22,6 @@ FOLDERS = ("sagas", "reading", "engine", "recording")
 
 OTHERS = {
     "recording/importing.py": "imports files, runs no saga",
-    "recording/recorder.py": "records what others run",
     "sagas/orchestrator.py": "sagaz's list of sagas, over the store",
     "reading/past.py": "answers about the past, and changes nothing; the judge asks it",
     "reading/replay_log.py": "lists replays",

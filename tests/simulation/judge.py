@@ -17,6 +17,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.log.partitioning import partition_of
 from tests.simulation.machine import Simulation
 from tests.simulation.model import DEADLINE, ENDINGS, Saga, read_log
+from tests.simulation.recorders import judge_recorded
 from tests.simulation.store_judge import judge_stores
 from tests.simulation.world import Execution
 
@@ -334,18 +335,20 @@ class Judge:
                 before = (state.writer, state.epoch)
                 if fold_into(state, event) is Verdict.ACCEPTED:
                     self.accepted.setdefault(event.saga_id, []).append((record.offset, event))
-                    if state.epoch == before[1] and state.sequence > 1:
+                    if state.epoch == before[1] and state.sequence > 1 and not state.recorded:
                         if event.writer != before[0]:
                             yield f"two writers in an epoch: {event.saga_id} #{state.sequence}"
         for saga_id, state in self.states.items():
             saga = self.log.sagas.get(saga_id)
             if saga is None:
-                if state.sequence:
+                if state.sequence and not state.recorded:
                     yield f"fold: {saga_id} exists, by the model it does not"
                 continue
             told = _as_model(state)
             if told != _told(saga):
                 yield f"fold is not the model: {saga_id}: {told}, the model: {_told(saga)}"
+
+        yield from judge_recorded(self.simulation, self.accepted)
 
     def _engines(self) -> Iterator[str]:
         for node in self.simulation.nodes:

@@ -51,6 +51,7 @@ from sagaz_es.testing.virtual_time import NothingLeft
 from tests.simulation.lost_tail import Losses, lose_tail, process_name
 from tests.simulation.model import Truth, read_log
 from tests.simulation.operators import Operator
+from tests.simulation.recorders import Recording
 from tests.simulation.sagas import EARLIER, REGISTRIES
 from tests.simulation.world import Habits, World, papers, torn
 
@@ -152,6 +153,7 @@ class Simulation:
         self.beliefs: list[str] = []
         self.slept: set[str] = set()  # processes that were paused, cut off, or closed
         self.losses = Losses(self)
+        self.recordings: list[Recording] = []
         self.broker.on_landed += [self.truth.take, self._trace_landed, self._look_at_releases]
         self.broker.on_lost.append(self.losses.take)
 
@@ -468,6 +470,17 @@ class Simulation:
             operator.process.on_change.append(lambda: self.trace(f"{operator.process.name} dies"))
             operator.process.spawn(operator.work(what, saga_id))
 
+    def do_record(self, saga_id: str, facts: int, remembered: int) -> None:
+        self.counts["recorders"] += 1
+        number = self.counts["recorders"]
+        self.recordings.append(Recording(self, number, saga_id, facts, remembered))
+        self.recordings[-1].boot()
+
+    def do_kill_recorder(self) -> None:
+        for recording in self.recordings:
+            if not recording.done:
+                recording.process.kill()
+
     def do_forget(self) -> None:
         """Retention takes what the marks and the store do not need any more."""
         if self.broker.losses:
@@ -647,6 +660,7 @@ class Simulation:
             if not task.done() and alive and not self.losses.hides(words):
                 left.append(f"nobody was answered: {words}")
         left += [f"{n.process.name} does not open" for n in self.nodes if not n.ready]
+        left += [f"{r.process.name} has not told all" for r in self.recordings if not r.done]
         return left
 
     def _people(self) -> None:

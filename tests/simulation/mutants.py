@@ -415,6 +415,28 @@ MUTANTS = (
             ("            self._owner.on_lost(self, cell, event, offset)\n", ""),
         ),
     ),
+    Mutant(
+        "a recorder counts on after an unknown outcome",
+        "sagaz_es.recording.recorder",
+        "        except SagaError as error:\n            self._begin_anew()\n",
+        "        except SagaError as error:\n",
+        needs="record",
+    ),
+    Mutant(
+        "a recorder that begins anew keeps its writer's id",
+        "sagaz_es.recording.recorder",
+        "        self._writer = os.urandom(16)\n        self._counts: dict[str, int] = {}\n",
+        "        self._writer = getattr(self, '_writer', None) or os.urandom(16)\n"
+        "        self._counts: dict[str, int] = {}\n",
+        needs="record",
+    ),
+    Mutant(
+        "of two recorders of a saga one is accepted",
+        "sagaz_es.core.fold",
+        "state.recorders.get(event.writer.hex(), 0)",
+        "(max(state.recorders.values(), default=0))",
+        needs="record",
+    ),
 )
 
 

@@ -50,6 +50,7 @@ def plan_of(seed: int) -> Plan:
         *_left_behind(Random(f"{seed} behind"), engines, heals_at),
         *_lost_tail(Random(f"{seed} tail"), partitions, heals_at),
     ]
+    doings += _recordings(Random(f"{seed} recorders"), heals_at)
     doings += _cancels(Random(f"{seed} cancels"), doings)
     doings.sort(key=lambda doing: doing.at)
     return Plan(
@@ -230,6 +231,17 @@ def _cancels(random: Random, doings: list[Doing]) -> list[Doing]:
         if doing.what == "ask" and doing.args[1] == "replay" and random.random() < 0.15
         for at in (doing.at + random.choice((0.01, 0.03, 0.05, 0.1, 0.3)),)
     ]
+
+
+def _recordings(random: Random, until: float) -> Iterator[Doing]:
+    """Services that record, often two of them one saga."""
+    if random.random() < 0.95:
+        return
+    for number in range(random.choice((1, 2, 2, 3))):
+        more = (f"recorded-{number // 2}", random.choice((2, 5, 12)), random.choice((1, 100)))
+        yield Doing(random.uniform(0.2, until * 0.5), "record", more)
+    for _ in range(random.choice((0, 1, 2))):
+        yield Doing(random.uniform(until * 0.2, until), "kill_recorder")
 
 
 def _lost_tail(random: Random, partitions: int, until: float) -> Iterator[Doing]:
