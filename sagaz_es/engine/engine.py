@@ -191,7 +191,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self.host.closing:
-            raise EngineClosed()
+            raise EngineClosed(again=True)
         if not self._opened:
             raise RuntimeError(
                 "this engine is not open yet; use `async with connect(…) as engine:`, or await "
@@ -266,7 +266,8 @@ class Engine:
         self, definition: Definition, given: str | None, text: str, actor: str
     ) -> SagaHandle:
         host = self.host
-        self._check_open()
+        if host.closing:
+            raise EngineClosed()
         if given is None and host.partitions:
             saga_id, partition = host.new_id_here()
             await partition.room()

@@ -177,5 +177,11 @@ class SagaHandle:
         EngineClosed if this engine stops first."""
         if timeout is None:
             return await self._outcome()
-        async with asyncio.timeout(timeout):
-            return await self._outcome()
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                return await self._outcome()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            waits = f"saga {self.saga_id!r} has not ended within {timeout:g} s"
+            raise TimeoutError(f"{waits}; it goes on, and can be waited for again") from None

@@ -80,3 +80,17 @@ def test_a_program_that_ends_while_sagas_run_does_not_wait_for_their_last_word(
 
     assert asyncio.run(program()).done()
     assert [r.getMessage() for r in caplog.records if r.levelname != "INFO"] == []
+
+
+async def test_a_closed_engine_says_so_and_a_wait_that_was_too_long_names_its_saga() -> None:
+    class Waiting(Saga):
+        @action("wait", wait_for="approved")
+        async def wait(self, ctx: Any) -> None: ...
+
+    engine = connect("memory://", sagas=[Waiting])
+    async with engine:
+        handle = await engine.start(Waiting, saga_id="w-1")
+        with pytest.raises(TimeoutError, match=r"saga 'w-1' has not ended within 0 s; it goes on"):
+            await handle.result(timeout=0)
+    with pytest.raises(EngineClosed, match=r"was closed and is not opened again; make another"):
+        await engine.run(Waiting)
