@@ -274,6 +274,16 @@ class SagaHistory:
 
     # --- folding
 
+    async def lineage(self) -> Lineage:
+        """The saga's family: who was replayed from whom, from the first saga to the newest branch.
+
+        Raises SagaNotFound.
+        """
+        log = self._past.log
+        if log is None:
+            raise self._not_found()
+        return await History(log, self._past.store, page=self._past.page).lineage(self.saga_id)
+
     async def _fold_to(self, point: Point) -> tuple[SagaState, Source]:
         state, source, reached = await self._walk(point)
         if not state.sequence:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sagaz_es import EngineConfig, Saga, action, compensate, connect
-from sagaz_es.errors import StepNotFound
+from sagaz_es.errors import SagaNotFound, StepNotFound
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import NOON, Declined, SetClock, engine_on
 
@@ -95,3 +95,21 @@ async def test_a_run_has_a_start_an_end_and_a_duration() -> None:
     assert result.started_at.tzinfo is UTC
     assert result.completed_at - result.started_at == timedelta(seconds=90)
     assert result.execution_time == 90
+
+
+async def test_a_family_is_listed_from_its_first_saga_to_its_newest_branch() -> None:
+    async with connect("memory://", sagas=[Tells]) as engine:
+        await engine.run(Tells, saga_id="t")
+        ids = ["t"]
+        for _ in range(2):
+            plan = await engine.plan_replay(ids[-1], "send", allow=["send"])
+            replay = await engine.replay(plan)
+            assert replay.new_saga_id is not None
+            ids.append(replay.new_saga_id)
+        for saga_id in ids:
+            family = await engine.history(saga_id).lineage()
+            assert [member.saga_id for member in family.members] == ids
+            assert (family.root, family.head) == ("t", ids[-1])
+        assert family.ancestors == (ids[1], "t")
+        with pytest.raises(SagaNotFound):
+            await engine.history("nobody").lineage()
