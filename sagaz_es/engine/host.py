@@ -151,7 +151,7 @@ class Host:
 
     def _background_done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        if not task.cancelled() and isinstance(task.exception(), Exception):
             logger.error("%s failed", task.get_name(), exc_info=task.exception())
 
     # --- starting ---

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from sagaz_es import Engine, ParallelFailureStrategy, Saga, SagaStatus
+from sagaz_es import Engine, ParallelFailureStrategy, Saga, SagaStatus, action, compensate
 from sagaz_es.core import events as e
 from sagaz_es.errors import PivotPassed, PivotUndecided, RequestRefusedError, SagaError
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.testing import cancel, crash_everywhere
 from tests.helpers import (
     QUIET,
     Declined,
@@ -307,6 +308,37 @@ async def test_a_cancel_of_a_saga_that_waits_for_room_waits_with_it() -> None:
     assert "undo book" not in ledger.order
     await one.close()
     await other.close()
+
+
+class Slow(Saga):
+    """book → pay, a pivot that takes its time and is declined in the end."""
+
+    saga_name = "slow"
+
+    @action("book", max_retries=0)
+    async def book(self, ctx: Any) -> None:
+        ctx.resources["world"].add("book")
+
+    @compensate("book", on_unknown=True)
+    async def unbook(self, ctx: Any) -> None:
+        ctx.resources["world"].discard("book")
+
+    @action("pay", pivot=True, max_retries=2)
+    async def pay(self, ctx: Any) -> None:
+        await asyncio.sleep(5)
+        raise Declined
+
+
+def test_a_crash_anywhere_while_a_cancel_waits_loses_nothing() -> None:
+    report = crash_everywhere(
+        Slow,
+        world=set,
+        resources=lambda world: {"world": world},
+        when=[cancel()],
+        status="cancelled",
+        failures=False,
+    )
+    assert report.points >= 12  # before and after the CancelRequested among them
 
 
 async def test_a_hand_over_waits_for_the_pivot_and_the_cancel_is_decided() -> None:
