@@ -286,7 +286,7 @@ def _after_failure(state: SagaState, graph: Graph, now: int, rules: Rules) -> De
             return Decision(run=children, stop_running=True)
     if open_pivots(state, graph):
         settling = settle_pivots(state, graph, now, rules)
-        return structs.replace(settling, run=(*children, *settling.run))
+        return structs.replace(settling, run=tuple(dict.fromkeys((*children, *settling.run))))
     lost = _lost(state, graph)
     if lost:
         return Decision(lost)
@@ -334,10 +334,12 @@ def _behind_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
 def open_pivots(state: SagaState, graph: Graph) -> frozenset[str]:
     """Pivots that run, or that may have happened and can still be tried again or asked about: until
     their outcome is known there is no telling whether there is a way back."""
-    return frozenset(name for name in graph.pivots if _is_open(state.step(name)))
+    return frozenset(name for name in graph.pivots if _is_open(graph, name, state.step(name)))
 
 
-def _is_open(step: StepState) -> bool:
+def _is_open(graph: Graph, name: str, step: StepState) -> bool:
+    if graph.by_name[name].child:
+        return step.status == "waiting" and bool(step.child_start)
     if step.status == "pending":  # until its next attempt
         return step.unknown
     return step.status in ("executing", "outcome_unknown")

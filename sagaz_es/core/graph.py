@@ -102,9 +102,8 @@ class Graph:
 
     @cached_property
     def pivots(self) -> tuple[str, ...]:
-        """Steps behind which there is no way back. Not those that are sagas of their own: such a
-        saga goes back as a whole, or says that it does not."""
-        return tuple(step.name for step in self.steps if step.pivot and not step.child)
+        """Steps behind which there is no way back."""
+        return tuple(step.name for step in self.steps if step.pivot)
 
     @cached_property
     def has_pivot(self) -> bool:

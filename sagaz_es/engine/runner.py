@@ -384,7 +384,7 @@ class SagaRunner:
 
     def _withdraw(self, attempts: list[Attempt]) -> list[Attempt]:
         """A cancel came while their start was on its way: they never ran. What is left of them:
-        what undoes, and what finds out about a pivot that may have happened before."""
+        what undoes, and what finds out about a pivot that may have happened before, or runs."""
         left = []
         for attempt in attempts:
             if attempt.undo or (attempt.step in self._graph.pivots and self._in_doubt(attempt)):
@@ -401,7 +401,7 @@ class SagaRunner:
         return left
 
     def _in_doubt(self, attempt: Attempt) -> bool:
-        return self.state.step(attempt.step).unknown
+        return bool(attempt.ask) or self.state.step(attempt.step).unknown
 
     def _decide_cancel(self, request: e.CancelRequested) -> Todo | None:
         """What comes before the answer to a cancel; None: it is answered, and the saga goes on,
@@ -411,7 +411,8 @@ class SagaRunner:
         except PivotUndecided as undecided:
             first = ([], 0, False) if self._draining else self._follow(settle_pivots)
             attempts, wake_at, _ = first
-            waits = not self._running.keys().isdisjoint(open_pivots(self.state, self._graph))
+            pivots = open_pivots(self.state, self._graph)
+            waits = any(n in self._running or self.state.step(n).child_start for n in pivots)
             if attempts or wake_at or waits or self._no_room or self._draining:
                 return first
             self._refuse_cancel(undecided)

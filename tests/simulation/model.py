@@ -486,7 +486,9 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
     locked = saga.locked()
     for name, step in saga.steps.items():
         if step.pivot and (
-            step.status in ("started", "unknown") or (step.status == "pending" and step.maybe)
+            (step.status in ("started", "unknown") and not step.child)
+            or (step.status == "pending" and step.maybe and not step.child)
+            or step.child_runs
         ):
             return f"pivot {name} is {step!r}: nobody knows whether it happened"
         certain = step.status in ("completed", "stale", "undoing") or step.child_runs

@@ -52,14 +52,19 @@ def trip(ledger: Ledger, *, beside: bool = False, **options: Any) -> Saga:
 async def asked(engine: Engine, saga_id: str = "s") -> asyncio.Task[None]:
     """A cancel that the saga's loop has heard of."""
     cancelling = asyncio.create_task(engine.cancel(saga_id, actor="ann"))
-    await until(lambda: cancelling.done() or engine.host.runners[saga_id]._cancel_request)
+    runners = engine.host.runners
+    await until(
+        lambda: cancelling.done() or (saga_id in runners and runners[saga_id]._cancel_request)
+    )
     return cancelling
 
 
 async def heard(engine: Engine, saga_id: str = "s") -> None:
     """Until a cancel that was asked elsewhere has come through the log."""
     async with asyncio.timeout(10):
-        while not engine.host.runners[saga_id]._cancel_request:  # noqa: ASYNC110
+        while not getattr(  # noqa: ASYNC110
+            engine.host.runners.get(saga_id), "_cancel_request", None
+        ):
             await asyncio.sleep(0.005)
 
 
@@ -519,3 +524,86 @@ async def test_a_cancel_at_any_turn_of_the_loop_never_undoes_what_a_standing_piv
             left = [step for step in ledger.standing if result.steps[step] != "failed"]
             assert (left, "pay" in ledger.standing) == ([], False), (turns, result.steps)
     assert {"", "PivotPassed", "SagaEnded"} <= ends
+
+
+# --- a pivot that is a saga of its own ------------------------------------------------------------
+
+
+def outer(ledger: Ledger, *, pivot: bool) -> Saga:
+    """book → trip, a saga with a pivot → thank"""
+
+    async def do(ctx: Any) -> Any:
+        return {ctx.step: await ledger.do(ctx)}
+
+    async def undo(result: Any, ctx: Any) -> Any:
+        return await ledger.undo(ctx, result)
+
+    saga = Saga("outer").add_step("flight", do, undo, max_retries=0)
+    saga.add_step("trip", lambda ctx: {}, child=trip(ledger), pivot=pivot)
+    return saga.add_step("thank", do, undo, max_retries=0)
+
+
+@pytest.mark.parametrize("by", ["a cancel", "a deadline"])
+async def test_of_a_child_that_is_a_pivot_the_end_decides(by: str) -> None:
+    ledger, clock = Ledger(), SetClock()
+    saga, gate = outer(ledger, pivot=True), ledger.gate("pay")
+    saga.deadline_seconds = 60  # type: ignore[misc] # of this object
+    async with engine_on(None, saga, clock=clock) as engine:
+        handle = await engine.start(saga, saga_id="s")
+        await gate.entered()
+        if by == "a cancel":
+            cancelling = await asked(engine)
+        else:
+            clock.advance(60_000_000)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        gate.open()
+        if by == "a cancel":
+            with pytest.raises(PivotPassed):
+                await cancelling
+        assert (await handle.result()).success
+    assert ledger.order == ["flight", "book", "pay", "ship", "thank"]
+
+
+async def test_a_pivot_that_is_a_saga_and_is_cancelled_by_its_id_lets_its_parent_go_back() -> None:
+    ledger = Ledger()
+    saga, gate = outer(ledger, pivot=True), ledger.gate("book")
+    async with engine_on(None, saga) as engine:
+        handle = await engine.start(saga, saga_id="s")
+        await gate.entered()
+        cancelling = await asked(engine)
+        await engine.cancel((await engine.current("s")).step("trip").child)
+        await cancelling
+        assert (await handle.result()).status is SagaStatus.CANCELLED
+    assert (ledger.order, ledger.standing) == (["flight", "book", "undo flight"], [])
+
+
+async def test_the_next_owner_waits_for_a_child_that_is_a_pivot_and_decides() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    ledger.fails("pay", *[Declined()] * 9)
+    saga, gate = outer(ledger, pivot=True), ledger.gate("pay")
+    async with engine_on(log, saga) as one:
+        await one.start(saga, saga_id="s")
+        await gate.entered()
+        cancelling = await asked(one)
+    with pytest.raises(SagaError):  # EngineClosed; the request is in the log
+        await cancelling
+    async with engine_on(log, saga) as other:
+        await heard(other)
+        gate.open()
+        result = await (await other.handle("s")).result()
+    assert result.status is SagaStatus.CANCELLED
+    assert ledger.standing == [] and "undo flight" in ledger.order
+
+
+async def test_a_child_that_is_no_pivot_is_taken_back_and_what_stands_of_it_is_said() -> None:
+    ledger = Ledger()
+    saga, gate = outer(ledger, pivot=False), ledger.gate("pay")
+    async with engine_on(None, saga) as engine:
+        handle = await engine.start(saga, saga_id="s")
+        await gate.entered()
+        await engine.cancel("s")
+        gate.open()
+        result = await handle.result()
+    assert (result.status, result.committed_step_names) == (SagaStatus.FAILED, ["trip"])
+    assert ledger.order[-1] == "undo flight"
