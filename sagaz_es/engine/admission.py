@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -69,6 +69,10 @@ class Waiting(Struct, frozen=True, gc=False):
             record.partition, record.offset, request.request_id, request.saga_id, request.saga_name
         )
 
+    def is_before(self, other: Waiting) -> bool:
+        """Whether it came earlier, as far as that can be said."""
+        return self.partition == other.partition and self.offset < other.offset
+
 
 class Admission:
     """The starts that wait in the partitions of a host, and who begins next.
@@ -83,6 +87,7 @@ class Admission:
         self._lines: dict[str, deque[Waiting]] = {}  # by class; whose turn comes next is first
         self._waiting: dict[str, Waiting] = {}  # by saga, until it has begun
         self._beginning: set[str] = set()  # let in, and not running yet
+        self._entering: Counter[str] = Counter()
         self._cancelled: dict[str, e.CancelRequested] = {}  # before they have begun
         self._at_hand: dict[str, e.StartRequested] = {}
         self._feeding = False
@@ -110,10 +115,14 @@ class Admission:
     def entering(self, saga_id: str) -> Iterator[None]:
         """It takes room already while it is found out whether it may begin."""
         self._beginning.add(saga_id)
+        self._entering[saga_id] += 1  # one id may be started by many at once
         try:
             yield
         finally:
-            self._beginning.discard(saga_id)
+            self._entering[saga_id] -= 1
+            if not self._entering[saga_id]:
+                del self._entering[saga_id]
+                self._beginning.discard(saga_id)
             self.look()
 
     @contextmanager
@@ -245,6 +254,11 @@ class Admission:
         if line is None:
             line = self._lines[waiting.saga_name] = deque()
         line.append(waiting)
+        # One of our own is known once it is confirmed: what stands behind it may be here by then.
+        place = len(line) - 1
+        while place and waiting.is_before(line[place - 1]):
+            line[place], place = line[place - 1], place - 1
+        line[place] = waiting
         self.look()
 
     def forget(self, partition: int, saga_ids: Iterable[str]) -> tuple[str, ...]:

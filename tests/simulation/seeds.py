@@ -48,7 +48,8 @@ def plan_of(seed: int) -> Plan:
         *_operators(Random(f"{seed} operators"), heals_at),
         *(_blobs(big, heals_at) if large else ()),
         *_left_behind(Random(f"{seed} behind"), engines, heals_at),
-        *_lost_tail(Random(f"{seed} tail"), partitions, heals_at),
+        # What one group appends behind what was lost hides from the other that its mark was there.
+        *(_lost_tail(Random(f"{seed} tail"), partitions, heals_at) if len(groups) == 1 else ()),
     ]
     doings += _recordings(Random(f"{seed} recorders"), heals_at)
     doings += _cancels(Random(f"{seed} cancels"), doings)

@@ -14,6 +14,7 @@ from sagaz_es import Engine, Saga, SagaStatus, action, connect, trigger
 from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
 from sagaz_es.engine import admission
+from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.errors import ConfigurationError, SagaNotFound, UnknownSagaName
 from sagaz_es.log.memory import MemoryEventLog
@@ -476,3 +477,28 @@ async def test_a_class_with_many_that_wait_for_its_turn_leaves_room_and_memory_t
     assert [name for name in world.began if name.startswith("single")] == [
         f"single-{n}" for n in range(20)
     ]
+
+
+async def test_an_id_that_two_start_at_once_takes_its_room_until_neither_is_at_it(
+    world: World,
+) -> None:
+    async with engine_of(world, MemoryEventLog(1), bound(1)) as engine:
+        line = engine.host.admission
+        with line.entering("s"):
+            with line.entering("s"):
+                pass  # refused by a store that is away, say
+            assert not line.admits("order")
+        assert line.admits("order")
+
+
+async def test_a_start_of_our_own_that_is_confirmed_late_keeps_its_place(world: World) -> None:
+    """What stands behind it may have been read by then."""
+    async with engine_of(world, MemoryEventLog(1), bound(1)) as engine:
+        await engine.start(Order, {"order": "first"})
+        await world.came(1)
+        line = engine.host.admission
+        for offset in (11, 12, 10, 9, 13):
+            line.line_up(Waiting(0, offset, f"r-{offset}", f"s-{offset}", "order"))
+        turns = [line._next() for _ in range(5)]
+        assert [turn.offset for turn in turns if turn] == [9, 10, 11, 12, 13]
+        world.open()
