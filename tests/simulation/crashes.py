@@ -21,7 +21,6 @@ from tests.simulation.seeds import plan_of
 FOLDERS = ("sagas", "reading", "engine", "recording")
 
 OTHERS = {
-    "recording/importing.py": "imports files, runs no saga",
     "sagas/orchestrator.py": "sagaz's list of sagas, over the store",
     "reading/past.py": "answers about the past, and changes nothing; the judge asks it",
     "reading/replay_log.py": "lists replays",
@@ -29,6 +28,7 @@ OTHERS = {
 """Modules of the engine that a simulated process does not use, and why."""
 
 NEVER = {
+    "recording/importing.py _Standing.of: log.read_saga": "only of a log that has an index",
     "reading/projector.py Projector._repair.<locals>.<lambda>: store.heads": (
         "the fold is total: only a fact that it never heard of comes here; the projector has a test"
     ),

@@ -349,6 +349,8 @@ class Judge:
                 yield f"fold is not the model: {saga_id}: {told}, the model: {_told(saga)}"
 
         yield from judge_recorded(self.simulation, self.accepted)
+        for imported in self.simulation.imports:
+            yield from imported.judge(self.accepted)
 
     def _engines(self) -> Iterator[str]:
         for node in self.simulation.nodes:

@@ -48,6 +48,7 @@ from sagaz_es.testing.simulation import (
     Weather,
 )
 from sagaz_es.testing.virtual_time import NothingLeft
+from tests.simulation.importers import Import
 from tests.simulation.lost_tail import Losses, lose_tail, process_name
 from tests.simulation.model import Truth, read_log
 from tests.simulation.operators import Operator
@@ -154,6 +155,7 @@ class Simulation:
         self.slept: set[str] = set()  # processes that were paused, cut off, or closed
         self.losses = Losses(self)
         self.recordings: list[Recording] = []
+        self.imports: list[Import] = []
         self.broker.on_landed += [self.truth.take, self._trace_landed, self._look_at_releases]
         self.broker.on_lost.append(self.losses.take)
 
@@ -169,6 +171,8 @@ class Simulation:
             finally:
                 self.alarms += self.loop.errors
                 self.loop.close()
+                for imported in self.imports:
+                    imported.path.unlink(missing_ok=True)
 
     async def _main(self, judge: Callable[[Simulation], Coroutine[Any, Any, None]]) -> None:
         for number in range(self.plan.engines):
@@ -476,10 +480,16 @@ class Simulation:
         self.recordings.append(Recording(self, number, saga_id, facts, remembered))
         self.recordings[-1].boot()
 
+    def do_import(self, file: int) -> None:
+        self.counts["imports"] += 1
+        self.imports.append(Import(self, self.counts["imports"], file))
+        self.imports[-1].boot()
+
     def do_kill_recorder(self) -> None:
-        for recording in self.recordings:
-            if not recording.done:
-                recording.process.kill()
+        services: tuple[Recording | Import, ...] = (*self.recordings, *self.imports)
+        for service in services:
+            if not service.done:
+                service.process.kill()
 
     def do_forget(self) -> None:
         """Retention takes what the marks and the store do not need any more."""
@@ -660,7 +670,8 @@ class Simulation:
             if not task.done() and alive and not self.losses.hides(words):
                 left.append(f"nobody was answered: {words}")
         left += [f"{n.process.name} does not open" for n in self.nodes if not n.ready]
-        left += [f"{r.process.name} has not told all" for r in self.recordings if not r.done]
+        services: tuple[Recording | Import, ...] = (*self.recordings, *self.imports)
+        left += [f"{one.process.name} has not told all" for one in services if not one.done]
         return left
 
     def _people(self) -> None:

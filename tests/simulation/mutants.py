@@ -437,6 +437,13 @@ MUTANTS = (
         "(max(state.recorders.values(), default=0))",
         needs="record",
     ),
+    Mutant(
+        "each import of a file has a writer of its own",
+        "sagaz_es.recording.importing",
+        "+ digest + msgspec.json.encode(options)",
+        "+ digest + os.urandom(4) + msgspec.json.encode(options)",
+        needs="import",
+    ),
 )
 
 

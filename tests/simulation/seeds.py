@@ -52,6 +52,7 @@ def plan_of(seed: int) -> Plan:
         *(_lost_tail(Random(f"{seed} tail"), partitions, heals_at) if len(groups) == 1 else ()),
     ]
     doings += _recordings(Random(f"{seed} recorders"), heals_at)
+    doings += _imports(Random(f"{seed} imports"), heals_at)
     doings += _cancels(Random(f"{seed} cancels"), doings)
     doings.sort(key=lambda doing: doing.at)
     return Plan(
@@ -242,6 +243,16 @@ def _recordings(random: Random, until: float) -> Iterator[Doing]:
         more = (f"recorded-{number // 2}", random.choice((2, 5, 12)), random.choice((1, 100)))
         yield Doing(random.uniform(0.2, until * 0.5), "record", more)
     for _ in range(random.choice((0, 1, 2))):
+        yield Doing(random.uniform(until * 0.2, until), "kill_recorder")
+
+
+def _imports(random: Random, until: float) -> Iterator[Doing]:
+    """Files that are imported, the same one by several people."""
+    if random.random() < 0.95:
+        return
+    for _ in range(random.choice((1, 2, 3))):
+        yield Doing(random.uniform(0.2, until * 0.8), "import", (random.choice((1, 1, 2)),))
+    for _ in range(random.choice((1, 2))):
         yield Doing(random.uniform(until * 0.2, until), "kill_recorder")
 
 
