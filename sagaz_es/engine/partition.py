@@ -625,8 +625,13 @@ class Partition:
     def knows_more(self, state: SagaState) -> bool:
         """Whether more was heard of an ended saga than this state, read off the log, has in it."""
         seen = self.seen.get(state.saga_id)
-        taken_up = f"lost {state.saga_id}" in self.held  # by others, who are being looked at
-        return taken_up or (seen is not None and seen.sequence != state.sequence)
+        if f"lost {state.saga_id}" in self.held:
+            return True  # taken up by others, who are being looked at
+        if seen is None:
+            return False
+        if state.recorded:  # it holds no mark: what was heard may begin in its middle
+            return seen.sequence > state.sequence
+        return seen.sequence != state.sequence
 
     def forget_before(self, offset: int) -> None:
         """The store, or the log's index, answers for everything that ended before `offset`."""
