@@ -58,13 +58,25 @@ def many(options: argparse.Namespace) -> bool:
     return bool(broken)
 
 
+LEGEND = """
+Each line begins with the virtual second. What stands in the log, as it lands:
+  p0@7 order-0 8add35 1/9 StepStarted ship: partition 0, offset 7; saga, its writer, epoch/sequence,
+  fact and step. `ask 1 cancel order-0`: a client asks engine 1; `kill 0`, `pause 1 3.5` and
+  the like are done to process, log or store. engine-0.2 is the second life of engine 0.
+"""
+
+
 def one(options: argparse.Namespace) -> bool:
     from tests.simulation.runs import run_seed
+    from tests.simulation.seeds import plan_of
 
     outcome = run_seed(options.seed)
+    print(plan_of(options.seed).in_words())
+    print(LEGEND)
     print("\n".join(outcome.lines))
     tell(outcome)
-    print(outcome.digest, outcome.counts)
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(outcome.counts.items()))
+    print(f"trace {outcome.digest}; {counts}; {len(outcome.violations)} violations")
     return bool(outcome.violations)
 
 

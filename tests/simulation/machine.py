@@ -89,6 +89,20 @@ class Plan:
     doings: tuple[Doing, ...]
     heals_at: float
     deaths: tuple[tuple[str, str, int], ...] = ()  # process, point, which time
+
+    def in_words(self) -> str:
+        """The stage, for whoever reads the trace."""
+        kinds = {
+            "none": "no store",
+            "beside": "a projector beside each engine",
+            "inside": "the projector in each engine",
+        }
+        return (
+            f"seed {self.seed}: engines {self.engines}, partitions {self.partitions}, "
+            f"{kinds[self.store]}, {self.policy.strategy.value}; heals at {self.heals_at:.1f} s\n"
+            f"{self.weather}\n{self.habits}"
+        )
+
     in_flight: int = 0  # how many sagas run at once in an engine; 0: as many as there are
     bounded: bool = False  # whether nothing happens that may run one more
     groups: tuple[str, ...] = ("",)  # of engines, which are in one after the other
@@ -180,7 +194,7 @@ class Simulation:
         for doing in self.plan.doings:
             await self._until(doing.at)
             self.look_at_beliefs()
-            self.trace(str(doing))
+            self.trace(str(doing).partition(" ")[2])
             getattr(self, f"do_{doing.what}")(*doing.args)
         await self._until(self.plan.heals_at)
         self.look_at_beliefs()
@@ -271,7 +285,9 @@ class Simulation:
 
     def _changed(self, node: Node) -> None:
         process = node.process
-        state = "paused" if process.paused else "goes on" if process.alive else "dies"
+        state = "is paused" if process.paused else "goes on" if process.alive else "dies"
+        if process.alive and process.cut:
+            state += ", and reaches no server"
         at = f" at {process.died_at}" if process.died_at else ""
         self.trace(f"{process.name} {state}{at}")
         if not process.alive:
