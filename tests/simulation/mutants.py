@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "a step runs before its start is confirmed",
         "sagaz_es.engine.runner",
-        "                await self._send()\n                if self._attempts.observed:",
-        "                self._send()\n                if self._attempts.observed:",
+        "                    await self._send()\n                    if self._attempts.observed:",
+        "                    self._send()\n                    if self._attempts.observed:",
     ),
     Mutant(
         "a gap before an append is not read",
