@@ -13,16 +13,11 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayResult, ReplayStatus
 from sagaz_es.errors import SagaError
 from sagaz_es.sagas.context import StepContext
-from sagaz_es.sagas.definition import (
-    RecoveryAction,
-    Saga,
-    action,
-    child,
-    compensate,
-    forward_recovery,
-)
+from sagaz_es.sagas.decorators import action, child, compensate, forward_recovery
+from sagaz_es.sagas.definition import RecoveryAction
 from sagaz_es.sagas.observers import SagaListener
 from sagaz_es.sagas.result import SagaHandle, SagaResult
+from sagaz_es.sagas.saga import Saga
 
 if TYPE_CHECKING:
     from sagaz_es.blobs.files import (
@@ -124,9 +119,7 @@ if TYPE_CHECKING:
     from sagaz_es.sagas.context import (
         SagaContext as SagaContext,
     )
-    from sagaz_es.sagas.definition import (
-        CompensationType as CompensationType,
-    )
+    from sagaz_es.sagas.definition import CompensationType as CompensationType
     from sagaz_es.sagas.described import (
         SagaStep as SagaStep,
     )

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, TextIO, TypeAlias
 
 from sagaz_es.errors import ConfigurationError, SagaError
-from sagaz_es.sagas.definition import Saga
+from sagaz_es.sagas.saga import Saga
 
 SagaSource: TypeAlias = Any
 """A class, an object, or a factory."""

@@ -41,12 +41,7 @@ from sagaz_es.errors import (
     UnstorableValue,
 )
 from sagaz_es.sagas.context import StepContext
-from sagaz_es.sagas.definition import (
-    Compensation,
-    Definition,
-    RecoveryAction,
-    StepDefinition,
-)
+from sagaz_es.sagas.definition import Compensation, Definition, RecoveryAction, StepDefinition
 from sagaz_es.sagas.fan_out import RESULTS, child_name, starts_of
 from sagaz_es.sagas.inputs import context_texts
 from sagaz_es.sagas.observers import Observers

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
-from sagaz_es.sagas.definition import Definition, Saga, StepDefinition, saga_name_of
+from sagaz_es.sagas.decorators import saga_name_of
+from sagaz_es.sagas.definition import Definition, StepDefinition
 from sagaz_es.sagas.fan_out import fan_out, one_of
+from sagaz_es.sagas.saga import Saga
 
 Source = type[Saga] | Saga
 

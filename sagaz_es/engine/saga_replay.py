@@ -23,8 +23,9 @@ from sagaz_es.reading.lookup import current_state
 from sagaz_es.reading.replay_log import replays_of
 from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.sagas import standalone
-from sagaz_es.sagas.definition import Definition, Saga
+from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.inputs import check_id, check_said, check_text
+from sagaz_es.sagas.saga import Saga
 from sagaz_es.snapshots import shown_replay
 
 Factory = Callable[[str], Any]

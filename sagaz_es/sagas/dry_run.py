@@ -16,8 +16,9 @@ from sagaz_es.codec.values import to_text
 from sagaz_es.core.graph import Graph
 from sagaz_es.errors import ConfigurationError, SagaError
 from sagaz_es.sagas.config import settings_of
-from sagaz_es.sagas.definition import Definition, Saga
+from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.large_values import DEFAULT_LIMITS, LargeValues
+from sagaz_es.sagas.saga import Saga
 from sagaz_es.sagas.typed import Contents, as_mapping, check_texts
 
 

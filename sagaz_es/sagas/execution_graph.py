@@ -17,7 +17,8 @@ from typing import Any
 from sagaz_es.core.decide import CompensationFailureStrategy
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.errors import CircularDependencyError, SagaDependencyError
-from sagaz_es.sagas.definition import CompensationType, takes_undone
+from sagaz_es.sagas.decorators import takes_undone
+from sagaz_es.sagas.definition import CompensationType
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from sagaz_es.core.texts import join_object
 from sagaz_es.errors import DefinitionError, UnstorableValue
-from sagaz_es.sagas.definition import Saga
 from sagaz_es.sagas.inputs import context_texts
+from sagaz_es.sagas.saga import Saga
 
 EACH = "*"
 RESULTS = "results"

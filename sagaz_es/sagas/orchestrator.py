@@ -12,8 +12,8 @@ from sagaz_es.sagas import standalone
 from sagaz_es.snapshots import from_us
 
 if TYPE_CHECKING:
-    from sagaz_es.sagas.definition import Saga
     from sagaz_es.sagas.result import SagaResult
+    from sagaz_es.sagas.saga import Saga
 
 PAGE = 500
 

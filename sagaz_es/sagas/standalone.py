@@ -19,8 +19,8 @@ from sagaz_es.sagas.typed import Contents
 
 if TYPE_CHECKING:
     from sagaz_es.engine.engine import Engine
-    from sagaz_es.sagas.definition import Saga
     from sagaz_es.sagas.result import SagaResult
+    from sagaz_es.sagas.saga import Saga
 
 _openers: list[Callable[..., Engine]] = []
 

@@ -24,7 +24,7 @@ from sagaz_es.sagas.inputs import check_text
 
 if TYPE_CHECKING:
     from sagaz_es.engine.engine import Engine
-    from sagaz_es.sagas.definition import Saga
+    from sagaz_es.sagas.saga import Saga
 
 logger = logging.getLogger("sagaz_es.triggers")
 

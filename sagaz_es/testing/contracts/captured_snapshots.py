@@ -18,7 +18,8 @@ from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Projection, ProjectionStore
 from sagaz_es.reading.projector import Projector
 from sagaz_es.reading.time_travel import SagaHistory
-from sagaz_es.sagas.definition import Saga, action, compensate
+from sagaz_es.sagas.decorators import action, compensate
+from sagaz_es.sagas.saga import Saga
 from sagaz_es.snapshots import ReplayConfig, SagaSnapshot, from_stored, to_stored
 from sagaz_es.testing.contracts.histories import NOON, SECOND
 from sagaz_es.testing.memory import MemoryEngine, memory_engine
