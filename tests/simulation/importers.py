@@ -38,6 +38,8 @@ class Import:
             (f"{NAME}-{seed}-{random.randrange(3)}", f"row-{row}", random.randrange(20))
             for row in range(random.choice((3, 10, 30)))
         ]
+        # A row of a saga that others record may stand or be refused, by who was first.
+        self.others = [("recorded-0", "of-others", 5)] if seed == 1 else []
         self._seed, self._lives = seed, 0
         self.done = False
         self.process = Process(simulation.loop, f"importer-{number}.0")
@@ -48,7 +50,9 @@ class Import:
 
     def boot(self) -> None:
         self._lives += 1
-        lines = [f"{saga},{step},2025-06-01T10:00:{at:02}" for saga, step, at in self.rows]
+        lines = [
+            f"{saga},{step},2025-06-01T10:00:{at:02}" for saga, step, at in self.rows + self.others
+        ]
         self.path.write_text("\n".join(["case,step,at", *lines]))
         simulation = self._simulation
         process = self.process = Process(simulation.loop, f"importer-{self._number}.{self._lives}")

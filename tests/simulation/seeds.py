@@ -252,6 +252,8 @@ def _imports(random: Random, until: float) -> Iterator[Doing]:
         return
     for _ in range(random.choice((1, 2, 3))):
         yield Doing(random.uniform(0.2, until * 0.8), "import", (random.choice((1, 1, 2)),))
+    if random.random() < 0.5:  # beside a saga that the file has a row of, too
+        yield Doing(random.uniform(0.1, until * 0.3), "record", ("recorded-0", 5, 100))
     for _ in range(random.choice((1, 2))):
         yield Doing(random.uniform(until * 0.2, until), "kill_recorder")
 
