@@ -469,7 +469,7 @@ class Host:
         """Start a branch whose ReplayBranched is in the log; starting it twice is starting it
         once."""
         definition = self.registry.by_name(saga_name)
-        exists = await self.exists(partition, saga_id)
+        exists = await self._branch_exists(partition, saga_id)
         first: list[e.Fact] = [start]
         if not exists and start.definition != definition.graph.fingerprint:
             # Decided by an engine with other code, which died before the branch began.
@@ -480,6 +480,15 @@ class Host:
                 state = SagaState(saga_id=saga_id, saga_name=saga_name, replay_id=start.replay_id)
                 return await self._launch(partition, definition, state, *first)
         return self.handle(saga_id)
+
+    async def _branch_exists(self, partition: Partition, saga_id: str) -> bool:
+        """As `exists`. A branch begins behind the fact that decides it, and that is held until
+        then: so memory knows, whatever store and log have lost of what was before."""
+        if saga_id in partition.cells or saga_id in partition.seen:
+            return True
+        if partition.held.get(saga_id, -1) >= partition.known_from:
+            return False
+        return await self.exists(partition, saga_id)
 
     async def begin_branch(
         self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str
@@ -494,7 +503,7 @@ class Host:
                 if partition.leaving or partition.closed:
                     return self.handle(saga_id)
                 await asyncio.sleep(0)  # another engine was first: look again
-            except (errors.StorageFailed, OSError) as error:
+            except (errors.StorageFailed, errors.HistoryGone, OSError) as error:
                 logger.warning("branch %s has not begun: %s; trying again", saga_id, error)
                 if partition.leaving or partition.closed:
                     return self.handle(saga_id)

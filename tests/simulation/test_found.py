@@ -17,6 +17,8 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.errors import EngineClosed, HistoryGone, PlanOutdated, SagaStillRunning, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Bounds, Chunk
+from sagaz_es.reading.projector import Projector
+from sagaz_es.storage.memory import MemoryProjectionStore
 from tests.helpers import (
     QUIET,
     Declined,
@@ -458,6 +460,42 @@ async def test_a_start_is_not_refused_because_old_records_go_while_ids_are_looke
 
 
 # --- housekeeping behind an error -----------------------------------------------------------------
+
+
+class _Emptied(FaultyLog):
+    """Without an index. Once a replay is decided, everything before that is gone."""
+
+    indexed = False
+    gone = 0
+
+    async def append(self, partition: int, entries: Any) -> int:
+        base = await super().append(partition, entries)
+        if "ReplayBranched" in self.appends[-1]:
+            self.gone = base
+        return base
+
+    async def bounds(self, partition: int) -> Bounds:
+        return Bounds(self.gone, (await super().bounds(partition)).end)
+
+    async def read(self, partition: int, offset: int, **options: Any) -> Chunk:
+        if offset < self.gone:
+            raise HistoryGone("partition 0", f"offset {offset}", f"offset {self.gone}")
+        return await super().read(partition, offset, **options)
+
+
+async def test_a_replay_that_is_decided_begins_though_its_store_has_missed_what_is_gone() -> None:
+    log, store, ledger = _Emptied(), MemoryProjectionStore(), Ledger()
+    ledger.fails("ship", Declined())
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="s")
+    await Projector(log, store, batch=3).run_until({0: 3})
+    resources = {"ledger": ledger}
+    async with Engine(
+        log, store=store, sagas=[OrderSaga], resources=resources, config=QUIET
+    ) as engine:
+        result = await engine.replay(await engine.plan_replay("s", "ship"))
+        assert result.success
+    assert ledger.standing == ["reserve", "charge", "ship"]
 
 
 async def test_a_silent_saga_is_taken_over_though_the_log_failed_the_first_time() -> None:
