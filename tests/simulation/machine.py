@@ -411,11 +411,13 @@ class Simulation:
         saga = self.random.choice(running)
         started = [name for name, step in saga.steps.items() if step.status == "started"]
         fact = e.StepCompleted(started[0]) if started else e.SagaCancelled("an impostor")
+        index = partition_of(saga.saga_id, len(self.broker.partitions))
+        if self.loop.time() < self.broker.partitions[index].refuses_until:
+            return  # it takes nothing from anybody yet, see `lose_tail`
         writer = self.random.randbytes(16)
         number = saga.sequence + 1
         event = e.Event(saga.saga_id, saga.name, writer, saga.epoch, number, self.loop.now(), fact)
         self.counts["impostors"] += 1
-        index = partition_of(saga.saga_id, len(self.broker.partitions))
         self.broker.append(index, [event])
         self.broker.partitions[index].wake()
 
