@@ -42,8 +42,8 @@ bench: services ## measure, on real servers; ONLY="sagas memory" some of it, QUI
 	@$(PY) -m benchmarks $(ONLY) $(if $(QUICK),--quick)
 
 .PHONY: sim
-sim: $(VENV)/dev.stamp ## SEEDS=n simulated schedules with faults; SEED=n one of them, with its trace
-	@$(PY) -m tests.simulation $(if $(SEED),seed $(SEED),run --seeds $(or $(SEEDS),2000))
+sim: $(VENV)/dev.stamp ## SEEDS=n simulated schedules with faults, from FIRST=1; SEED=n one of them, with its trace
+	@$(PY) -m tests.simulation $(if $(SEED),seed $(SEED),run --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),1))
 
 .PHONY: mutants
 mutants: $(VENV)/dev.stamp ## plant every known bug, and find it by simulation
