@@ -11,11 +11,12 @@ import click
 from sagaz_es.core.graph import Graph, parse_graph
 from sagaz_es.core.state import ENDED
 from sagaz_es.engine.registry import Registry
-from sagaz_es.ports import DefinitionCount
+from sagaz_es.ports import BlobStore, DefinitionCount, ProjectionStore
 from sagaz_es.sagas.definition import Definition
 from sagaz_es_cli import exits, sources
 from sagaz_es_cli.opening import reading, run
-from sagaz_es_cli.options import Settings, command
+from sagaz_es_cli.options import LIMIT, Settings, command
+from sagaz_es_cli.refusals import Looked, look
 from sagaz_es_cli.render import Block, cells, emit, note
 from sagaz_es_cli.tables import Column, Rows
 
@@ -32,6 +33,21 @@ class Version:
     statuses: dict[str, int] = field(default_factory=dict)
     fits: str = ""
     differences: tuple[str, ...] = ()
+    looked: Looked | None = None  # at those unfinished, where the code declares to carry them on
+
+    @property
+    def refused(self) -> int:
+        """How many of the unfinished this code would not carry on; of those looked at."""
+        if self.fits in (DIFFERS, NO_CODE):
+            return self.unfinished
+        return self.looked.refused if self.looked is not None else 0
+
+    @property
+    def passed_by(self) -> int:
+        """How many of the unfinished would have to be looked at, and were not."""
+        if self.looked is None or not self.looked.cut:
+            return 0
+        return max(0, self.unfinished - self.looked.at)
 
     @property
     def unfinished(self) -> int:
@@ -50,7 +66,10 @@ def add_versions(group: click.Group) -> None:
         group,
         "versions",
         keys="a list of saga_name, fingerprint (null: recorded without an engine), unfinished, "
-        "replayable, statuses, fits (yes, declared, no, no code; null without --app), differences",
+        "replayable, statuses, fits (yes, declared, no, no code; null without --app), differences, "
+        "refused (how many of the unfinished this code would not carry on; null without --app), "
+        "looked_at (how many of them were tried, where fits is declared; else null), why (of the "
+        "first one refused)",
         examples="""
             sagaz-es versions
             sagaz-es versions --app shop.sagas
@@ -61,31 +80,83 @@ def add_versions(group: click.Group) -> None:
     @click.option(
         "--check",
         is_flag=True,
-        help="Status 3 if there are unfinished sagas that the code of --app does not fit.",
+        help="Status 3 if there are unfinished sagas that the code of --app would refuse; 5 if "
+        "none was found, and not all were looked at.",
     )
-    def versions(settings: Settings, name: str | None, check: bool) -> None:
+    @click.option(
+        "--limit",
+        type=LIMIT,
+        default=10_000,
+        show_default=True,
+        help="Of each declared definition, look at most at so many unfinished sagas.",
+    )
+    def versions(settings: Settings, name: str | None, check: bool, limit: int) -> None:
         """Count unfinished and replayable sagas by definition, and say which of them code fits.
 
         A definition is the step graph that a saga began with, known by its fingerprint. With --app:
         yes: the code has that definition; declared: it names it in compatible_with, and carries on
-        what has not begun differently; no: its sagas are refused, and why.
+        what has not begun differently; no: its sagas are refused, and why. Of a declared definition
+        each unfinished saga is looked at as an engine would, which calls its class's `migrate`, and
+        those that would be refused are counted. Replays are not looked at: their plan tells.
         """
         if check:
             settings.need_code("versions --check")
         registry = Registry(sources.load(settings.apps)) if settings.apps else None
 
-        async def work() -> tuple[DefinitionCount, ...]:
+        async def work() -> list[Version]:
             async with reading(settings) as opened:
-                return await (await opened.up_to_date_store()).count_by_definition()
+                store = await opened.up_to_date_store()
+                found = versions_of(await store.count_by_definition(), registry)
+                found = [version for version in found if name in (None, version.saga_name)]
+                if registry is not None:
+                    await _look(found, registry, store, opened.blobs, limit)
+                return found
 
-        found = versions_of(run(work()), registry)
-        found = [version for version in found if name in (None, version.saga_name)]
+        found = run(work())
         emit(settings.format, [_record(version) for version in found], lambda: _blocks(found))
-        stuck = [one for one in found if one.unfinished and one.fits in (DIFFERS, NO_CODE)]
-        if check and stuck:
-            count = sum(version.unfinished for version in stuck)
-            note(f"{count} unfinished sagas are refused by this code")
-            raise click.exceptions.Exit(exits.REFUSED)
+        _say(found)
+        if check:
+            _judge(found)
+
+
+async def _look(
+    versions: list[Version],
+    registry: Registry,
+    store: ProjectionStore,
+    blobs: BlobStore | None,
+    limit: int,
+) -> None:
+    """Look at the unfinished sagas of definitions that the code declares."""
+    declared = [one for one in versions if one.fits == DECLARED and one.unfinished]
+    for name in sorted({one.saga_name for one in declared}):
+        ours = {one.fingerprint: one for one in declared if one.saga_name == name}
+        most = {one.fingerprint: min(limit, one.unfinished) for one in ours.values()}
+        looked = await look(store, blobs, registry.by_name(name), name, most)
+        for fingerprint, version in ours.items():
+            version.looked = looked[fingerprint]
+            version.looked.cut = version.looked.at >= limit
+
+
+def _say(versions: list[Version]) -> None:
+    for version in versions:
+        looked = version.looked
+        if looked is None:
+            continue
+        of = f"{version.unfinished} unfinished sagas of {version.saga_name} {version.fingerprint}"
+        if looked.refused:
+            note(f"{looked.refused} of {of} would be refused, one of them so: {looked.why}")
+        if version.passed_by:
+            note(f"only {looked.at} of {of} were looked at; see --limit")
+
+
+def _judge(versions: list[Version]) -> None:
+    """Raises Exit unless the code carries on whatever is unfinished."""
+    refused = sum(version.refused for version in versions)
+    if refused:
+        note(f"{refused} unfinished sagas are refused by this code")
+        raise click.exceptions.Exit(exits.REFUSED)
+    if any(version.passed_by for version in versions):
+        raise click.exceptions.Exit(exits.PARTLY)
 
 
 def versions_of(counts: Iterable[DefinitionCount], registry: Registry | None) -> list[Version]:
@@ -129,6 +200,9 @@ def _record(version: Version) -> dict[str, Any]:
         "statuses": version.statuses,
         "fits": version.fits or None,
         "differences": list(version.differences),
+        "refused": version.refused if version.fits else None,
+        "looked_at": version.looked.at if version.looked is not None else None,
+        "why": (version.looked.why if version.looked is not None else "") or None,
     }
 
 
@@ -139,6 +213,7 @@ def _blocks(versions: list[Version]) -> list[Block]:
         Column("unfinished", number=True),
         Column("replayable", number=True),
         Column("code fits", status=True),
+        Column("refused", number=True),
         Column("differences", free="wrap"),
     )
     rows = [
@@ -148,6 +223,7 @@ def _blocks(versions: list[Version]) -> list[Block]:
             version.unfinished,
             version.replayable,
             version.fits,
+            version.refused if version.fits else None,
             "; ".join(version.differences),
         )
         for version in versions

@@ -34,6 +34,32 @@ class Waiting(Saga):
     async def wait(self, ctx: Any) -> None: ...
 
 
+class Renamed(Saga):
+    """Declares to carry on what waits, and has lost the step that has begun."""
+
+    saga_name = "waiting"
+    compatible_with: ClassVar[tuple[str, ...]] = (Waiting.fingerprint(),)
+
+    @action("listen", wait_for="a word")
+    async def listen(self, ctx: Any) -> None: ...
+
+
+class Longer(Waiting):
+    saga_name = "waiting"
+    compatible_with: ClassVar[tuple[str, ...]] = (Waiting.fingerprint(),)
+
+    @action("then", depends_on=["wait"])
+    async def then(self, ctx: Any) -> None: ...
+
+
+class Migrates(Longer):
+    saga_name = "waiting"
+
+    def migrate(self, saga: Any) -> Any:
+        print("migrates", saga.saga_id)
+        return {"copy": saga.context["amount"]}
+
+
 @pytest.fixture
 def orders(shop: Shop, ledger: Any) -> Shop:
     """Two ended orders of the shop, a third of the changed shop; one that waits."""
@@ -104,9 +130,44 @@ def test_a_check_is_refused_while_unfinished_sagas_do_not_fit(orders: Shop) -> N
     assert orders.run("versions", "--check").status == 2
 
 
+def test_unfinished_sagas_of_a_declared_definition_are_looked_at_one_by_one(orders: Shop) -> None:
+    """A declaration cannot cover what has begun otherwise: the engine would refuse w-1."""
+    refused = orders.run("versions", "--app", f"{__name__}:Renamed", "--check", "--name", "waiting")
+    row = {one["fingerprint"]: one for one in refused.json}[Waiting.fingerprint()]
+    assert (refused.status, row["fits"], row["refused"], row["looked_at"]) == (3, "declared", 1, 1)
+    assert "step 'wait' has begun and is missing" in row["why"]
+    assert row["why"] in refused.stderr
+    carried = orders.run("versions", "--app", f"{__name__}:Longer", "--check", "--name", "waiting")
+    row = {one["fingerprint"]: one for one in carried.json}[Waiting.fingerprint()]
+    assert (carried.status, row["refused"], row["looked_at"], row["why"]) == (0, 0, 1, None)
+
+
+def test_migrate_is_tried_and_what_it_raises_is_a_refusal(orders: Shop) -> None:
+    before = orders.run("replay", "list-changes", "w-1").json
+    refused = orders.run("versions", "--app", f"{__name__}:Migrates", "--check", "--name", "waiting")
+    row = {one["fingerprint"]: one for one in refused.json}[Waiting.fingerprint()]
+    assert (refused.status, row["refused"]) == (3, 1)
+    assert "migrate of 'waiting' failed (KeyError('amount'))" in row["why"]
+    assert "migrates w-1" in refused.stderr
+    assert orders.run("replay", "list-changes", "w-1").json == before
+
+
+def test_what_was_not_looked_at_is_no_green_light(orders: Shop) -> None:
+    async def more() -> None:
+        async with connect(orders.log, sagas=[Waiting], clock=orders.clock) as engine:
+            await engine.start(Waiting, saga_id="w-2")
+
+    asyncio.run(more())
+    how = ("versions", "--app", f"{__name__}:Longer", "--check", "--name", "waiting")
+    partly = orders.run(*how, "--limit", "1")
+    assert partly.status == 5
+    assert "only 1 of 2 unfinished sagas of waiting" in partly.stderr
+    assert orders.run(*how).status == 0
+
+
 def test_it_is_a_table_too_and_yaml(orders: Shop) -> None:
     table = orders.run("versions", "--app", CHANGED, "--format", "table").stdout
-    assert re.search(rf"order +{OLD} +0 +2 +no +step 'pack' is new", table)
+    assert re.search(rf"order +{OLD} +0 +2 +no +0 +step 'pack' is new", table)
     read = yaml.safe_load(orders.run("versions", "--format", "yaml").stdout)
     assert read == orders.run("versions").json
 
