@@ -144,7 +144,9 @@ def test_unfinished_sagas_of_a_declared_definition_are_looked_at_one_by_one(orde
 
 def test_migrate_is_tried_and_what_it_raises_is_a_refusal(orders: Shop) -> None:
     before = orders.run("replay", "list-changes", "w-1").json
-    refused = orders.run("versions", "--app", f"{__name__}:Migrates", "--check", "--name", "waiting")
+    refused = orders.run(
+        "versions", "--app", f"{__name__}:Migrates", "--check", "--name", "waiting"
+    )
     row = {one["fingerprint"]: one for one in refused.json}[Waiting.fingerprint()]
     assert (refused.status, row["refused"]) == (3, 1)
     assert "migrate of 'waiting' failed (KeyError('amount'))" in row["why"]
