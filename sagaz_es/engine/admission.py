@@ -369,6 +369,8 @@ class Admission:
                 request = await self._read(waiting)
             except HistoryGone as error:
                 logger.error("the start of saga %s is lost: %s", waiting.saga_id, error)
+                if (partition := self._host.partitions.get(waiting.partition)) is not None:
+                    partition.held.pop(waiting.request_id, None)
                 self._out(waiting)
                 return
             except (SagaError, OSError) as error:
@@ -388,15 +390,15 @@ class Admission:
                 await self.answer(partition, request)
         finally:
             self._out(waiting)
-            if partition is None or waiting.saga_id not in partition.cells:
-                # It had begun long ago, or begins elsewhere, or has ended and everybody knows.
-                self._host.refuse_start(waiting.saga_id, LostOwnership(waiting.saga_id))
             self.look()
 
     def _out(self, waiting: Waiting) -> None:
+        """It waits no more. Unless it runs here, it had begun long ago, begins elsewhere, or is
+        lost: who waits for it asks the log."""
         self._beginning.discard(waiting.saga_id)
         if self._waiting.get(waiting.saga_id) is waiting:
             del self._waiting[waiting.saga_id]
+        self._host.not_here(waiting.saga_id)
 
     async def _read(self, waiting: Waiting) -> e.StartRequested | None:
         """What the start was asked with; others that wait and were read with it are kept at hand.

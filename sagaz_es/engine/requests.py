@@ -250,7 +250,6 @@ class Answers:
                     request.caller_saga_id, request.caller_step, request.caller_replay_id
                 ),
             )
-            host.not_here(request.saga_id)
         elif isinstance(request, e.CancelRequested):
             if await host.admission.at_once(request.saga_id, request):
                 return

@@ -16,11 +16,11 @@ from sagaz_es.core import events as e
 from sagaz_es.engine import admission
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.errors import ConfigurationError, SagaNotFound, UnknownSagaName
+from sagaz_es.errors import ConfigurationError, HistoryGone, SagaNotFound, UnknownSagaName
 from sagaz_es.log.memory import MemoryEventLog
-from sagaz_es.ports import EventLog
+from sagaz_es.ports import Chunk, EventLog, Record
 from sagaz_es.sagas.result import SagaHandle
-from tests.helpers import story
+from tests.helpers import Gate, story
 
 
 def bound(sagas: int, **settings: Any) -> EngineConfig:
@@ -502,3 +502,57 @@ async def test_a_start_of_our_own_that_is_confirmed_late_keeps_its_place(world: 
         turns = [line._next() for _ in range(5)]
         assert [turn.offset for turn in turns if turn] == [9, 10, 11, 12, 13]
         world.open()
+
+
+class _SlowToTell(MemoryEventLog):
+    """A log that holds who reads a start that waits, until `gate` opens; if `lost`, it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.gate, self.lost = Gate(), False
+
+    async def read(self, partition: int, offset: int, **options: Any) -> Chunk:
+        if options.get("limit") == admission.READ_AHEAD:
+            await self.gate.pass_through()
+            if self.lost:
+                raise HistoryGone("partition 1", str(offset), "the end")
+        return await super().read(partition, offset, **options)
+
+    async def read_saga(self, saga_id: str, from_offset: int = 0) -> tuple[Record, ...]:
+        return () if self.lost else await super().read_saga(saga_id, from_offset)
+
+
+async def _two_in_partition_1(engine: Engine, log: EventLog, world: World) -> list[SagaHandle]:
+    """One saga that runs, one whose start waits."""
+    ids = [f"s-{n}" for n in range(20) if log.partition_of(f"s-{n}") == 1][:2]
+    handles = [await engine.start(Order, {"order": one}, saga_id=one) for one in ids]
+    await world.came(1)
+    return handles
+
+
+async def test_who_waits_is_told_of_a_start_that_was_being_read_when_its_partition_went(
+    world: World,
+) -> None:
+    log = _SlowToTell()
+    first, second = engine_of(world, log, bound(1)), engine_of(world, log, bound(1))
+    async with first:
+        handles = await _two_in_partition_1(first, log, world)
+        world.open()
+        await log.gate.entered()  # the second is called, and being read
+        async with second:
+            assert second.host.partitions.keys() == {1}
+            log.gate.open()
+            assert await ended(handles) == [SagaStatus.COMPLETED] * 2
+    assert len(world.began) == 2
+
+
+async def test_who_waits_is_told_of_a_start_that_the_log_has_lost(world: World) -> None:
+    log = _SlowToTell()
+    async with engine_of(world, log, bound(1)) as engine:
+        _, waits = await _two_in_partition_1(engine, log, world)
+        log.lost = True
+        log.gate.open()
+        world.open()
+        with pytest.raises(SagaNotFound):
+            await waits.result(30)
+        assert not engine.host.partitions[1].held  # it holds the mark no more
