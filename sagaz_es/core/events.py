@@ -117,7 +117,10 @@ class StepSkipped(Fact, frozen=True, gc=False):
 
 
 class StepOutcomeUnknown(Fact, frozen=True, gc=False):
-    """Nobody knows whether an at-most-once step had its effect; it is not run again on its own."""
+    """Nobody knows whether an at-most-once step had its effect; it is not run again on its own.
+
+    Of a step that is unknown already: its `resolve` was asked, in vain; `reason` says why.
+    """
 
     step: str
     attempt: int = 1

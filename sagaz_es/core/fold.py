@@ -231,6 +231,8 @@ def _saga_claimed(state: SagaState, fact: e.SagaClaimed) -> None:
     for name, step in state.steps.items():
         if step.status in ("executing", "compensating"):
             state.steps[name] = _replace(step, interrupted=True)
+        elif step.unresolved:  # the new owner asks again
+            state.steps[name] = _replace(step, unresolved=False)
 
 
 def _saga_released(state: SagaState, fact: e.SagaReleased) -> None:
@@ -348,9 +350,15 @@ def _step_skipped(state: SagaState, fact: e.StepSkipped) -> None:
 
 
 def _step_outcome_unknown(state: SagaState, fact: e.StepOutcomeUnknown) -> None:
+    """The second time: nobody could say what happened, so a person has to."""
     step = state.steps.get(fact.step, PENDING)
     state.steps[fact.step] = _replace(
-        step, status="outcome_unknown", attempt=fact.attempt, interrupted=False, unknown=True
+        step,
+        status="outcome_unknown",
+        attempt=fact.attempt,
+        interrupted=False,
+        unknown=True,
+        unresolved=step.status == "outcome_unknown",
     )
 
 

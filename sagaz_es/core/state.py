@@ -63,6 +63,7 @@ class StepState(Struct, frozen=True, gc=False, omit_defaults=True):
     reads: str = ""
     owner: str = ""  # the saga that executed the effect; empty: this one
     unknown: bool = False  # an attempt's effect may have happened, and none completed since
+    unresolved: bool = False  # its `resolve` was asked what happened, in vain, by this owner
     error_type: str = ""
     error_message: str = ""
     waits_for: str = ""  # the signal that it waits for, or that it has got

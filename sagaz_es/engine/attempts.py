@@ -509,24 +509,36 @@ class Attempts:
             return error
         return SagaStepError(name, step.error_type, step.error_message)
 
-    async def _resolve(self, attempt: Attempt) -> e.Fact | None:
-        """Ask what became of an at-most-once step of unknown outcome."""
+    async def _resolve(self, attempt: Attempt) -> e.Fact:
+        """Ask what became of an at-most-once step of unknown outcome; if that does not say, the
+        outcome is unknown for good, and a person has to."""
         step = self._definition.steps[attempt.step]
         assert step.resolve is not None, attempt.step
         try:
             context = await self._context(step, attempt)
-            async with asyncio.timeout(step.timeout_seconds):
+            async with asyncio.timeout(step.timeout_seconds) as limit:
                 answer = await _call(step.resolve, context)
-            if answer is None:
-                return None
             if answer is False:
                 return not_happened(attempt.step, attempt.attempt)
-            return await self._completed(attempt, context, None if answer is True else answer)
+            if answer is not None:
+                return await self._completed(attempt, context, None if answer is True else answer)
+            reason = "its resolve function returned None: it does not know"
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._keep(attempt.step, error)
-            return None  # it could not find out: a person has to
+            reason = f"its resolve function failed with {type(error).__name__}: {_message(error)}"
+            if isinstance(error, TimeoutError) and limit.expired():
+                reason = f"its resolve function has not answered in {step.timeout_seconds:g} s"
+        logger.warning(
+            "saga %s (%s): nobody knows whether step %r happened: %s; a person has to say "
+            "(`sagaz-es saga resolve`)",
+            self._state.saga_id,
+            self._definition.name,
+            attempt.step,
+            reason,
+        )
+        return e.StepOutcomeUnknown(attempt.step, attempt.attempt, reason)
 
     # --- telling ---
 

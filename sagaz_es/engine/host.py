@@ -701,6 +701,17 @@ class Host:
                 self.awake(state.caller_saga_id)  # who waits for its parent is told, too
         runner.cell.put_aside()
 
+    def _is_asked(self, state: SagaState) -> bool:
+        """Whether the `resolve` of a step of unknown outcome has yet to answer, wherever the saga
+        runs. Of a class that this engine does not have nobody can tell."""
+        if state.ended or state.paused or state.saga_name not in self.registry:
+            return False
+        resolvable = self.registry.by_name(state.saga_name).rules.resolvable
+        return any(
+            step.status == "outcome_unknown" and not step.unresolved and name in resolvable
+            for name, step in state.steps.items()
+        )
+
     def _has_stuck_child(self, state: SagaState) -> bool:
         """Whether it waits for a child that only a person can carry on."""
         return bool(self._stuck) and any(
@@ -809,7 +820,7 @@ class Host:
                         raise refusal(refused)
                     if asked_for or partition in self.lost_tails or tail.lost_tail:
                         await self._check_begins(saga_id)
-                elif needs_nobody_else(state):
+                elif needs_nobody_else(state) and not self._is_asked(state):
                     return await self.result(state)
                 elif (unfit := self.refusal_of(saga_id)) is not None:
                     raise unfit

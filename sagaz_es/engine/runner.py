@@ -324,6 +324,10 @@ class SagaRunner:
             for fact in decision.facts:
                 self._number(fact, now)
             run = [each for each in decision.run if not each.ask or self._may_ask(each)]
+            if self._asking:
+                for each in run:
+                    if not each.ask:  # whatever was asked about it is asked no more
+                        self._asking.pop(each.step, None)
             attempts += run
             if not decision.facts or run:
                 # With attempts to run, whatever else can start is among them already.
@@ -354,9 +358,16 @@ class SagaRunner:
 
     def _take(self, step: str, outcome: Outcome) -> None:
         """The outcome of an attempt."""
+        asked = self._asking.pop(step, "")
         if outcome is None:
             if step not in self._news_of:
-                self._asked.add((step, self._asking[step]))
+                self._asked.add((step, asked))
+        elif asked == "resolve" and self.state.step(step).status != "outcome_unknown":
+            pass  # a person has said meanwhile what became of it
+        elif asked == "resolve" and type(outcome) is e.StepOutcomeUnknown:
+            self._asked.add((step, asked))
+            if not self.state.step(step).unresolved:  # asked again, it has the same to say
+                self._number(outcome)
         elif self._is_overtaken(step, outcome):
             pass  # asked how its child ends, and goes back by now: it is asked for that
         elif type(outcome) is tuple:

@@ -441,7 +441,8 @@ def _step_unknown(log: Log, saga: Saga, fact: e.StepOutcomeUnknown, _: Placed) -
     step = saga.steps[fact.step]
     before, step.status, step.maybe = step.status, "unknown", True
     step.interrupted = False
-    if not step.at_most_once or before != "started":
+    again = before == "unknown" and step.attempt == fact.attempt  # who was asked could not say
+    if not step.at_most_once or not (before == "started" or again):
         return f"the step is {before}"
     return None
 

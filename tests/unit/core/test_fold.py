@@ -249,6 +249,15 @@ def test_an_unknown_outcome_stays_so() -> None:
     assert state.step("charge") == StepState(status="outcome_unknown", attempt=1, unknown=True)
 
 
+def test_whether_its_resolve_could_not_say_is_remembered_until_another_owner_asks() -> None:
+    unknown = e.StepOutcomeUnknown("charge", 1, "crash")
+    begun = (START, e.StepStarted("charge"), unknown)
+    assert [
+        after(*begun, *more).step("charge").unresolved
+        for more in [(), (unknown,), (unknown, unknown), (unknown, e.SagaClaimed())]
+    ] == [False, True, True, False]
+
+
 def test_an_interrupted_attempt_is_remembered_until_one_completes() -> None:
     def after_a_crash(*outcome: e.Fact) -> tuple[str, bool]:
         second = (e.SagaClaimed(), e.StepStarted("charge", 2), *outcome)

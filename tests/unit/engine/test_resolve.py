@@ -1,0 +1,141 @@
+"""`resolve=` says what became of an at-most-once step; only if it cannot, a person has to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from sagaz_es import Engine, Saga, SagaStatus
+from sagaz_es.core import events as e
+from sagaz_es.log.memory import MemoryEventLog
+from tests.helpers import facts
+
+
+class Bank:
+    """Its answer comes once `open` is set."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked, self.open = asyncio.Event(), asyncio.Event()
+        self.booked = 0
+
+    async def resolve(self, ctx: Any) -> Any:
+        self.asked.set()
+        await self.open.wait()
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    def saga(self, *, wire_seconds: float = 60) -> Saga:
+        async def wire(ctx: Any) -> None:
+            raise asyncio.CancelledError  # nobody knows how far it came
+
+        async def book(ctx: Any) -> None:
+            self.booked += 1
+
+        saga = Saga(name="transfer")
+        saga.add_step(
+            "wire", wire, at_most_once=True, timeout_seconds=wire_seconds, resolve=self.resolve
+        )
+        return saga.add_step("book", book)
+
+
+async def asked_and_answered(bank: Bank, waiting: list[asyncio.Task[Any]]) -> None:
+    await bank.asked.wait()
+    for _ in range(50):  # whoever is told too soon is told by now
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    bank.open.set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "booked"),
+    [(True, SagaStatus.COMPLETED, 1), (None, SagaStatus.EXECUTING, 0)],
+    ids=["it happened", "it does not know"],
+)
+async def test_who_waits_here_or_elsewhere_is_told_once_resolve_has_answered(
+    answer: Any, status: SagaStatus, booked: int
+) -> None:
+    log, bank = MemoryEventLog(), Bank(answer)
+    saga = bank.saga()
+    async with Engine(log, sagas=[saga]) as engine, Engine(log, sagas=[saga]) as other:
+        handle = await engine.start(saga, saga_id="t-1")
+        here = asyncio.create_task(handle.result())
+        elsewhere = asyncio.create_task((await other.handle("t-1")).result())
+        await asked_and_answered(bank, [here, elsewhere])
+        results = [await here, await elsewhere]
+        # Who comes later is told as much.
+        results.append(await (await other.handle("t-1")).result())
+    assert [result.status for result in results] == [status] * 3
+    assert [result.needs_intervention for result in results] == [answer is None] * 3
+    assert bank.booked == booked
+
+
+async def test_the_next_owner_asks_again_and_nobody_is_told_before_it_is_answered() -> None:
+    log, bank = MemoryEventLog(), Bank(None)
+    bank.open.set()
+    async with Engine(log, sagas=[saga := bank.saga()]) as engine:
+        assert (await engine.run(saga, saga_id="t-1")).needs_intervention
+    bank = Bank(True)
+    async with Engine(log, sagas=[saga := bank.saga()]) as engine:
+        again = asyncio.create_task(engine.run(saga, saga_id="t-1"))
+        await asked_and_answered(bank, [again])
+        assert (await again).status is SagaStatus.COMPLETED
+    assert bank.booked == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (None, "returned None: it does not know"),
+        (RuntimeError("bank is down"), "failed with RuntimeError: bank is down"),
+        (object(), "failed with UnstorableValue: "),
+        (SystemExit(3), "failed with SystemExit: 3"),
+    ],
+    ids=["none", "raises", "cannot be kept", "exits"],
+)
+async def test_why_it_could_not_say_is_in_the_log_and_in_the_history(
+    answer: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, bank = MemoryEventLog(), Bank(answer)
+    bank.open.set()
+    with caplog.at_level(logging.WARNING, "sagaz_es.engine"):
+        async with Engine(log, sagas=[saga := bank.saga()]) as engine:
+            assert (await engine.run(saga, saga_id="t-1")).steps["wire"] == "outcome_unknown"
+    assert [fact.reason for fact in await unknown(log)][1].startswith(
+        f"its resolve function {reason}"
+    )
+    (line,) = [r.getMessage() for r in caplog.records if "nobody knows" in r.getMessage()]
+    assert "saga t-1 (transfer)" in line
+    assert "step 'wire'" in line
+    assert reason in line
+
+
+async def test_a_resolve_that_hangs_is_given_up() -> None:
+    log, bank = MemoryEventLog(), Bank(True)
+    async with Engine(log, sagas=[saga := bank.saga(wire_seconds=0.01)]) as engine:
+        assert (await engine.run(saga, saga_id="t-1")).needs_intervention
+    assert [fact.reason for fact in await unknown(log)] == [
+        "the step was cancelled",
+        "its resolve function has not answered in 0.01 s",
+    ]
+
+
+@pytest.mark.parametrize("answer", [None, True, False])
+async def test_a_person_who_answers_first_is_not_overruled(answer: Any) -> None:
+    log, bank = MemoryEventLog(), Bank(answer)
+    async with Engine(log, sagas=[saga := bank.saga()]) as engine:
+        running = asyncio.create_task(engine.run(saga, saga_id="t-1"))
+        await bank.asked.wait()
+        await engine.resolve_outcome("t-1", "wire", happened=True, actor="olga")
+        bank.open.set()
+        assert (await running).status is SagaStatus.COMPLETED
+    assert len(await unknown(log)) == 1
+    assert bank.booked == 1
+
+
+async def unknown(log: MemoryEventLog) -> list[e.StepOutcomeUnknown]:
+    return [fact for fact in await facts(log, "t-1") if isinstance(fact, e.StepOutcomeUnknown)]
