@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.core.plan import ALL_KEYS, result_key
@@ -135,14 +135,23 @@ class FinalContext(SagaContext):
 
 
 class Resources(dict[str, Any]):
-    """The live objects given to `connect`, as steps see them. Raises ResourceMissing (a KeyError)
-    with the names that there are."""
+    """The live objects given to `connect`, as steps see them; to be read only. Raises
+    ResourceMissing (a KeyError) with the names that there are, and TypeError for an assignment."""
 
     def __missing__(self, name: str) -> Any:
         raise ResourceMissing(name, tuple(self))
 
     def __repr__(self) -> str:  # by name alone: a client's address may hold a password
         return f"<resources: {', '.join(map(str, self)) or 'none'}>"
+
+    def _refuse(self, *args: Any, **items: Any) -> NoReturn:
+        raise TypeError(
+            "ctx.resources cannot be changed: it is this process's own, and gone with it; set "
+            "ctx[…] for later steps to find, or change an object in it"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
 
 
 class StepContext(SagaContext):

@@ -62,6 +62,7 @@ class CrashReport:
     crashes: int
     waiting: int  # runs that ended in a question to a person, and were not judged
     left_out: int  # schedules for which max_runs did not suffice
+    unseen: tuple[str, ...] = ()  # parts of the world of which nothing was compared
     violations: tuple[Violation, ...] = ()
 
     @property
@@ -86,6 +87,7 @@ class CrashReport:
             counts.append(f"{_count(self.left_out, 'schedule')} left out (max_runs)")
         found = _count(len(self.violations), "violation") if self.violations else "no violation"
         lines = [f"{self.saga}: {found} ({', '.join(counts)})"]
+        lines += [f"nothing is compared of {part}" for part in self.unseen]
         for number, violation in enumerate(self.violations[:MAX_SHOWN], 1):
             lines += ["", f"{number}. {violation}"]
         if len(self.violations) > MAX_SHOWN:

@@ -33,7 +33,7 @@ from sagaz_es.testing.crash_report import (
 from sagaz_es.testing.faults import ATTEMPTS_AFTER_THE_FIRST, Fault, Faults
 from sagaz_es.testing.runs import Action, Body, Outcome, Run
 from sagaz_es.testing.watching import steps_of
-from sagaz_es.testing.worlds import alike, differences, picture
+from sagaz_es.testing.worlds import alike, differences, picture, unseen
 
 W = TypeVar("W")
 
@@ -70,7 +70,10 @@ def crash_everywhere(
     the steps' code; then the world has to be in memory, as a dead process gives nothing back.
     `check=False`: the report is given, whatever it says.
 
-    Raises ConfigurationError where the saga, the world or the invariant cannot be judged.
+    Raises ConfigurationError where the saga, the world or the invariant cannot be judged: with
+    neither `view` nor `invariant` also where a part of the world shows nothing of what it holds (a
+    connection), and where nothing was found and nothing of the world ever changed. With an
+    invariant the report names such parts (`unseen`).
     """
     __tracebackhide__ = True
     test = _Test(saga, context, world, resources, invariant, view, when, sagas, lines, max_runs)
@@ -115,6 +118,8 @@ class _Test:
     crashes: int = 0
     waiting: int = 0
     left_out: int = 0
+    changed: bool = False  # something of the world that is compared, in some run
+    unseen: tuple[str, ...] = ()  # parts of it of which nothing is compared
     found: Found = field(default_factory=Found)
 
     def run(self, status: str, failures: bool | Iterable[str], pairs: bool) -> CrashReport:
@@ -138,6 +143,11 @@ class _Test:
         self._fail_after_crash([step for step in failing if step not in at_most_once])
         if pairs:
             self._all(second, careful=bool(at_most_once))
+        if not (self.found.violations or self.changed or self._told_what_counts):
+            raise ConfigurationError(
+                f"world: nothing of it that is compared was changed by a step, so nothing is "
+                f"known about crashes; {_SAY_WHAT_COUNTS}"
+            )
         return CrashReport(
             saga=self.saga.__name__ if isinstance(self.saga, type) else self.saga.name,
             paths=len(paths),
@@ -146,6 +156,7 @@ class _Test:
             crashes=self.crashes,
             waiting=self.waiting,
             left_out=self.left_out,
+            unseen=self.unseen,
             violations=self.found.listed(),
         )
 
@@ -213,6 +224,7 @@ class _Test:
         try:
             run.play(crashes)
             self.crashes += len(run.deaths)
+            self.changed = self.changed or _changed(run)
             yield run, world
         finally:
             run.bury()
@@ -236,6 +248,7 @@ class _Test:
                 "world=Shop or world=lambda: Shop(stock=3)"
             )
         path = self._path(())
+        self._look_for_unseen(path.seen)
         end = path.end
         if end.waits_for:
             raise ConfigurationError(
@@ -261,6 +274,18 @@ class _Test:
                 f"{told[0]}; say what counts by view=…"
             )
         return path
+
+    @property
+    def _told_what_counts(self) -> bool:
+        return self.invariant is not None or self.view is not picture
+
+    def _look_for_unseen(self, seen: Any) -> None:
+        """Raises ConfigurationError if there is nothing else to judge the run by."""
+        self.unseen = tuple(unseen(seen))
+        if self.unseen and self.invariant is None:
+            raise ConfigurationError(
+                f"world: nothing can be compared of {', '.join(self.unseen)}; {_SAY_WHAT_COUNTS}"
+            )
 
     def _path(self, faults: tuple[Fault, ...]) -> _Path:
         with self._play(faults, ()) as (run, world):
@@ -341,6 +366,17 @@ class _Test:
             undo = False
         told = schedule_of(run, faults)
         self.found.add(Violation(kind, step, undo, told, tuple(problems), hint(kind, body)))
+
+
+_SAY_WHAT_COUNTS = (
+    "let the steps work on stand-ins that keep what was done (world=…, found in ctx.resources), or "
+    "say by view=… what counts of the world, or by invariant=… what has to hold in the end"
+)
+
+
+def _changed(run: Run) -> bool:
+    """Whether the world looked otherwise at any time than before the first step."""
+    return any(run.bodies[0].before != seen for b in run.bodies for seen in (b.before, b.after))
 
 
 _Schedule = tuple[_Path, tuple[int, ...]]  # for each process: the point where it dies

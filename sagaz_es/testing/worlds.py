@@ -7,6 +7,8 @@ picture is made of dicts, lists, sets and plain values, and changes no more when
 from __future__ import annotations
 
 import enum
+import functools
+import io
 from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -29,16 +31,40 @@ _PLAIN = (
     *(Decimal, Fraction, date, time, timedelta, tzinfo, UUID, PurePath, enum.Enum),
 )
 # Of these it matters that they are there, not what they hold.
-_OPAQUE_MODULES = {"asyncio", "threading", "_thread", "logging", "concurrent", "weakref", "socket"}
+_OPAQUE_MODULES = {"asyncio", "threading", "_thread", "logging", "concurrent", "weakref"}
+_UNSEEN_MODULES = {"socket", "asyncio.queues", "multiprocessing.queues"}
+
+
+_IMMUTABLE_TYPE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE: a class that is written in C
+
+
+class Unseen(str):
+    """Stands in a picture for something that shows nothing of what it holds: a connection, a
+    generator. It is the same whatever happens."""
+
+    __slots__ = ()
 
 
 def picture(world: Any) -> Any:
-    """The world as it is now: attributes, items and elements, to any depth.
+    """The world as it is now: attributes, items and elements, and what functions hold on to, to
+    any depth.
 
-    Locks, functions, connections and the like are only named. Raises ConfigurationError if it is
-    too large to look at again and again.
+    Locks, modules, connections and the like are only named; see `unseen`. Raises ConfigurationError
+    if it is too large to look at again and again.
     """
     return _Painter().paint(world)
+
+
+def unseen(painted: Any, name: str = "world") -> Iterator[str]:
+    """The places of a picture of which nothing can be compared, with what stands there."""
+    if isinstance(painted, Unseen):
+        yield f"{name} ({painted})"
+    elif isinstance(painted, dict):
+        for key, item in painted.items():
+            yield from unseen(item, _place(name, key))
+    elif isinstance(painted, list):
+        for number, item in enumerate(painted):
+            yield from unseen(item, f"{name}[{number}]")
 
 
 class _Painter:
@@ -72,16 +98,52 @@ class _Painter:
         if isinstance(value, bytearray):
             return bytes(value)
         kind = type(value)
-        opaque = kind.__module__.partition(".")[0] in _OPAQUE_MODULES
-        if opaque or (callable(value) and not hasattr(value, "__dict__")):
+        if isinstance(value, io.IOBase) or kind.__module__ in _UNSEEN_MODULES:
+            return Unseen(f"<{kind.__qualname__}>")
+        if kind.__module__.partition(".")[0] in _OPAQUE_MODULES:
             return f"<{kind.__qualname__}>"
-        if isinstance(value, type | ModuleType) or hasattr(value, "__code__"):
+        if isinstance(value, type | ModuleType):
+            return f"<{value.__name__}>"
+        if callable(value) and (held := dict(_held(value))):
+            return {name: self.paint(item) for name, item in held.items()}
+        if hasattr(value, "__code__") or kind.__name__ in _BUILT_IN:
             return f"<{value.__name__}>"
         attributes = dict(_attributes(value))
-        if attributes or hasattr(value, "__dict__"):
+        if attributes:
             return {name: self.paint(item) for name, item in attributes.items()}
         told = repr(value)
-        return f"<{kind.__qualname__}>" if " at 0x" in told else told  # an address says nothing
+        nameless = " at 0x" in told  # an address says nothing
+        if nameless and any(cls.__flags__ & _IMMUTABLE_TYPE for cls in kind.__mro__[:-1]):
+            return Unseen(f"<{kind.__qualname__}>")
+        if hasattr(value, "__dict__"):
+            return {}
+        return f"<{kind.__qualname__}>" if nameless else told
+
+
+_BUILT_IN = {"builtin_function_or_method", "method-wrapper", "method_descriptor"}
+
+
+def _held(function: Any) -> Iterator[tuple[str, Any]]:
+    """What a function can change when it is called, beside what it is given."""
+    if isinstance(function, functools.partial):
+        yield from (("func", function.func), ("args", function.args), ("kw", function.keywords))
+        return
+    if not hasattr(function, "__code__") and type(function).__name__ not in _BUILT_IN:
+        return
+    owner = getattr(function, "__self__", None)
+    if owner is not None and not isinstance(owner, ModuleType | type):
+        yield "self", owner
+    inner = getattr(function, "__func__", function)
+    for name, cell in zip(
+        getattr(getattr(inner, "__code__", None), "co_freevars", ()),
+        getattr(inner, "__closure__", None) or (),
+        strict=False,
+    ):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from getattr(inner, "__dict__", {}).items()
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
@@ -116,13 +178,17 @@ def _differ(expected: Any, found: Any, name: str, otherwise: str) -> Iterator[st
         yield f"{name} is {_short(found)}; {otherwise} {_short(expected)}"
         return
     for key in {**expected, **found}:
-        where = f"{name}.{key}" if str(key).isidentifier() else f"{name}[{key!r}]"
+        where = _place(name, key)
         if key not in found:
             yield f"{where} is missing; {otherwise} it is {_short(expected[key])}"
         elif key not in expected:
             yield f"{where} is {_short(found[key])}; {otherwise} it is not there"
         else:
             yield from _differ(expected[key], found[key], where, otherwise)
+
+
+def _place(name: str, key: Any) -> str:
+    return f"{name}.{key}" if str(key).isidentifier() else f"{name}[{key!r}]"
 
 
 def alike(one: Any, other: Any) -> bool:

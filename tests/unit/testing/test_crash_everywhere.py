@@ -671,3 +671,77 @@ def test_work_in_a_database_of_ones_own_stands_crashes_with_once(
 def test_an_option_that_cannot_be_meant_is_refused_by_its_name(option: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"^{option}: "):
         crash_everywhere(Saga("none"), **{option: value})
+
+
+# --- a world that cannot be seen is no proof ---
+
+
+def books() -> dict[str, Any]:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.execute("CREATE TABLE moves (cents)")
+    return {"db": connection, "mails": []}
+
+
+def moved(world: dict[str, Any]) -> int:
+    (found,) = world["db"].execute("SELECT count(*) FROM moves").fetchone()
+    return int(found)
+
+
+class Booking(Saga):
+    """Books each time it is called."""
+
+    @action("book")
+    async def book(self, ctx: Any) -> None:
+        ctx.resources["db"].execute("INSERT INTO moves VALUES (1)")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_a_connection_in_the_world_asks_for_what_counts() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"of world\.db \(<Connection>\);.*view="
+    ) as raised:
+        crash_everywhere(Booking, world=books)
+    assert "invariant=" in str(raised.value)
+    seen = crash_everywhere(Booking, world=books, view=moved, check=False)
+    assert only(seen).kind == "done again"
+    asked = crash_everywhere(Booking, world=books, invariant=lambda world: True)
+    assert asked.unseen == ("world.db (<Connection>)",)
+    assert "\nnothing is compared of world.db (<Connection>)" in str(asked)
+
+
+def test_a_closure_in_the_world_is_looked_into() -> None:
+    def world() -> dict[str, Any]:
+        done: list[str] = []
+        return {"note": lambda key: done.append(key)}
+
+    saga = Saga("noting")
+
+    async def note(ctx: Any) -> None:
+        ctx.resources["note"](ctx.idempotency_key)
+
+    saga.add_step("note", note)
+    assert only(crash_everywhere(saga, world=world, check=False)).kind == "done again"
+
+
+def test_a_run_that_compares_nothing_is_no_proof() -> None:
+    done: list[int] = []  # the world never sees it
+    saga = Saga("elsewhere")
+
+    async def step(ctx: Any) -> None:
+        done.append(1)
+
+    saga.add_step("step", step)
+    for world in (dict, Shop):
+        with pytest.raises(ConfigurationError, match=r"^world: nothing of it .* was changed"):
+            crash_everywhere(saga, world=world, check=False)
+    assert crash_everywhere(saga, invariant=lambda world: True).ok
+
+
+def test_resources_cannot_be_assigned_to() -> None:
+    class Count(Saga):
+        @action("count")
+        async def count(self, ctx: Any) -> None:
+            ctx.resources["n"] += 1
+
+    with pytest.raises(ConfigurationError, match=r"count: TypeError: ctx\.resources cannot"):
+        crash_everywhere(Count, world=lambda: {"n": 0})

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import io
+import socket
+import sqlite3
 import threading
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -17,7 +23,7 @@ from hypothesis import strategies as st
 
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.testing import worlds
-from sagaz_es.testing.worlds import alike, differences, in_text, picture
+from sagaz_es.testing.worlds import alike, differences, in_text, picture, unseen
 
 
 class Colour(Enum):
@@ -92,6 +98,62 @@ def test_what_holds_no_data_is_only_named() -> None:
     one, other = picture(Shop()), picture(Shop())
     assert one == other
     assert one["cls"] == "<Account>"
+
+
+def counter() -> Callable[[], None]:
+    number = 0
+
+    def increase() -> None:
+        nonlocal number
+        number += 1
+
+    return increase
+
+
+def test_a_function_shows_what_it_holds_on_to() -> None:
+    account, increase = Account("Ann"), counter()
+    pay_in = functools.partial(setattr, account)
+    world = {
+        "closure": increase,
+        "partial": pay_in,
+        "method": [1].append,
+        "plain": len,
+    }
+    before = picture(world)
+    assert before["closure"] == {"number": 0}
+    assert before["method"] == {"self": [1]}
+    assert before["plain"] == "<len>"
+    increase()
+    pay_in("cents", 5)
+    told = differences(before, picture(world))
+    assert told == [
+        "world.closure.number is 1; without the crash 0",
+        "world.partial.args is [{'cents': 5, 'owner': 'Ann'}]; without the crash "
+        "[{'cents': 0, 'owner': 'Ann'}]",
+    ]
+
+
+def test_what_shows_nothing_of_what_it_holds_is_unseen() -> None:
+    held = (number for number in range(3))
+    with sqlite3.connect(":memory:") as connection, socket.socket() as opened:
+        world = {
+            "db": connection,
+            "deep": [{"file": io.StringIO(), "ids": held}],
+            "queue": asyncio.Queue[int](),
+            "net": opened,
+            "lock": threading.Lock(),
+            "nothing": object(),
+            "bank": Bank(),
+        }
+        assert list(unseen(picture(world))) == [
+            "world.db (<Connection>)",
+            "world.deep[0].file (<StringIO>)",
+            "world.deep[0].ids (<generator>)",
+            "world.queue (<Queue>)",
+            "world.net (<socket>)",
+        ]
+    connection.close()
+    assert list(unseen(picture(world["bank"]))) == []
 
 
 def test_circles_end() -> None:
