@@ -24,6 +24,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)  # also in a list
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+FILE = re.compile(r"`([\w/]+/\w+\.py)(?:::\w+)?`")
+PACKAGES = (
+    ROOT,
+    ROOT / "sagaz_es",
+    ROOT / "cli/sagaz_es_cli",
+    ROOT / "projections/sagaz_es_projections",
+)
 OTHER_PROGRAMS = {"cd", "docker", "export", "git", "kill", "pip", "python", "sqlite3", "psql"}
 
 
@@ -125,3 +132,9 @@ def parse(command: click.Command, words: list[str]) -> None:
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     missing = [t for t in LINK.findall(page.read_text()) if not (page.parent / t).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    files = FILE.findall(page.read_text())
+    assert not [file for file in files if not any((base / file).exists() for base in PACKAGES)]

@@ -291,6 +291,34 @@ async def test_a_static_member_that_restarts_has_its_partitions_back_and_nobody_
             assert len(engine.told) == told
 
 
+async def test_a_static_member_that_leaves_in_order_keeps_its_place_for_a_session(
+    log: KafkaEventLog,
+) -> None:
+    engine, other, again = Engine(), Engine(), Engine()
+    patient = log_on(log.access.address, log.namespace, PATIENT_MS)
+    await patient.open()
+    async with joined(log, engine, "engine-1"):
+        async with joined(patient, other, "engine-2"):
+            await other.until(lambda share: len(share) == 2)
+            await engine.until(lambda share: len(share) == 2)
+            before, told = other.share, len(engine.told)
+        async with joined(patient, again, "engine-2"):
+            await again.until(bool)
+            assert (again.share, len(engine.told)) == (before, told)
+    await patient.close()
+
+
+async def test_when_the_session_of_a_static_member_that_left_is_over_others_have_its_partitions(
+    log: KafkaEventLog,
+) -> None:
+    engine, other = Engine(), Engine()
+    async with joined(log, engine, "engine-1"):
+        async with joined(log, other, "engine-2"):
+            await other.until(lambda share: len(share) == 2)
+            await engine.until(lambda share: len(share) == 2)
+        await engine.until(lambda share: share == ALL)
+
+
 async def test_of_two_processes_with_one_instance_id_the_older_stops_loudly(
     log: KafkaEventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
