@@ -170,7 +170,7 @@ class Judge:
             holds = step.child_id == child_id
             known = holds and (step.status in ("completed", "stale", "undo_failed") or step.let_be)
             again = any(
-                (decided.step, child.caller[0]) in m.allowed for m in self._family(head.saga_id)
+                self._allows(m, decided.step, child.caller[0]) for m in self._family(head.saga_id)
             )
             if child.status == "completed" and head.ended and not known and not again:
                 yield f"orphan: {child_id} stands, and {head.saga_id} ({head.status}) has {step!r}"
@@ -286,7 +286,13 @@ class Judge:
 
     def _family_is_allowed(self, name: str, owner: str) -> bool:
         """Whether a person allowed a step to happen again."""
-        return any((name, owner) in member.allowed for member in self._family(owner))
+        return any(self._allows(member, name, owner) for member in self._family(owner))
+
+    def _allows(self, branch: Saga, name: str, owner: str) -> bool:
+        """Whether the client whose replay this is has named the step, and it was done anew: what a
+        plan says of itself allows nothing."""
+        named = self.simulation.allowed.get(branch.reason, ())
+        return name in named and (name, owner) in branch.done_anew
 
     def _family(self, saga_id: str) -> Iterator[Saga]:
         member = self.log.sagas.get(self._root(saga_id))

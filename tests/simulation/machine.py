@@ -166,6 +166,8 @@ class Simulation:
         self.alarms: list[str] = []
         self.truth = Truth()
         self.beliefs: list[str] = []
+        self.allowed: dict[str, tuple[str, ...]] = {}
+        """By the mark of a replay: the steps that its client allowed to happen again."""
         self.slept: set[str] = set()  # processes that were paused, cut off, or closed
         self.losses = Losses(self)
         self.recordings: list[Recording] = []
@@ -586,6 +588,7 @@ class Simulation:
         how["force_failure"] = mark.endswith("7")
         plan = await engine.plan_replay(member, step, **how)
         if plan.blocked and allow:
+            self.allowed[mark] = plan.blockers
             plan = await engine.plan_replay(member, step, allow=plan.blockers, **how)
         try:
             result = await engine.replay(plan, reason=mark)

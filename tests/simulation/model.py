@@ -95,10 +95,13 @@ class Saga:
     pivots_released: bool = False
     answered: set[str] = field(default_factory=set)
     branch: str = ""
+    branch_reason: str = ""
     parent: str = ""  # the head that it branched from
     replay_id: str = ""
     undone: bool = False
-    allowed: set[tuple[str, str]] = field(default_factory=set)  # (step, owner): may happen again
+    done_anew: set[tuple[str, str]] = field(default_factory=set)
+    """(step, owner) of what stands, and is neither kept nor undone first: by its own plan."""
+    reason: str = ""  # of the replay whose branch it is: in the words of who asked for it
     reopened: bool = False  # claimed after its end: something about it is decided anew
     caller: tuple[str, str] = ("", "")  # of a child: the saga and its step that started it
     ends: list[str] = field(default_factory=list)  # every status that it has ended with
@@ -329,10 +332,11 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
             step.attempt = effect.get("attempt", 1)
             step.child_id = effect.get("child", "")
         else:
-            saga.allowed.add((effect["step"], effect["owner"]))
+            saga.done_anew.add((effect["step"], effect["owner"]))
     parent = log.sagas.get(fact.head_saga_id)
     if parent is None or parent.branch != saga.saga_id:
         return "its head was not branched"
+    saga.reason = parent.branch_reason
     return None
 
 
@@ -474,6 +478,9 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
     taken_back = fact.cause.startswith("take back ")
     if taken_back and not _takes_back(log, saga):
         return OfKin("no step of its caller goes back")
+    behind = sorted(saga.locked() & set(names))
+    if behind and fact.goal == "undone":
+        return f"{behind} are behind a completed pivot"
     stuck = [name for name in names if saga.steps[name].status == "undo_failed"]
     for name in stuck:
         saga.steps[name].status = "completed"
@@ -650,6 +657,7 @@ def _ended(log: Log, saga: Saga, fact: e.Fact, _: Placed) -> Reason:
 
 def _branched(log: Log, saga: Saga, fact: e.ReplayBranched, _: Placed) -> Reason:
     before, saga.branch = saga.branch, fact.branch_saga_id
+    saga.branch_reason = fact.reason
     if before:
         return f"it is branched as {before}"
     return None if saga.ended else f"the saga is {saga.status}"

@@ -444,6 +444,24 @@ MUTANTS = (
         "+ digest + os.urandom(4) + msgspec.json.encode(options)",
         needs="import",
     ),
+    Mutant(
+        "what is stale is done again before it is undone",
+        "sagaz_es.core.plan",
+        '    return Verdict.UNDO_FIRST, f"its effect stands, but {stale}"',
+        '    return Verdict.REDO, f"its effect stands, but {stale}"',
+    ),
+    Mutant(
+        "a plan that is blocked is run",
+        "sagaz_es.engine.replayer",
+        "    if plan.blocked:\n        raise PlanBlocked",
+        "    if False:\n        raise PlanBlocked",
+    ),
+    Mutant(
+        "a plan allows what nobody has allowed",
+        "sagaz_es.core.plan",
+        "if verdict is Verdict.BLOCKED and name in allowed:",
+        "if verdict is Verdict.BLOCKED:",
+    ),
 )
 
 
