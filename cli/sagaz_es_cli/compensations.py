@@ -128,7 +128,7 @@ def _stuck_options(function: AnyFunction) -> AnyFunction:
         resources_option,
         timeout_option,
         actor_option,
-        click.option("--reason", required=True, help="Recorded in the log."),
+        click.option("--reason", required=True, help="Recorded in the log, shown in the history."),
         click.option("--step", metavar="STEP", required=True, help="The step to undo."),
         click.argument("saga_id", metavar="ID"),
     ):

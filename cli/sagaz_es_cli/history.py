@@ -126,7 +126,8 @@ def add_list_changes(group: click.Group) -> None:
     @command(
         group,
         "list-changes",
-        keys="a list of sequence, timestamp, type, step, status, changes (set, deleted)",
+        keys="a list of sequence, timestamp, type, step, status, changes (set, deleted), error, "
+        "actor, reason, action (what was decided about a step)",
         examples="""
             sagaz-es replay list-changes order-4711
             sagaz-es replay list-changes order-4711 --after 2026-07-01T10:00:00Z --limit 20
@@ -180,9 +181,9 @@ def add_list_changes(group: click.Group) -> None:
                     record["type"],
                     record["step"],
                     record["status"],
-                    change.error or _changes_shown(record["changes"]),
+                    _told(record),
                 )
-                for change, record in zip(found, records, strict=True)
+                for record in records
             ]
             ranged = " in this range" if after or before else ""
             return [Rows(columns, rows, empty=f"nothing happened to the saga{ranged}")]
@@ -193,13 +194,33 @@ def add_list_changes(group: click.Group) -> None:
             raise click.exceptions.Exit(exits.PARTLY)
 
 
-CHANGE_KEYS = ("sequence", "timestamp", "type", "step", "status", "changes")
+CHANGE_KEYS = (
+    "sequence",
+    "timestamp",
+    "type",
+    "step",
+    "status",
+    "changes",
+    "error",
+    "actor",
+    "reason",
+    "action",
+)
 
 
 def change_record(change: StateChange) -> dict[str, Any]:
     """A change as JSON holds it."""
     record = change.to_dict()
     return {key: record[key] for key in CHANGE_KEYS}
+
+
+def _told(record: dict[str, Any]) -> str:
+    """Who did what and why, then what came of it."""
+    by = f"by {record['actor']}" if record["actor"] else ""
+    decided = " ".join(part for part in (record["action"], by) if part)
+    asked = ": ".join(part for part in (decided, record["reason"]) if part)
+    came = record["error"] or _changes_shown(record["changes"])
+    return "; ".join(part for part in (asked, came) if part)
 
 
 def _changes_shown(changes: dict[str, Any]) -> str:

@@ -113,6 +113,9 @@ class Change(Struct, frozen=True):
     deleted: tuple[str, ...]
     error_type: str = ""
     error_message: str = ""
+    actor: str = ""  # who asked for it; empty: nobody did
+    reason: str = ""
+    action: str = ""  # what was decided, where the type does not say so
 
 
 def take(state: SagaState, event: e.Event) -> Change:
@@ -142,7 +145,16 @@ def take(state: SagaState, event: e.Event) -> Change:
         deleted=deleted,
         error_type=getattr(fact, "error_type", ""),
         error_message=getattr(fact, "error_message", ""),
+        actor=getattr(fact, "actor", ""),
+        reason=getattr(fact, "reason", ""),
+        action=_decided(fact),
     )
+
+
+def _decided(fact: e.Fact) -> str:
+    if type(fact) is e.OutcomeResolved:
+        return "happened" if fact.happened else "not_happened"
+    return fact.action if type(fact) is e.RecoveryDecided else ""
 
 
 def changes(events: Iterable[e.Event], base: SagaState | None = None) -> Iterator[Change]:

@@ -225,7 +225,9 @@ class HistoricalState:
 @dataclass(frozen=True, slots=True)
 class StateChange:
     """What one event did. `changes` has `set` (key to value) and `deleted` (keys) of the context;
-    `timestamp` is the saga's time, which never falls."""
+    `timestamp` is the saga's time, which never falls. `actor` and `reason`: of whoever asked for
+    it, or why the saga itself did; `action`: what was decided about a step (as in RecoveryDecided,
+    or happened, not_happened)."""
 
     sequence: int
     timestamp: datetime
@@ -234,6 +236,9 @@ class StateChange:
     status: str
     changes: dict[str, Any]
     error: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    action: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain record for JSON."""
@@ -248,6 +253,9 @@ class StateChange:
                 "deleted": list(self.changes["deleted"]),
             },
             "error": self.error,
+            "actor": self.actor,
+            "reason": self.reason,
+            "action": self.action,
         }
 
 

@@ -388,6 +388,9 @@ class SagaHistory:
                 "deleted": list(change.deleted),
             },
             error=_error(change.error_type, change.error_message),
+            actor=change.actor or None,
+            reason=change.reason or None,
+            action=change.action or None,
         )
 
     async def _shown(self, state: SagaState, source: Source) -> HistoricalState:

@@ -161,7 +161,7 @@ def test_changes_are_oldest_first_with_step_status_and_time(shop: Shop) -> None:
     given = shop.run("replay", "list-changes", "o-1")
     assert given.status == 0
     assert [list(change) for change in given.json] == [
-        ["sequence", "timestamp", "type", "step", "status", "changes"]
+        "sequence timestamp type step status changes error actor reason action".split()
     ] * 8
     assert [(c["sequence"], c["type"], c["step"], c["status"]) for c in given.json] == [
         (1, "SagaStarted", None, "executing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -236,3 +237,57 @@ def test_requests_without_code_are_answered_by_a_worker(served: Project, tmp_pat
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
     assert (tmp_path / "ledger").read_text().split() == ["book", "ask", "cancel", "act", "close"]
+
+
+# --- who did what, and why ------------------------------------------------------------------------
+
+
+def changed(shop: Shop, type: str) -> dict[str, Any]:
+    """The saga's last change of this type: who, why, what."""
+    found: list[dict[str, Any]] = shop.run("replay", "list-changes", "s-1").json
+    last = [change for change in found if change["type"] == type][-1]
+    return {key: last[key] for key in ("step", "actor", "reason", "action")}
+
+
+BY = ("--actor", "olga", "--reason", "OPS-7")
+
+
+def test_the_history_shows_who_paused_resumed_and_cancelled_a_saga_and_why(
+    desk: Shop, ledger: Ledger
+) -> None:
+    begun(desk, Approval, "waiting")
+    asked = {"step": None, "actor": "olga", "reason": "OPS-7", "action": None}
+    for what, type in (
+        ("pause", "SagaPaused"),
+        ("resume", "SagaResumed"),
+        ("cancel", "CompensationStarted"),
+    ):
+        assert told(desk, what, *BY, *HERE).status == 0
+        assert changed(desk, type) == asked
+    table = desk.run("replay", "list-changes", "s-1", "--format", "text").stdout
+    assert re.search(r"SagaPaused .*by olga: OPS-7$", table, re.MULTILINE)
+
+
+def test_the_history_shows_what_was_decided_about_a_step(desk: Shop, ledger: Ledger) -> None:
+    begun(desk, Parcel, "failed")
+    how = ("--step", "ship", "--action", "retry_with_alternate", "-o", "carrier=courier")
+    assert told(desk, "recover", *how, *BY, *HERE).status == 0
+    assert changed(desk, "RecoveryDecided") == {
+        "step": "ship",
+        "actor": "olga",
+        "reason": "OPS-7",
+        "action": "retry_with_alternate",
+    }
+    table = desk.run("replay", "list-changes", "s-1", "--format", "text").stdout
+    assert "retry_with_alternate by olga: OPS-7; carrier = courier" in table
+
+
+def test_the_history_shows_what_was_said_of_an_unknown_outcome(desk: Shop, ledger: Ledger) -> None:
+    begun(desk, Payment, "outcome_unknown")
+    assert told(desk, "resolve", "--step", "pay", "--happened", *BY, *HERE).status == 0
+    assert changed(desk, "OutcomeResolved") == {
+        "step": "pay",
+        "actor": "olga",
+        "reason": "OPS-7",
+        "action": "happened",
+    }

@@ -515,6 +515,9 @@ async def test_changes_are_told_oldest_first_with_what_was_set_and_deleted() -> 
         "status": "executing",
         "changes": {"set": {"r": {"id": 8}, "n": None}, "deleted": ["gone"]},
         "error": None,
+        "actor": None,
+        "reason": None,
+        "action": None,
     }
     assert told[8].error == "NoTruck: none left"
     assert told[0].step is None
