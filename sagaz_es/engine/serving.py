@@ -115,7 +115,6 @@ class Serving:
     async def _serve(self, index: int, *, whole: bool = False) -> None:
         """Read a partition from its mark, or `whole`; take its unfinished sagas over, answer open
         requests."""
-        await self._check_store(index, must_answer=whole)
         found = await read_from_mark(
             self._host.log,
             self._host.store,
@@ -125,6 +124,8 @@ class Serving:
             serves=self._host.serves,
             whole=whole,
         )
+        # Behind the fold, not before it: the log may have lost what the store knew meanwhile.
+        await self._check_store(index, must_answer=whole)
         partition = Partition(index, self._host.log, self._host.writer, self)
         partition.note, partition.old_mark = found.note, found.mark
         partition.position, partition.known_from = found.position, found.start

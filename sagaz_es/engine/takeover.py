@@ -98,6 +98,8 @@ async def read_from_mark(
                     branched.append((entry, record.offset))
         await asyncio.sleep(0)
         bounds = await log.bounds(index)
+    if found.position > bounds.end:  # it was lost while it was read
+        raise LogTruncated(index, found.position, bounds.end)
     doubtful = older | {saga_id for saga_id, state in states.items() if not state.ended}
     for saga_id in doubtful:
         states.pop(saga_id, None)  # of very many, not two states each at a time

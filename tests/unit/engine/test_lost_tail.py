@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
 from sagaz_es.engine.engine import Engine
-from sagaz_es.errors import SagaNotFound
+from sagaz_es.engine.takeover import read_from_mark
+from sagaz_es.errors import LogTruncated, SagaNotFound
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.ports import Chunk
 from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.memory import MemoryProjectionStore
 from tests.helpers import Ledger, OrderSaga, SetClock, engine_on, story
@@ -69,3 +72,50 @@ async def test_nothing_runs_on_a_store_that_knows_more_than_the_log(
         while not engine.host.partitions:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert (await engine.run(OrderSaga, saga_id="s")).success
+
+
+class _LosesAgain(MemoryEventLog):
+    """It loses `loses` more records when a take-over asks for the mark, or while it reads."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.loses = self.loses_while_read = 0
+
+    async def low_water_mark(self, partition: int, *, group: str = "") -> int:
+        if self.loses:
+            lose_tail(self, self.loses)
+            self.loses = 0
+        return await super().low_water_mark(partition, group=group)
+
+    async def read(self, partition: int, offset: int, **options: Any) -> Chunk:
+        chunk = await super().read(partition, offset, **options)
+        if self.loses_while_read:
+            lose_tail(self, self.loses_while_read)
+            self.loses_while_read = 0
+        return chunk
+
+
+async def test_nothing_runs_on_a_store_that_knew_no_more_than_the_log_a_moment_ago(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, store, ledger = _LosesAgain(), MemoryProjectionStore(), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await engine.run(OrderSaga, saga_id="s")).success
+    await Projector(log, store).run_until()
+    log.loses = 2  # that it shipped, and is complete
+    async with Engine(
+        log, store, sagas=(OrderSaga,), resources={"ledger": ledger}, clock=SetClock(jumps=True)
+    ) as engine:
+        assert "partition 0 is not served" in caplog.text
+        await store.reset()
+        assert (await (await engine.handle("s")).result(10)).success
+    assert ledger.order == ["reserve", "charge", "ship", "ship"]
+
+
+async def test_what_is_lost_while_it_is_read_is_not_taken_over() -> None:
+    log, ledger = _LosesAgain(), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await engine.run(OrderSaga, saga_id="s")).success
+    log.loses_while_read = 1
+    with pytest.raises(LogTruncated):
+        await read_from_mark(log, None, 0, whole=True)
