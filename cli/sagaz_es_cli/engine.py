@@ -116,7 +116,7 @@ def run_engine(
             with _told_to_stop() as stop:
                 async with _probed(worker, health_host, health_port):
                     await _serve(worker, stop, drain_seconds)
-        _leave_threads()
+        _leave_what_runs_on(worker.host.abandoned)
 
     with logs.logging_as(log_format, log_level):
         try:
@@ -149,16 +149,19 @@ async def _serve(worker: Engine, stop: asyncio.Event, drain_seconds: float) -> N
     logger.info("stopped; what is unfinished goes on where another worker runs")
 
 
-def _leave_threads() -> None:
-    """End the process here if steps still run in threads: nothing else would end before them.
+def _leave_what_runs_on(abandoned: list[str]) -> None:
+    """End the process here if steps still run, in threads or because they do not accept that they
+    are cancelled: nothing else would end before them.
 
     All is closed and recorded by now; to the log they are attempts of a process that stopped.
     """
-    left = sagas_in_threads()
+    threads = sagas_in_threads()
+    left = sorted({*threads, *abandoned})
     if not left:
         return
     named = ", ".join(left[:NAMED]) + (", …" if len(left) > NAMED else "")
-    logger.warning("ending while steps still run in threads, which run again; sagas: %s", named)
+    how = "in threads" if threads else "although they were cancelled"
+    logger.warning("ending while steps still run %s, which run again; sagas: %s", how, named)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

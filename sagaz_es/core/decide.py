@@ -503,11 +503,12 @@ def _given_up(
             first = next((n for n in failed if n in graph.dependents.get(name, ())), "")
         if first:
             why = f"not tried: the compensation of {first!r} failed before"
-            facts.append(
-                e.StepCompensationFailed(name, step.undo_attempt, "CompensationSkipped", why)
-            )
+            facts.append(e.StepCompensationFailed(name, step.undo_attempt, GIVEN_UP, why))
     return tuple(facts)
 
+
+GIVEN_UP = "CompensationSkipped"
+"""The error type of a compensation that was not tried because another one had failed."""
 
 _GIVING_UP = (CompensationFailureStrategy.FAIL_FAST, CompensationFailureStrategy.SKIP_DEPENDENTS)
 

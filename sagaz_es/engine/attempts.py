@@ -147,7 +147,8 @@ class Attempts:
                 await self._tell_entered(attempt, context)
             task = asyncio.current_task(self._loop)
             assert task is not None
-            limit = Deadline(self._deadlines, task, plan.timeout_seconds)
+            seconds, saga_id = plan.timeout_seconds, self._state.saga_id
+            limit = Deadline(self._deadlines, task, seconds, saga_id, attempt.step)
             try:
                 with limit:
                     if attempt.undo and isinstance(plan, Compensation):

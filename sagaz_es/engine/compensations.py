@@ -6,9 +6,11 @@ by a claim of the ended saga, so that of two people at one time one decides.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeAlias
 
 from sagaz_es.core import events as e
+from sagaz_es.core.decide import GIVEN_UP
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names
 from sagaz_es.engine.host import Host
@@ -98,7 +100,27 @@ async def _stuck(host: Host, request: Wish) -> SagaState | None:
         raise RequestRefusedError(
             f"the effects of saga {saga_id!r} belong to its branch {state.branch!r} now"
         )
+    if isinstance(request, e.CompensationRetryRequested):
+        _check_order(state, step, stuck)
     return state
+
+
+def _check_order(state: SagaState, step: str, stuck: Collection[str]) -> None:
+    """What was not tried because the undoing of a dependent had failed comes behind that. Raises
+    RequestRefusedError.
+
+    Where the saga's strategy has tried it all the same, a person may, too.
+    """
+    if state.step(step).error_type != GIVEN_UP:
+        return
+    graph = state.step_graph
+    dependents = graph.dependents.get(step, frozenset())
+    first = [name for name in graph.undo_order(stuck) if name in dependents]
+    if first:
+        raise RequestRefusedError(
+            f"saga {state.saga_id!r}: step {step!r} is undone behind {first[0]!r}, which depends "
+            f"on it and is not undone; retry the compensation of {first[0]!r} first, or skip it"
+        )
 
 
 def stuck_steps(state: SagaState) -> tuple[str, ...]:

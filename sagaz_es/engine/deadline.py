@@ -8,9 +8,14 @@ every step ends in time, so what has to be cheap is to begin a limit and to drop
 from __future__ import annotations
 
 import asyncio
+import logging
 from math import inf
 from types import TracebackType
 from typing import Any
+
+logger = logging.getLogger("sagaz_es.engine")
+
+RESISTS_SECONDS = 5.0  # how long behind its limit a step that was cancelled for it is not told of
 
 
 class Deadlines:
@@ -52,7 +57,7 @@ class Deadlines:
         now = self._loop.time()
         for deadline in [each for each, at in self._running.items() if at <= now]:
             del self._running[deadline]
-            deadline.expire()
+            deadline.expire(self._loop)
         if self._running:
             self._set(min(self._running.values()))
 
@@ -61,13 +66,31 @@ class Deadline:
     """`with Deadline(deadlines, task, seconds) as limit:` cancels the task's wait when it is over.
 
     That cancellation leaves the block as TimeoutError, and `expired` says so; one that came from
-    elsewhere, before or at the same time, goes on as CancelledError.
+    elsewhere, before or at the same time, goes on as CancelledError. What does not accept it is
+    waited for, and the log tells of it: beside it no other attempt may begin.
     """
 
-    __slots__ = ("_cancelling", "_deadlines", "_seconds", "_task", "expired")
+    __slots__ = (
+        "_cancelling",
+        "_deadlines",
+        "_reminder",
+        "_saga_id",
+        "_seconds",
+        "_step",
+        "_task",
+        "expired",
+    )
 
-    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], seconds: float) -> None:
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        task: asyncio.Task[Any],
+        seconds: float,
+        saga_id: str = "",
+        step: str = "",
+    ) -> None:
         self._deadlines, self._task, self._seconds = deadlines, task, seconds
+        self._saga_id, self._step = saga_id, step
         self.expired = False
 
     def __enter__(self) -> Deadline:
@@ -75,9 +98,20 @@ class Deadline:
         self._deadlines.add(self, self._seconds)
         return self
 
-    def expire(self) -> None:
+    def expire(self, loop: asyncio.AbstractEventLoop) -> None:
         self.expired = True
         self._task.cancel()
+        self._reminder = loop.call_later(RESISTS_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        logger.warning(
+            "saga %s: step %r does not end although its time limit of %g s has passed: its code "
+            "does not accept that it is cancelled; the saga waits for it",
+            self._saga_id,
+            self._step,
+            self._seconds,
+            extra={"saga_id": self._saga_id},
+        )
 
     def __exit__(
         self,
@@ -88,6 +122,7 @@ class Deadline:
         self._deadlines.drop(self)
         if not self.expired:
             return
+        self._reminder.cancel()
         # Ours is taken back; only if none of another is left, it was the time that stopped it.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -444,7 +444,9 @@ class Engine:
     ) -> SagaResult:
         """Try a compensation that failed for good once more; the saga as it ends then.
 
-        Raises SagaNotFound, StepNotFound (with those that are stuck), SagaStillRunning.
+        Raises SagaNotFound, StepNotFound (with those that are stuck), SagaStillRunning;
+        RequestRefusedError for one that was not tried because the undoing of a step that depends on
+        it had failed, until that one is retried or skipped.
         """
         self._check_open()
         check_text("step", step, empty=True)

@@ -105,6 +105,8 @@ class Host:
         self.children = Children(self)
         self._stuck: set[str] = set()  # sagas that only a person can carry on
         self._stopped: dict[str, str] = {}  # what stopped sagas that are held as such
+        self._abandoned: dict[asyncio.Task[None], str] = {}
+        """Tasks of sagas that were let go although a step runs on in them."""
 
     # --- life ---
 
@@ -625,8 +627,10 @@ class Host:
         except LostOwnership as lost:
             error = lost
         except Exception as failure:
-            logger.error("saga %s stopped, unfinished: %s", saga_id, failure)
             error = failure
+            if self.runners.get(saga_id) is not runner:
+                return  # it was abandoned: what becomes of it does not count
+            logger.error("saga %s stopped, unfinished: %s", saga_id, failure)
             # Its prediction is not the log's state any more: leave it for a take-over.
             partition.cells.pop(saga_id, None)
             if cell.begin >= 0:
@@ -635,9 +639,22 @@ class Host:
                 self.tell_followers(saga_id)
                 partition.seen[saga_id] = cell.accepted  # its id must not start again
         finally:
-            self.runners.pop(saga_id, None)
-            self.tasks.pop(saga_id, None)
-            self.admission.stopped(saga_id, parked=error is None and runner.parked)
+            if here := self.runners.get(saga_id) is runner:
+                self._let_go(runner, parked=error is None and runner.parked)
+        if here:
+            await self._has_stopped(runner, partition, error)
+
+    def _let_go(self, runner: SagaRunner, *, parked: bool) -> None:
+        saga_id = runner.cell.state.saga_id
+        self.runners.pop(saga_id, None)
+        self.tasks.pop(saga_id, None)
+        self.admission.stopped(saga_id, parked=parked)
+
+    async def _has_stopped(
+        self, runner: SagaRunner, partition: Partition, error: BaseException | None
+    ) -> None:
+        """Tell whoever waits for the saga; `error` is what stopped it, if it has not ended."""
+        cell, saga_id = runner.cell, runner.cell.state.saga_id
         if runner.ready is not None and not runner.ready.done():
             runner.ready.set_exception(error or EngineClosed(saga_id))
             runner.ready.exception()
@@ -664,6 +681,35 @@ class Host:
         # Drained, its partition was handed over; the saga goes on elsewhere.
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
+
+    async def abandon(self, partition: Partition, saga_id: str) -> None:
+        """Let a saga go whose code does not end although it is cancelled: it runs on, and nothing
+        of it counts. Its cell is lost already."""
+        runner, task = self.runners[saga_id], self.tasks[saga_id]
+        logger.warning(
+            "saga %s (%s) is let go although %s does not end: its code does not accept that it is "
+            "cancelled. It runs on, unrecorded, and the step is run again by the next owner",
+            saga_id,
+            runner.definition.name,
+            runner.what_runs,
+            extra={"saga_id": saga_id},
+        )
+        self._abandoned[task] = saga_id
+        task.add_done_callback(self._abandoned_has_ended)
+        self._let_go(runner, parked=False)
+        await self._has_stopped(runner, partition, LostOwnership(saga_id))
+
+    def _abandoned_has_ended(self, task: asyncio.Task[None]) -> None:
+        saga_id = self._abandoned.pop(task)
+        if not task.cancelled():
+            task.exception()  # no "never retrieved" noise
+        about = {"saga_id": saga_id}
+        logger.warning("saga %s: what was let go has ended here at last", saga_id, extra=about)
+
+    @property
+    def abandoned(self) -> list[str]:
+        """Sagas that were let go although code of theirs still runs here."""
+        return sorted(set(self._abandoned.values()))
 
     def not_here(self, saga_id: str) -> None:
         """Who waits for a start that stood in line follows the log, if another engine was first."""

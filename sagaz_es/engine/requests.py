@@ -145,12 +145,20 @@ async def _decided(host: Host, home: Partition, request: e.CancelRequested) -> E
 
 
 async def _tell_what_it_waits_for(host: Host, saga_id: str) -> None:
-    """Raises TimeoutError if a cancel that nobody has answered yet waits for a pivot."""
+    """Raises TimeoutError if a cancel that nobody has answered yet waits for a pivot, or, where an
+    engine runs, for a step."""
     state = await known_state(host, saga_id)
     for pivot in sorted(open_pivots(state, state.step_graph)):
         raise TimeoutError(
             f"saga {saga_id!r} is in its pivot {pivot!r}: the cancel stays in the log, and is "
             "decided once the outcome of the pivot is known"
+        ) from None
+    runs = [n for n, s in state.steps.items() if s.status == "executing" and not s.child_start]
+    if runs and await host.log.members(group=host.config.group) > 0:
+        raise TimeoutError(
+            f"saga {saga_id!r} has not gone back within {host.config.request_seconds:g} s: its "
+            f"step {runs[0]!r} has not ended. It may not accept that it is cancelled, or no engine "
+            "with the saga's class serves its partition; the cancel stays in the log"
         ) from None
 
 

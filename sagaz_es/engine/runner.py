@@ -129,6 +129,14 @@ class SagaRunner:
         """The saga as this runner predicts it."""
         return self.cell.state
 
+    @property
+    def what_runs(self) -> str:
+        """Its steps that run now, in words."""
+        steps = [name for name, task in self._running.items() if not task.done()]
+        if self._inline is not None:
+            steps.append(self._inline_step)
+        return ", ".join(f"step {name!r}" for name in steps) or "a hook or listener"
+
     # --- asked from outside ---
 
     def request_cancel(self, request: e.CancelRequested) -> asyncio.Future[None]:

@@ -5,6 +5,10 @@ unfinished, go on. A partition that is lost while alive is handed over: nothing 
 and running steps finish (to a limit). So only a crash can run a step twice, and only the steps that
 were under way.
 
+Law (no step holds a partition): what does not end at the limit is cancelled; whose step does not
+accept that is lost to its runner, without SagaReleased, and nothing that it tells later is
+appended. Source: docs/decisions/0057.
+
 Law (nothing under way, nothing to wait for): the new owner waits while the log has the start of an
 attempt without its end, and the old one is alive and has not written SagaReleased. Everything else
 it claims at once: the acceptance rule sees to it that one of the two goes on. Source:
@@ -45,6 +49,7 @@ logger = logging.getLogger("sagaz_es.engine")
 MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
 TAKEN_AT_ONCE = 500  # unfinished sagas of a partition that are being claimed
 MANY = 2000  # unfinished sagas of a partition that are packed until they are claimed
+CUT_OFF_SECONDS = 1.0  # for a step to accept that it is cancelled, twice
 RELEASE_SECONDS = 5.0  # for the last word about a partition that is handed over
 
 
@@ -251,9 +256,7 @@ class Serving:
             tasks = [task for _, _, task in runners]
             _, late = await asyncio.wait(tasks, timeout=self._host.config.drain_seconds)
             partition.closed = True
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await self._cut_off(partition, late)
         # What was cut off, behind all that it has told; and what others do (a child taken back).
         cut_off = {saga_id for saga_id, _, task in runners if task in late}
         releases = [
@@ -280,6 +283,21 @@ class Serving:
         await partition.stop()
         self._moved(partition)
         self._host.look_at_turns()
+
+    async def _cut_off(self, partition: Partition, late: set[asyncio.Task[None]]) -> None:
+        """Cancel them; a clean-up that lasts is cancelled once more. What then still runs is left
+        to itself, and nothing of it counts."""
+        for _ in range(2):
+            for task in late:
+                task.cancel()
+            if late:
+                _, late = await asyncio.wait(late, timeout=CUT_OFF_SECONDS)
+        if not late:
+            return
+        for saga_id, cell in list(partition.cells.items()):
+            if self._host.tasks.get(saga_id) in late:
+                cell.lost = True
+                await self._host.abandon(partition, saga_id)
 
     def _moved(self, partition: Partition) -> None:
         """Its sagas go on elsewhere; a parked one has no task that would tell."""

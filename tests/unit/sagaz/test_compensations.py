@@ -9,6 +9,7 @@ import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, compensate
 from sagaz_es.core.decide import CompensationFailureStrategy as Strategy
+from sagaz_es.errors import RequestRefusedError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.sagas.definition import CompensationType
 
@@ -77,6 +78,9 @@ async def test_what_was_not_tried_can_be_retried_by_a_person() -> None:
     async with Engine(MemoryEventLog(), sagas=[saga]) as engine:
         result = await engine.run(saga)
         assert "not tried" in str(result.compensation_errors[0])
+        with pytest.raises(RequestRefusedError, match=r"retry the compensation of '2' first"):
+            await engine.retry_compensation(result.saga_id, "1", reason="2 is forgotten")
+        assert "undo 1" not in saga.calls
         await engine.skip_compensation(result.saga_id, "2", reason="refunded by phone")
         again = await engine.retry_compensation(result.saga_id, "1", reason="2 is settled")
     assert again.steps["1"] == "compensated"
