@@ -193,9 +193,31 @@ SLOW = """
             threading.Event().wait()
 """
 
+RESISTS = """
+    import asyncio
+    from sagaz_es import Saga, action
 
-def test_it_ends_at_the_drain_limit_though_a_step_sits_in_a_thread(project: Project) -> None:
-    (project.path / "slow.py").write_text(textwrap.dedent(SLOW))
+    class Slow(Saga):
+        saga_name = "slow"
+
+        @action("any", timeout_seconds=3600)
+        async def any(self, ctx):
+            print("begun", flush=True)
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "how"), [(SLOW, "in threads"), (RESISTS, "although they were cancelled")]
+)
+def test_it_ends_at_the_drain_limit_though_a_step_does_not(
+    project: Project, code: str, how: str
+) -> None:
+    (project.path / "slow.py").write_text(textwrap.dedent(code))
     run = ("engine", "run", "--app", "slow", "--log-format", "json", "--drain-seconds", "0.1")
     with project.start(*run) as process:
         lines = Lines(process)
@@ -205,7 +227,7 @@ def test_it_ends_at_the_drain_limit_though_a_step_sits_in_a_thread(project: Proj
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGTERM)
         lines.until("stopped")
-        told = lines.until("ending while steps still run in threads")
+        told = lines.until(f"ending while steps still run {how}")
         assert (told["level"], "s-1" in told["message"]) == ("warning", True)
         assert process.wait(60) == 0
     shown = project.run("saga", "show", "s-1").json
