@@ -69,7 +69,8 @@ def connect(
 
     `log` and `store` default to SAGAZ_ES_LOG and SAGAZ_ES_STORE, then to one file `sagaz-es.db` for
     both. `resources` are live objects for the steps (`ctx.resources`). `instance_id`
-    (SAGAZ_ES_INSTANCE_ID) makes this process a static member of the group: no other may use it.
+    (SAGAZ_ES_INSTANCE_ID) makes this process a static member of the group: no other may use it,
+    and Kafka keeps its partitions for it until the session time-out, after a clean stop, too.
 
     Raises UnknownScheme, ConfigurationError, MissingDependencyError (which extra to install).
     """

@@ -48,7 +48,8 @@ def engine() -> None:
     envvar=INSTANCE_VARIABLE,
     show_envvar=True,
     help="A name that no other process has: after a crash the next one of this name goes on at "
-    "once, without waiting for the session time-out.",
+    "once, without waiting for the session time-out. A clean stop keeps its partitions for that "
+    "time, too.",
 )
 @click.option(
     "--health-port",
