@@ -7,6 +7,8 @@ next attempt finds the first one's result there instead of doing it again.
 Law (one commit): of all attempts with one key, at most one commits its work; every other one is
 given that one's result. One that is still under way is waited for.
 Law (all or nothing): the key is kept if and only if the work is.
+Law (a key, a block): two blocks of one attempt never share a key: the second one's work would be
+taken for done.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from sagaz_es.codec.values import from_text, to_text
-from sagaz_es.errors import ConfigurationError, StorageFailed
+from sagaz_es.errors import ConfigurationError, DefinitionError, StorageFailed
 
 TABLE = "sagaz_once"
 _UNDO = "/compensation"
@@ -44,7 +46,8 @@ def once(ctx: Attempt, connection: Any, *, name: str = "", table: str = TABLE) -
     yours commits. What the block raises rolls back. `name` tells two blocks of one step apart.
     `table` may have a schema; two namespaces of sagas in one database need two tables.
 
-    Raises StorageFailed (no table), ConfigurationError (the key is another saga's).
+    Raises StorageFailed (no table), ConfigurationError (the key is another saga's, or this is no
+    connection), DefinitionError (a second block of the step has the same name).
     """
     if not re.fullmatch(r"\w+(\.\w+)?", table):
         raise ConfigurationError(f"table: a name such as {TABLE!r} or 'shop.once', not {table!r}")
@@ -56,10 +59,23 @@ async def create_once_table(connection: Any, *, table: str = TABLE) -> None:
     if isinstance(connection, sqlite3.Connection):
         connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({SQLITE_COLUMNS})")
         return
+    _check_asyncpg(connection, "create_once_table(connection)")
     async with connection.transaction():
         # Two sessions that create it at the same moment would trip over each other.
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 7261))", table)
         await connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({POSTGRESQL_COLUMNS})")
+
+
+def _check_asyncpg(connection: Any, call: str) -> None:
+    """Raises ConfigurationError for a pool, and for what is no connection of asyncpg's."""
+    if all(hasattr(connection, name) for name in ("transaction", "fetchval")):
+        return
+    kind = f"{type(connection).__module__.partition('.')[0]}.{type(connection).__name__}"
+    if hasattr(connection, "acquire"):
+        call = f"async with pool.acquire() as connection, then {call}"
+    raise ConfigurationError(
+        f"once: it takes a connection of asyncpg or sqlite3, not {kind}: write {call}"
+    )
 
 
 class Once:
@@ -75,6 +91,28 @@ class Once:
         self._own = not ctx.idempotency_key.endswith(_UNDO)
         self._connection, self._table = connection, table
         self._transaction: Any = None
+        self._step, self._name = getattr(ctx, "step", ""), name
+        self._marked = False  # the key as used, by this block
+        self._used: dict[tuple[str, str], bool] = getattr(ctx, "once_keys", {})
+        """Keys that this attempt has used; whether in a transaction of the step's own."""
+
+    def _use(self, nested: bool) -> None:
+        """Raises DefinitionError where another block of this attempt has used the key."""
+        used = (self._table, self._key)
+        # The step may roll its own transaction back and begin again: the key is gone then.
+        if used in self._used and not (self.first and self._used[used]):
+            blocks = f"named {self._name!r}" if self._name else "without a name"
+            raise DefinitionError(
+                f"step {self._step!r}: it has two once blocks {blocks}, and the second one's work "
+                'would be taken for done: give each block a name, such as once(…, name="fee")'
+            )
+        self._used[used] = nested
+        self._marked = True
+
+    def _unused(self) -> None:
+        """What the block did is rolled back."""
+        if self._marked:
+            self._used.pop((self._table, self._key), None)
 
     def _found(self, saga_id: str, text: str) -> None:
         if self._own and saga_id != self._saga_id:
@@ -96,10 +134,13 @@ class Once:
     async def __aenter__(self) -> Self:
         if isinstance(self._connection, sqlite3.Connection):
             raise ConfigurationError("once: use `with`, not `async with`, on a sqlite3 connection")
+        _check_asyncpg(self._connection, "once(ctx, connection)")
+        nested = self._connection.is_in_transaction()
         self._transaction = self._connection.transaction()
         await self._transaction.start()
         try:
             await self._look()
+            self._use(nested)
         except BaseException as error:
             await self._roll_back()
             if getattr(error, "sqlstate", None) == "42P01" and isinstance(error, Exception):
@@ -140,9 +181,14 @@ class Once:
         except BaseException:
             await self._roll_back()
             raise
-        await self._transaction.commit()
+        try:
+            await self._transaction.commit()
+        except BaseException:
+            self._unused()
+            raise
 
     async def _roll_back(self) -> None:
+        self._unused()
         try:
             await self._transaction.rollback()
         except Exception:
@@ -165,6 +211,7 @@ class Once:
             if not self.first:
                 select = f"SELECT saga_id, result FROM {self._table} WHERE key = ?"
                 self._found(*self._connection.execute(select, (self._key,)).fetchone())
+            self._use(nested)
         except BaseException as error:
             self._undo()
             if isinstance(error, sqlite3.OperationalError) and "no such table" in str(error):
@@ -191,6 +238,7 @@ class Once:
             raise
 
     def _undo(self) -> None:
+        self._unused()
         if self._connection.in_transaction:  # the block may have ended it, against the rules
             for statement in self._transaction.rollback:
                 self._connection.execute(statement)

@@ -175,6 +175,7 @@ class StepContext(SagaContext):
         "attempt",
         "idempotency_key",
         "is_replay",
+        "once_keys",
         "resources",
         "saga_id",
         "signal",
@@ -207,6 +208,7 @@ class StepContext(SagaContext):
         self.idempotency_key, self.is_replay = idempotency_key, is_replay
         self.signal: Any = from_text(signal) if signal else None
         self.resources: Mapping[str, Any] = resources if resources is not None else {}
+        self.once_keys: dict[tuple[str, str], bool] = {}  # used by this attempt, see `once`
 
     # --- reading ---
 

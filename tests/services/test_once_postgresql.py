@@ -12,9 +12,10 @@ import asyncpg
 import pytest
 
 from sagaz_es import Saga, action
-from sagaz_es.errors import StorageFailed, UnstorableValue
+from sagaz_es.errors import ConfigurationError, DefinitionError, StorageFailed, UnstorableValue
 from sagaz_es.exactly_once import Once, create_once_table, once
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.context import StepContext
 from tests.helpers import Gate, engine_on
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -69,8 +70,10 @@ async def insert(db: Connection, done: Once) -> None:
     done.result = PAID
 
 
-async def pay(db: Connection, gate: Gate | None = None) -> tuple[bool, object]:
-    async with once(CTX, db) as done:
+async def pay(
+    db: Connection, gate: Gate | None = None, ctx: Context | StepContext = CTX
+) -> tuple[bool, object]:
+    async with once(ctx, db) as done:
         if done.first:
             await insert(db, done)
             if gate is not None:
@@ -171,6 +174,42 @@ async def test_a_connection_of_a_pool_will_do(shop: Shop) -> None:
             async with pool.acquire() as db, once(CTX, db) as done:
                 done.result = 17 if done.first else done.result
             assert (done.first, done.result) == (first, 17)
+
+
+async def test_a_pool_is_no_connection(postgresql_url: str) -> None:
+    async with asyncpg.create_pool(postgresql_url, min_size=1, max_size=1) as pool:
+        with pytest.raises(ConfigurationError, match=r"not asyncpg\.Pool: .*pool\.acquire\(\)"):
+            async with once(CTX, pool):
+                pass
+        with pytest.raises(ConfigurationError, match=r"pool\.acquire\(\)"):
+            await create_once_table(pool)
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_second_block_of_the_same_name_is_an_error(shop: Shop, together: bool) -> None:
+    for _ in range(2):  # the step, and its next attempt
+        ctx = StepContext({}, saga_id="order-1", step="charge", idempotency_key="order-1/charge")
+        blocks = [pay(await shop.connect(), ctx=ctx) for _ in range(2)]
+        if together:
+            outcomes = await asyncio.gather(*blocks, return_exceptions=True)
+        else:
+            outcomes = [(await asyncio.gather(b, return_exceptions=True))[0] for b in blocks]
+        assert sorted(isinstance(outcome, DefinitionError) for outcome in outcomes) == [False, True]
+    assert await shop.payments() == 1
+
+
+async def test_a_block_that_was_rolled_back_may_come_again(shop: Shop) -> None:
+    db = await shop.connect()
+    ctx = StepContext({}, saga_id="order-1", step="charge", idempotency_key="order-1/charge")
+    with pytest.raises(RuntimeError):
+        async with db.transaction():
+            assert await pay(db, ctx=ctx) == (True, PAID)
+            raise RuntimeError
+    with pytest.raises(RuntimeError):
+        async with once(ctx, db):
+            raise RuntimeError
+    assert await pay(db, ctx=ctx) == (True, PAID)
+    assert await shop.payments() == 1
 
 
 async def test_a_missing_table_is_said_with_what_makes_it(postgresql_url: str) -> None:

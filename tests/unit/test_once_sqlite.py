@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sagaz_es.errors import ConfigurationError, StorageFailed, UnstorableValue
+from sagaz_es.errors import ConfigurationError, DefinitionError, StorageFailed, UnstorableValue
 from sagaz_es.exactly_once import create_once_table, once
+from sagaz_es.sagas.context import StepContext
 
 
 @dataclass
@@ -39,7 +40,9 @@ async def db(path: Path) -> AsyncIterator[sqlite3.Connection]:
     connection.close()
 
 
-def pay(db: sqlite3.Connection, ctx: Context = CTX, name: str = "") -> tuple[bool, object]:
+def pay(
+    db: sqlite3.Connection, ctx: Context | StepContext = CTX, name: str = ""
+) -> tuple[bool, object]:
     with once(ctx, db, name=name) as done:
         if done.first:
             db.execute("INSERT INTO payments VALUES ('9.90')")
@@ -60,6 +63,30 @@ def test_a_second_attempt_is_given_the_first_ones_result(db: sqlite3.Connection)
 
 def test_two_blocks_of_one_step_are_told_apart_by_name(db: sqlite3.Connection) -> None:
     assert [pay(db)[0], pay(db, name="fee")[0], pay(db, name="fee")[0]] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["", "fee"])
+def test_a_second_block_of_the_same_name_is_an_error_in_each_attempt(
+    db: sqlite3.Connection, name: str
+) -> None:
+    for first in (True, False):  # the step, and its next attempt
+        ctx = StepContext({}, saga_id="order-1", step="charge", idempotency_key="order-1/charge")
+        assert pay(db, ctx, name)[0] is first
+        with pytest.raises(DefinitionError, match="step 'charge': it has two once blocks"):
+            pay(db, ctx, name)
+        assert pay(db, ctx, name="other")[0] is first
+    assert payments(db) == 2
+
+
+def test_a_block_that_was_rolled_back_may_come_again(db: sqlite3.Connection) -> None:
+    ctx = StepContext({}, saga_id="order-1", step="charge", idempotency_key="order-1/charge")
+    with pytest.raises(RuntimeError), once(ctx, db):
+        raise RuntimeError
+    db.execute("INSERT INTO payments VALUES ('0')")  # begins a transaction of the step's own
+    assert pay(db, ctx)[0]
+    db.rollback()
+    assert pay(db, ctx)[0]
+    assert payments(db) == 1
 
 
 def test_what_the_block_raises_keeps_neither_work_nor_key(db: sqlite3.Connection) -> None:
