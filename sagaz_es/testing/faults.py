@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sagaz_es.errors import ConfigurationError
+from sagaz_es.sagas.definition import StepDefinition
 from sagaz_es.testing.watching import Call
 
 Kind = Literal["error", "timeout", "crash"]
@@ -35,7 +36,10 @@ class Fault:
         if isinstance(self.error, BaseException):
             return self.error
         if self.error is not None:
-            return self.error()
+            made = self.error()
+            if not isinstance(made, BaseException):
+                raise ConfigurationError(f"error: {self.error!r} gave {made!r}, not an exception")
+            return made
         return InjectedFailure(f"{self.step} fails in this test")
 
     def __str__(self) -> str:
@@ -67,11 +71,28 @@ class Faults:
         return None
 
 
+def checked(fault: Fault, steps: Iterable[StepDefinition]) -> Fault:
+    """The fault, if it can strike. Raises ConfigurationError for a step that is not there, a
+    compensation that it has not, and an error that is none."""
+    known = list(steps)
+    named = [step for step in known if step.name == fault.step]
+    if not named:
+        names = ", ".join(sorted({repr(step.name) for step in known}))
+        raise ConfigurationError(f"no step {fault.step!r}; there are {names}")
+    if fault.undo and not any(step.compensation for step in named):
+        raise ConfigurationError(f"step {fault.step!r} has no compensation that could go wrong")
+    if not (fault.error is None or isinstance(fault.error, BaseException) or callable(fault.error)):
+        raise ConfigurationError(
+            f"error: an exception, its class or a function that makes one, not {fault.error!r}"
+        )
+    return fault
+
+
 def attempts_of(attempts: int | Iterable[int] | None) -> frozenset[int] | None:
-    """1, [1, 2] or None (every one), as users write it."""
+    """1, [1, 2] or None (every one), as users write it; the first attempt is 1."""
     if attempts is None:
         return None
-    chosen = frozenset([attempts] if isinstance(attempts, int) else attempts)
-    if not all(isinstance(number, int) and number >= 0 for number in chosen):
-        raise ConfigurationError(f"attempts: numbers, such as [1, 2], not {attempts!r}")
+    chosen = frozenset(attempts) if isinstance(attempts, Iterable) else frozenset([attempts])
+    if not chosen or not all(isinstance(number, int) and number >= 1 for number in chosen):
+        raise ConfigurationError(f"attempts: numbers from 1, such as [1, 2], not {attempts!r}")
     return chosen

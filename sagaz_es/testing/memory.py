@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
-from sagaz_es.engine.registry import Source
+from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
-from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import EventLog, ProjectionStore
 from sagaz_es.sagas.result import SagaHandle, SagaResult
-from sagaz_es.testing.faults import Fault, Faults, attempts_of
+from sagaz_es.testing.faults import Fault, Faults, attempts_of, checked
 from sagaz_es.testing.virtual_time import VirtualClock
-from sagaz_es.testing.watching import Call, WatchedRegistry, perform
+from sagaz_es.testing.watching import Call, WatchedRegistry, all_steps, perform
 
 T = TypeVar("T")
 
@@ -71,6 +70,7 @@ class MemoryEngine(Engine):
         super().__init__(
             log, store, sagas=listed, resources=resources, clock=self.clock, config=config
         )
+        self._declared = Registry(listed)
         self.registry = self.host.registry = WatchedRegistry(listed, self)
         self.clock.busy = lambda: self._at_work > 0
 
@@ -84,20 +84,12 @@ class MemoryEngine(Engine):
         compensation: bool = False,
     ) -> None:
         """Let attempts of a step (None: all) fail before its code is called, or `after` it."""
-        names = {name for source in self.registry.names for name in self._steps(source)}
-        if step not in names:
-            known = ", ".join(map(repr, sorted(names)))
-            raise ConfigurationError(f"no step {step!r}; there are {known}")
-        self._faults.faults.append(
-            Fault(step, "error", attempts_of(attempts), compensation, after, error)
-        )
+        fault = Fault(step, "error", attempts_of(attempts), compensation, after, error)
+        self._faults.faults.append(checked(fault, all_steps(self._declared)))
 
     def heal(self) -> None:
         """Nothing is made to fail any more."""
         self._faults.faults.clear()
-
-    def _steps(self, saga_name: str) -> Iterable[str]:
-        return self.registry.by_name(saga_name).steps
 
     async def perform(self, call: Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """See Watcher."""

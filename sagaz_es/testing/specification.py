@@ -11,14 +11,15 @@ is run by `then`, in any test: with or without an event loop, no `await`.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from sagaz_es.engine.registry import Source
+from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.errors import ConfigurationError, SagaError
-from sagaz_es.testing.faults import Fault, Faults, attempts_of
+from sagaz_es.testing.faults import Fault, Faults, attempts_of, checked
 from sagaz_es.testing.runs import Action, Outcome, Run
-from sagaz_es.testing.watching import steps_of
+from sagaz_es.testing.watching import all_steps
 
 _ANY: Any = object()
 
@@ -34,7 +35,11 @@ def cancel(reason: str = "") -> Action:
 
 
 def wait(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0) -> Action:
-    """Time passes. Raises ConfigurationError for a time below 0."""
+    """Time passes. Raises ConfigurationError for what is no number, or a time below 0."""
+    parts = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days}
+    for unit, number in parts.items():
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ConfigurationError(f"wait: {unit} is a number, such as 1.5, not {number!r}")
     total = seconds + 60 * (minutes + 60 * (hours + 24 * days))
     if not total >= 0:
         raise ConfigurationError(f"wait: time passes forward, not by {total:g} s")
@@ -81,8 +86,9 @@ class given:
     """A saga, its context, and what its steps find in `ctx.resources`.
 
     `sagas`: others that it needs, such as a child that it names only by text. Each of `fails`,
-    `times_out` and `dies` is about one step and some of its attempts (None: all of them); of what
-    is said of one attempt the first counts.
+    `times_out` and `dies` is about one step and some of its attempts (None: all of them), the first
+    of which is 1; of what is said of one attempt the first counts. What can never happen is a
+    ConfigurationError: an unknown step, a compensation that there is not, no attempt.
     """
 
     def __init__(
@@ -98,7 +104,7 @@ class given:
         self._others = sagas
         self._faults = Faults()
         self._actions: tuple[Action, ...] = ()
-        self._steps = steps_of((saga, *sagas))
+        self._steps = list(all_steps(Registry((saga, *sagas))))
 
     def fails(
         self,
@@ -136,10 +142,7 @@ class given:
         return self._with(Fault(step, "crash", attempts_of(attempts), compensation, after))
 
     def _with(self, fault: Fault) -> Self:
-        if fault.step not in self._steps:
-            known = ", ".join(map(repr, sorted(self._steps)))
-            raise ConfigurationError(f"no step {fault.step!r}; there are {known}")
-        self._faults.faults.append(fault)
+        self._faults.faults.append(checked(fault, self._steps))
         return self
 
     def when(self, *actions: Action) -> Self:
@@ -192,8 +195,8 @@ class given:
         saga failed with, and its exception's class. `stuck`: steps whose compensation failed for
         good. `unknown`: steps of which nobody knows whether they happened. `refused`: what the last
         action was refused with. `waits_for`: words that say what an unfinished saga waits for.
-        Also a difference: an action that was refused, or that it never came to, and a saga that
-        has not ended, unless `refused`, `waits_for` or `status` say so.
+        Also a difference: a fault that never happened, an action that was refused, or that it never
+        came to, and a saga that has not ended, unless `refused`, `waits_for` or `status` say so.
         """
         outcome = self.run()
         found: dict[str, tuple[Any, Any]] = {
@@ -217,17 +220,19 @@ class given:
             differences += _compare("waits_for", waits_for, outcome.waits_for)
         differences += _compare_refused(refused, outcome)
         differences += [f"  it never came to this: {action}" for action in outcome.not_done]
+        differences += [f"  this never happened: {fault}" for fault in self._missing(outcome)]
         differences += _unexpected_wait(outcome, status, waits_for)
         if differences:
             raise AssertionError(self._message(differences, outcome))
         return outcome
 
+    def _missing(self, outcome: Outcome) -> list[Fault]:
+        return [fault for fault in self._faults.faults if fault not in outcome.faults]
+
     def _message(self, differences: list[str], outcome: Outcome) -> str:
         name = self._saga.__name__ if isinstance(self._saga, type) else self._saga.name
         lines = [f"{name} did not end as it should:", *differences, "given:"]
-        for fault in self._faults.faults:
-            happened = "" if fault in outcome.faults else " (this never happened)"
-            lines.append(f"  {fault}{happened}")
+        lines += [f"  {fault}" for fault in self._faults.faults]
         lines += [] if self._faults.faults else ["  no faults"]
         lines += ["when:", *(f"  {action}" for action in self._actions)] if self._actions else []
         if outcome.result.error is not None:

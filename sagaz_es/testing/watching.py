@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -93,14 +93,16 @@ class WatchedRegistry(Registry):
 
 def steps_of(sagas: Iterable[Source]) -> dict[str, StepDefinition]:
     """The steps of these sagas and of their children, by name."""
-    registry = Registry(sagas)
-    steps: dict[str, StepDefinition] = {}
+    return {step.name: step for step in all_steps(Registry(sagas))}
+
+
+def all_steps(registry: Registry) -> Iterator[StepDefinition]:
+    """Of all its sagas; a name may come more than once."""
     seen: set[str] = set()
     while unseen := [name for name in registry.names if name not in seen]:
         for name in unseen:  # children are registered as their parents are looked at
             seen.add(name)
-            steps.update(registry.by_name(name).steps)
-    return steps
+            yield from registry.by_name(name).steps.values()
 
 
 def watch(definition: Definition, watcher: Watcher) -> Definition:

@@ -292,7 +292,7 @@ def test_a_person_says_what_became_of_a_step() -> None:
 
 def test_a_difference_is_told_with_the_whole_story() -> None:
     with pytest.raises(AssertionError) as raised:
-        trip().fails("pay", attempts=1).times_out("mail", compensation=True).when(
+        trip().fails("pay", attempts=1).times_out("book", compensation=True).when(
             wait(minutes=90), APPROVED
         ).then(
             status="rolled_back",
@@ -310,9 +310,10 @@ def test_a_difference_is_told_with_the_whole_story() -> None:
         "      mail\n"
         "  context['paid']: expected 8, found 9\n"
         "  context['gift']: expected True, found '(missing)'\n"
+        "  this never happened: undo book times out\n"
         "given:\n"
         "  pay fails in attempt 1\n"
-        "  undo mail times out (this never happened)\n"
+        "  undo book times out\n"
         "when:\n"
         "  90 min pass\n"
         "  signal approved\n"
@@ -355,6 +356,13 @@ def test_an_action_that_it_never_comes_to_is_a_difference() -> None:
     with pytest.raises(AssertionError, match="it never came to this: signal late"):
         # The replay waits for the end of a saga that waits for ever.
         given(Waits).when(replay("approve"), signal("late")).then(status="executing")
+
+
+def test_a_fault_that_never_happened_is_a_difference() -> None:
+    late = trip().fails("pay", attempts=1).fails("pay", attempts=[9]).when(APPROVED)
+    with pytest.raises(AssertionError, match="this never happened: pay fails in attempt 9"):
+        late.then(status="completed")
+    assert late.run().status == "completed"
 
 
 def test_a_step_that_nobody_knows_is_refused_with_those_there_are() -> None:
@@ -429,7 +437,9 @@ def test_a_step_that_waits_for_a_socket_is_an_error_not_a_time_out() -> None:
 
 def test_a_step_that_always_kills_its_process_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="100 processes have died over one saga"):
-        given(OrderSaga, resources={"ledger": Ledger()}).dies("charge", attempts=range(200)).run()
+        given(OrderSaga, resources={"ledger": Ledger()}).dies(
+            "charge", attempts=range(1, 200)
+        ).run()
 
 
 # --- children -------------------------------------------------------------------------------------
@@ -504,12 +514,32 @@ def test_a_child_that_is_only_named_is_given_beside_its_parent() -> None:
 SAID: list[Any] = ["approved"]
 
 
+class _Any:
+    """ANY[x] is x, of no type that is checked."""
+
+    def __getitem__(self, value: Any) -> Any:
+        return value
+
+
+ANY = _Any()
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
         (r"^wait: time passes forward", lambda: wait(days=-1)),
         (r"^when: actions such as signal", lambda: given(OrderSaga).when(*SAID)),
-        (r"^attempts: numbers, such as", lambda: given(OrderSaga).dies("charge", attempts=[-1])),
+        (r"^wait: hours is a number", lambda: wait(hours=ANY["1"])),
+        (r"^wait: days is a number", lambda: wait(days=float("nan"))),
+        (r"^attempts: numbers from 1", lambda: given(OrderSaga).dies("charge", attempts=[-1])),
+        (r"^attempts: numbers from 1", lambda: given(OrderSaga).fails("charge", attempts=0)),
+        (r"^attempts: numbers from 1", lambda: given(OrderSaga).fails("charge", attempts=[])),
+        (r"^attempts: numbers from 1", lambda: given(OrderSaga).fails("charge", attempts=ANY[1.5])),
+        (
+            r"^step 'pay' has no compensation",
+            lambda: given(Payment).fails("pay", compensation=True),
+        ),
+        (r"^error: an exception, its class", lambda: given(Payment).fails("pay", error=ANY["no"])),
     ],
 )
 def test_what_cannot_be_said_of_a_saga_is_refused_at_once(told: str, said: Any) -> None:
