@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sagaz_es.core.state import SagaState, SagaStatus
-from sagaz_es.engine.compensations import stuck_steps
+from sagaz_es.core.stuck import stuck_steps
 from sagaz_es.engine.engine import Engine
 from sagaz_es.ports import ProjectionStore
 from sagaz_es_cli import exits

@@ -38,6 +38,7 @@ def record_of(health: Health) -> dict[str, Any]:
         "starts_waiting": health.starts_waiting,
         "takeovers_waiting": health.takeovers_waiting,
         "sagas_unfinished": health.sagas_unfinished,
+        "sagas_waiting_for_person": health.sagas_waiting_for_person,
         "oldest_pending_append_s": round(oldest, 3) if oldest else None,
         "projector_lag": health.projector_lag,
     }

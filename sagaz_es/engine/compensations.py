@@ -12,6 +12,7 @@ from typing import TypeAlias
 from sagaz_es.core import events as e
 from sagaz_es.core.decide import GIVEN_UP
 from sagaz_es.core.state import SagaState
+from sagaz_es.core.stuck import stuck_steps
 from sagaz_es.core.texts import join_names
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partition import Partition
@@ -121,12 +122,3 @@ def _check_order(state: SagaState, step: str, stuck: Collection[str]) -> None:
             f"saga {state.saga_id!r}: step {step!r} is undone behind {first[0]!r}, which depends "
             f"on it and is not undone; retry the compensation of {first[0]!r} first, or skip it"
         )
-
-
-def stuck_steps(state: SagaState) -> tuple[str, ...]:
-    """Steps whose compensation failed for good and was not let be."""
-    return tuple(
-        name
-        for name, step in state.steps.items()
-        if step.status == "compensation_failed" and not step.undo_skipped
-    )

@@ -32,6 +32,7 @@ class Health:
     starts_waiting: int = 0  # requests in the log, until there is room (`max_in_flight`)
     why_not: str = ""
     takeovers_waiting: int = 0  # claimed here, with a step to run, until there is room
+    sagas_waiting_for_person: int = 0  # unfinished, in the partitions served here
 
 
 async def health_of(host: Host, projector: Projector | None) -> Health:
@@ -49,6 +50,7 @@ async def health_of(host: Host, projector: Projector | None) -> Health:
         projector_lag=await _lag(projector, partitions.keys()) if projector and serving else None,
         starts_waiting=host.admission.count(),
         takeovers_waiting=len(host.admission.backlog),
+        sagas_waiting_for_person=host.waiting_for_person(),
     )
 
 

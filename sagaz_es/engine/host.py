@@ -16,6 +16,7 @@ from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.core.children import NOBODY, Caller
 from sagaz_es.core.state import SagaState
+from sagaz_es.core.stuck import waits_for_person
 from sagaz_es.engine.admission import Admission, in_saga
 from sagaz_es.engine.alarms import Alarms
 from sagaz_es.engine.attempts import current_saga
@@ -103,7 +104,8 @@ class Host:
         self._alarms = Alarms(clock, self.awake)
         self._turns: dict[str, Turns] = {}
         self.children = Children(self)
-        self._stuck: set[str] = set()  # sagas that only a person can carry on
+        # Sagas that only a person can carry on, and what they wait for; empty: for such a child.
+        self._stuck: dict[str, str] = {}
         self._stopped: dict[str, str] = {}  # what stopped sagas that are held as such
         self._abandoned: dict[asyncio.Task[None], str] = {}
         """Tasks of sagas that were let go although a step runs on in them."""
@@ -584,7 +586,7 @@ class Host:
             runner.lets_in = self.admission.backlog.lets_in
             self.admission.is_outside(saga_id)
         if self._stuck:
-            self._stuck.discard(saga_id)
+            self._stuck.pop(saga_id, None)
         self.runners[saga_id] = runner
         self.tasks[saga_id] = asyncio.create_task(
             self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
@@ -660,6 +662,7 @@ class Host:
             runner.ready.exception()
         if error is None and cell.state.ended:
             partition.finish(cell)
+            self._warn_of_person(cell.state)
         # It has ended, or goes on elsewhere: who wanted to cancel it asks again.
         over = EngineClosed(saga_id) if self.closing else LostOwnership(saga_id)
         runner.abandon(error if isinstance(error, Exception) else over)
@@ -742,10 +745,32 @@ class Host:
             else:
                 self._expected[state.saga_id] = outcome
         if needs:
-            self._stuck.add(state.saga_id)
+            self._stuck[state.saga_id] = waits_for_person(state)
+            self._warn_of_person(state)
             if state.caller_saga_id:
                 self.awake(state.caller_saga_id)  # who waits for its parent is told, too
         runner.cell.put_aside()
+
+    def _warn_of_person(self, state: SagaState) -> None:
+        why = waits_for_person(state)
+        if why:
+            about = {"saga_id": state.saga_id}
+            logger.warning(
+                "saga %s (%s) waits for a person: %s",
+                state.saga_id,
+                state.saga_name,
+                why,
+                extra=about,
+            )
+
+    def waiting_for_person(self) -> int:
+        """How many sagas in the partitions served here only a person can carry on."""
+        served = self.partitions.values()
+        return sum(
+            1
+            for saga_id, why in self._stuck.items()
+            if why and any(saga_id in partition.cells for partition in served)
+        )
 
     def _is_asked(self, state: SagaState) -> bool:
         """Whether the `resolve` of a step of unknown outcome has yet to answer, wherever the saga

@@ -118,6 +118,7 @@ def test_it_serves_until_sigterm_and_its_probes_say_so(project: Project) -> None
             "starts_waiting": 0,
             "takeovers_waiting": 0,
             "sagas_unfinished": 0,
+            "sagas_waiting_for_person": 0,
             "oldest_pending_append_s": None,
             "projector_lag": 0,
         }

@@ -143,7 +143,9 @@ async def test_a_compensation_that_is_too_slow_has_failed() -> None:
     assert "a" in str(result.compensation_errors[0])
 
 
-async def test_what_still_stands_can_be_retried_or_let_be_later() -> None:
+async def test_what_still_stands_can_be_retried_or_let_be_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ledger, log = Ledger(), MemoryEventLog(1)
     ledger.fails("ship", Declined())
     ledger.fails("undo charge", *THREE_TRIES)
@@ -151,10 +153,14 @@ async def test_what_still_stands_can_be_retried_or_let_be_later() -> None:
     async with engine_on(log, ledger=ledger) as engine:
         result = await engine.run(OrderSaga, saga_id="o-1")
         assert (result.status, ledger.standing) == (SagaStatus.FAILED, ["reserve", "charge"])
+    told = "waits for a person: the compensation of step"
+    assert caplog.text.count(told) == 1
     async with engine_on(log, ledger=ledger) as engine:
         result = await engine.retry_compensation("o-1", "charge", reason="the bank is back")
         assert (result.status, ledger.standing) == (SagaStatus.FAILED, ["reserve"])
+        assert caplog.text.count(told) == 2
         await engine.skip_compensation("o-1", "reserve", reason="released by hand")
+        assert caplog.text.count(told) == 2
         assert ledger.standing == ["reserve"], "a skip calls nothing"
         assert ledger.of("undo charge")[-1].result == {"charge": "charge-1"}
     skipped = [fact for fact in await facts(log, "o-1") if isinstance(fact, e.StepSkipped)]

@@ -139,12 +139,16 @@ async def test_a_handler_that_cannot_say_leaves_it_to_a_person(answers: list[Any
     assert not {"unpack", "refund", "release"} & set(saga.calls)
 
 
-async def test_a_person_decides_later_and_in_another_process() -> None:
+async def test_a_person_decides_later_and_in_another_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     log, saga = MemoryEventLog(), Recovering()
     saga.answers = [RecoveryAction.MANUAL_INTERVENTION]
     async with Engine(log, sagas=[saga]) as engine:
         parked = await engine.run(saga, saga_id="p-1")
+        assert (await engine.health()).sagas_waiting_for_person == 1
     assert parked.status is SagaStatus.FORWARD_RECOVERY
+    assert "waits for a person: how to go on from step 'ship' (saga recover)" in caplog.text
 
     again = Recovering()
     again.down = set()

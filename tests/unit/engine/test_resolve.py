@@ -139,3 +139,29 @@ async def test_a_person_who_answers_first_is_not_overruled(answer: Any) -> None:
 
 async def unknown(log: MemoryEventLog) -> list[e.StepOutcomeUnknown]:
     return [fact for fact in await facts(log, "t-1") if isinstance(fact, e.StepOutcomeUnknown)]
+
+
+# --- who waits for a person is found --------------------------------------------------------------
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [text for record in caplog.records if "waits for a person" in (text := record.message)]
+
+
+async def test_an_engine_warns_of_an_unknown_outcome_and_counts_it_until_somebody_decides(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, bank = MemoryEventLog(), Bank(None)
+    bank.open.set()
+    async with Engine(log, sagas=[saga := bank.saga()]) as engine:
+        assert (await engine.run(saga, saga_id="t-1")).needs_intervention
+        assert warned(caplog) == [
+            "saga t-1 (transfer) waits for a person: the outcome of step 'wire' is unknown "
+            "(saga resolve)"
+        ]
+        assert (await engine.health()).sagas_waiting_for_person == 1
+        await engine.resolve_outcome("t-1", "wire", happened=True, actor="olga")
+        assert (await (await engine.handle("t-1")).result()).status is SagaStatus.COMPLETED
+        health = await engine.health()
+        assert (health.sagas_waiting_for_person, health.sagas_unfinished) == (0, 0)
+    assert len(warned(caplog)) == 1
