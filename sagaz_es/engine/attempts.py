@@ -514,7 +514,7 @@ class Attempts:
         """Ask what became of an at-most-once step of unknown outcome; if that does not say, the
         outcome is unknown for good, and a person has to."""
         step = self._definition.steps[attempt.step]
-        assert step.resolve is not None, attempt.step
+        assert callable(step.resolve), attempt.step  # bound to the saga by now
         try:
             context = await self._context(step, attempt)
             async with asyncio.timeout(step.timeout_seconds) as limit:

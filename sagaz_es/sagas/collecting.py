@@ -91,6 +91,12 @@ def _check_method(cls: type, mark: Mark) -> None:
         what, function = f"the recovery of step {mark.step!r}", mark.recovery.function
         takes = ("ctx", "error")
     check.check_call(f"{cls.__name__}: {what}", function, "self", *takes)
+    if isinstance(mark, StepDefinition) and isinstance(mark.resolve, str):
+        what = f"{cls.__name__}: resolve of step {mark.name!r}"
+        named = getattr(cls, mark.resolve, None)
+        if named is None:
+            raise DefinitionError(f"{what}: there is no method {mark.resolve!r}")
+        check.check_call(what, named, "self", "ctx")
 
 
 def _undecorated(cls: type, base: type, attribute: str, inherited: Any) -> str:

@@ -108,8 +108,11 @@ def _wait(name: str, options: Mapping[str, Any]) -> Wait | None:
     return None
 
 
-def step_of(name: str, function: Callable[..., Any], options: dict[str, Any]) -> StepDefinition:
-    """A definition from the options of `@action` and `add_step`, which share their meaning."""
+def step_of(
+    name: str, function: Callable[..., Any], options: dict[str, Any], *, method: bool = True
+) -> StepDefinition:
+    """A definition from the options of `@action` (a `method`) and `add_step`, which share their
+    meaning."""
     check.step_name(name)
     whose = f"step {name!r}"
     depends_on = options["depends_on"]
@@ -119,7 +122,8 @@ def step_of(name: str, function: Callable[..., Any], options: dict[str, Any]) ->
     if "for_each" in options:  # an @action has no child
         check.flags(whose, options, "for_each")
     check.texts(whose, options, "idempotency_key", "wait_for")
-    check.functions(whose, options, "resolve", *Hooks.__struct_fields__)
+    check.functions(whose, options, *Hooks.__struct_fields__)
+    check.check_resolve(whose, options, method)
     return StepDefinition(
         name=name,
         function=function,
@@ -209,7 +213,7 @@ def action(
     description: str | None = None,
     retry_on: tuple[type[BaseException], ...] = (Exception,),
     no_retry: tuple[type[BaseException], ...] = (),
-    resolve: Callable[..., Any] | None = None,
+    resolve: Callable[..., Any] | str | None = None,
     wait_for: str | None = None,
     wait_seconds: float | None = None,
     delay_seconds: float | None = None,
@@ -224,8 +228,9 @@ def action(
 
     `max_retries=n` means n + 1 attempts, with waits of base, 2·base, 4·base … seconds, capped.
     `timeout_seconds` is for each attempt. `depends_on=[]` makes a root. `pivot`: no way back after
-    it. `at_most_once`: never run again after an attempt of unknown outcome; then `resolve(ctx)` is
-    asked whether it happened (its result, or True; False; None: a person has to say).
+    it. `at_most_once`: never run again after an attempt of unknown outcome; then `resolve` (a
+    function `(ctx)` or `(self, ctx)`, or a method's name) is asked whether it happened (its result,
+    or True; False; None: a person has to say).
     `wait_for`: it starts when its dependencies are done and this signal has come (`ctx.signal` is
     its payload), and fails after `wait_seconds` without one (None: it waits for ever).
     `delay_seconds`: it starts that long after its dependencies are done. Both survive restarts.

@@ -116,7 +116,7 @@ class StepDefinition:
     effects: bool = True
     compensation: Compensation | None = None
     recovery: Recovery | None = None
-    resolve: Callable[..., Any] | None = None  # (ctx) -> did an at-most-once step happen?
+    resolve: Callable[..., Any] | str | None = None  # (ctx) -> did an at-most-once step happen?
     hooks: Hooks = _NO_HOOKS
     wait: Wait | None = None
     idempotency_key: str | None = None

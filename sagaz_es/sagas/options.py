@@ -123,6 +123,32 @@ def check_call(whose: str, function: Any, *arguments: str) -> None:
         ) from None
 
 
+def fits(function: Any, *arguments: str) -> bool:
+    """Whether it can be called with so many arguments; of what is no plain function: yes."""
+    try:
+        check_call("", function, *arguments)
+    except DefinitionError:
+        return False
+    return True
+
+
+def check_resolve(whose: str, options: Mapping[str, Any], method: bool) -> None:
+    """`resolve` of a step: a function `(ctx)`; of a `method` also `(self, ctx)`, or the name of
+    one. Raises ConfigurationError, DefinitionError."""
+    resolve = options.get("resolve")
+    if resolve is None:
+        return
+    if not options["at_most_once"]:
+        raise ConfigurationError(
+            f"{whose}: resolve is asked about a step with at_most_once=True only: any other one "
+            "runs again instead; add that, or leave resolve out"
+        )
+    if method and (isinstance(resolve, str) or fits(resolve, "self", "ctx")):
+        return
+    functions(whose, options, "resolve")
+    check_call(f"{whose}: resolve", resolve, "ctx")
+
+
 def _yields(function: Any) -> bool:
     if inspect.isasyncgenfunction(function):
         return True

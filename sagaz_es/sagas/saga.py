@@ -231,7 +231,7 @@ class Saga(Inspection):
             "on_exit": on_exit,
             "on_compensate": on_compensate,
         }
-        step = step_of(name, action, options)
+        step = step_of(name, action, options, method=False)
         check.check_call(f"step {name!r}", action, "ctx")
         if step.child and (at_most_once or not effects):
             raise ConfigurationError(
@@ -376,8 +376,13 @@ def _bind(step: StepDefinition, saga: Saga) -> StepDefinition:
     recovery = step.recovery
     if recovery is not None:
         recovery = replace(recovery, function=_method(recovery.function, saga))
+    resolve = step.resolve
+    if isinstance(resolve, str):
+        resolve = getattr(saga, resolve)
+    elif resolve is not None and not check.fits(resolve, "ctx"):
+        resolve = _method(resolve, saga)
     bound = _method(step.function, saga)
-    return replace(step, function=bound, compensation=undo, recovery=recovery)
+    return replace(step, function=bound, compensation=undo, recovery=recovery, resolve=resolve)
 
 
 def _method(function: Any, saga: Saga) -> Callable[..., Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Engine, Saga, SagaStatus
+from sagaz_es import Engine, Saga, SagaStatus, action
 from sagaz_es.core import events as e
+from sagaz_es.errors import ConfigurationError, DefinitionError
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import facts
 
@@ -165,3 +166,105 @@ async def test_an_engine_warns_of_an_unknown_outcome_and_counts_it_until_somebod
         health = await engine.health()
         assert (health.sagas_waiting_for_person, health.sagas_unfinished) == (0, 0)
     assert len(warned(caplog)) == 1
+
+
+# --- what it may be ---
+
+
+async def by_itself(ctx: Any) -> Any:
+    return {"by": ctx.step}
+
+
+async def of_a_saga(self: Any, ctx: Any) -> Any:
+    return {"by": f"{self.name}, {ctx.step}"}
+
+
+class Wire(Saga):
+    @action("wire", at_most_once=True)
+    async def wire(self, ctx: Any) -> None:
+        raise asyncio.CancelledError
+
+
+class ByItself(Wire):
+    @action("wire", at_most_once=True, resolve=by_itself)
+    async def wire(self, ctx: Any) -> None:
+        raise asyncio.CancelledError
+
+
+class OfASaga(Wire):
+    saga_name = "desk"
+
+    @action("wire", at_most_once=True, resolve=of_a_saga)
+    async def wire(self, ctx: Any) -> None:
+        raise asyncio.CancelledError
+
+
+class Named(Wire):
+    saga_name = "named"
+
+    @action("wire", at_most_once=True, resolve="look")
+    async def wire(self, ctx: Any) -> None:
+        raise asyncio.CancelledError
+
+    def look(self, ctx: Any) -> Any:
+        return {"by": "the base"}
+
+
+class Overriding(Named):
+    saga_name = "overriding"
+
+    def look(self, ctx: Any) -> Any:
+        return {"by": f"{self.name}, {ctx.step}"}
+
+
+@pytest.mark.parametrize(
+    ("saga", "by"),
+    [
+        (ByItself, "wire"),
+        (OfASaga, "desk, wire"),
+        (Named, "the base"),
+        (Overriding, "overriding, wire"),
+    ],
+)
+async def test_it_is_a_function_or_a_method_or_the_name_of_one(saga: type[Saga], by: str) -> None:
+    async with Engine(MemoryEventLog(), sagas=[saga]) as engine:
+        assert (await engine.run(saga)).context["by"] == by
+
+
+async def three(self: Any, ctx: Any, error: Any) -> None: ...
+
+
+async def none() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("resolve", "said"),
+    [
+        (three, r"step 'wire': resolve: three\(self.* is called with \(ctx\)"),
+        (none, r"step 'wire': resolve: none\(\).* is called with \(ctx\)"),
+        ("nowhere", r"Wrong: resolve of step 'wire': there is no method 'nowhere'"),
+        ("wire_it", r"Wrong: resolve of step 'wire': wire_it\(self\).* \(self, ctx\)"),
+        (7, "step 'wire': resolve is a function, not 7"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_when_the_class_is_made(resolve: Any, said: str) -> None:
+    with pytest.raises((DefinitionError, ConfigurationError), match=said):
+
+        class Wrong(Saga):
+            @action("wire", at_most_once=True, resolve=resolve)
+            async def wire(self, ctx: Any) -> None: ...
+
+            def wire_it(self) -> None: ...
+
+
+@pytest.mark.parametrize("resolve", [of_a_saga, none, "look"])
+def test_of_a_step_that_is_added_it_is_a_function(resolve: Any) -> None:
+    with pytest.raises((DefinitionError, ConfigurationError), match=r"step 'wire': resolve"):
+        Saga(name="s").add_step("wire", by_itself, at_most_once=True, resolve=resolve)
+
+
+def test_of_a_step_that_runs_again_nobody_asks() -> None:
+    with pytest.raises(ConfigurationError, match=r"step 'wire': resolve .* at_most_once=True"):
+        Saga(name="s").add_step("wire", by_itself, resolve=by_itself)
+    with pytest.raises(ConfigurationError, match=r"step 'wire': resolve .* at_most_once=True"):
+        action("wire", resolve=by_itself)(by_itself)
