@@ -89,6 +89,4 @@ def crash_everywhere(pytestconfig: pytest.Config) -> Callable[..., CrashReport]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for report in config.stash.get(_REPORTS, []):
-        counts = f"{report.runs:,} runs, {report.crashes:,} crashes"
-        found = "" if report.ok else f", {len(report.violations)} violations"
-        terminalreporter.write_line(f"crash_everywhere({report.saga}): {counts}{found}")
+        terminalreporter.write_line(f"crash_everywhere({report.saga}): {report.summary}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,8 @@ MAX_ERRORS = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _BOM = b"\xef\xbb\xbf"
+_QUOTED = re.compile(r'"[^"]*"')
+_LONE_CR = re.compile(r"\r(?!\n)")
 
 
 class RowError(Struct, frozen=True):
@@ -130,6 +133,10 @@ class CsvFile:
             raise ConfigurationError(
                 f"{self.path}: line 1 is not UTF-8; save it as UTF-8"
             ) from None
+        if _LONE_CR.search(_QUOTED.sub("", text)):
+            raise ConfigurationError(
+                f"{self.path}: its lines end in CR alone; save it with LF or CRLF line ends"
+            )
         self.delimiter, self.names = self._choose(text.strip("\r\n"))
         self._body = start + len(data)
         self._header_lines = lines

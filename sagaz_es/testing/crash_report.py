@@ -75,7 +75,9 @@ class CrashReport:
         if not self.ok:
             raise SagaNotCrashProof(self)
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """`1 violation (12 runs, 8 crashes, 5 points on 2 paths)`; with what was left out."""
         counts = [
             _count(self.runs, "run"),
             _count(self.crashes, "crash", "es"),
@@ -86,7 +88,10 @@ class CrashReport:
         if self.left_out:
             counts.append(f"{_count(self.left_out, 'schedule')} left out (max_runs)")
         found = _count(len(self.violations), "violation") if self.violations else "no violation"
-        lines = [f"{self.saga}: {found} ({', '.join(counts)})"]
+        return f"{found} ({', '.join(counts)})"
+
+    def __str__(self) -> str:
+        lines = [f"{self.saga}: {self.summary}"]
         lines += [f"nothing is compared of {part}" for part in self.unseen]
         for number, violation in enumerate(self.violations[:MAX_SHOWN], 1):
             lines += ["", f"{number}. {violation}"]

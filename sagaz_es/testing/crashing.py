@@ -128,13 +128,15 @@ class _Test:
             function = getattr(self, what)
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{what}: a function, not {function!r}")
-        if not isinstance(self.max_runs, int) or self.max_runs < 2:
-            raise ConfigurationError(f"max_runs: at least 2, not {self.max_runs!r}")
+        if not isinstance(self.max_runs, int) or self.max_runs < 3:
+            raise ConfigurationError(f"max_runs: at least 3, not {self.max_runs!r}")
         steps = steps_of((self.saga, *self.sagas))
         paths = [self._first_path(status)]
         called = dict.fromkeys(b.call.step for b in paths[0].plain.bodies if not b.call.undo)
         failing = _failing(failures, list(called), list(steps))
-        paths += [self._path((Fault(step),)) for step in failing[: self._room]]
+        paths += [
+            self._path((Fault(step),)) for step in failing[: self._room // 2]
+        ]  # the rest: crashes
         self.left_out = len(failing) + 1 - len(paths)
         # After a crash such a step is not run again, and the saga may go another way.
         at_most_once = {step.name for step in steps.values() if step.at_most_once}

@@ -354,6 +354,7 @@ async def test_a_header_may_have_line_ends_in_quotes_and_any_names(tmp_path: Pat
         ("id,step,time,größe\n".encode("latin-1"), "line 1 is not UTF-8"),
         ("id,step,time\n".encode("utf-16"), "line 1 is not UTF-8"),
         (b'id,step,time,"open\n', "there is no column 'id'"),
+        (b"id,step,time\ro1,a,2026-01-01\r", "its lines end in CR alone; save it with LF"),
     ],
 )
 async def test_a_file_without_the_columns_is_refused(

@@ -101,7 +101,7 @@ def test_crashes_fail_a_test_with_the_report(user: pytest.Pytester) -> None:
         ]
     )
     assert "crashing.py" not in result.stdout.str(), "the traceback ends in the user's test"
-    counts = r"^crash_everywhere\(Order\): \d+ runs, \d+ crashes, 1 violations$"
+    counts = r"^crash_everywhere\(Order\): 1 violation \(\d+ runs, \d+ crashes, .*\)$"
     assert len(re.findall(counts, result.stdout.str(), re.MULTILINE)) == 2
 
 
@@ -122,6 +122,8 @@ def test_the_command_line_says_how_much_is_tried(user: pytest.Pytester) -> None:
         return [int(count) for count in found.groups()]
 
     runs, points = counts()
+    few = run(user, "-s", "--saga-crash-runs=4")
+    few.stdout.fnmatch_lines(["*runs 4 points*", "crash_everywhere(Order): *, 1 crash, *left out*"])
     assert counts("--saga-crash-runs=7")[0] == 7
     assert counts("--saga-crash-lines")[1] > points
     assert runs > points
