@@ -15,7 +15,7 @@ Law (exactly once): after the branch completes, each step's effect stands once, 
 replayed
 before, unless a step was allowed by name to happen again.
 Law (nothing ships unpaid): no step runs before all it depends on stands.
-Source: DESIGN.md §8; `tests/property/test_plan.py`.
+Source: `tests/property/test_replay_families.py`, `tests/property/test_replay_children.py`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ async def test_history_that_was_deleted_is_gone_loudly(
     assert len((await log.read(partition, 5)).records) == 6
 
 
-async def test_a_log_that_lost_its_tail_is_noticed(
+async def test_a_topic_that_was_deleted_and_made_anew_is_noticed(
     log: KafkaEventLog, kafka_bootstrap: str
 ) -> None:
     await log.append(0, steps(new_id(), 10))

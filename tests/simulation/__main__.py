@@ -63,6 +63,15 @@ Each line begins with the virtual second. What stands in the log, as it lands:
   p0@7 order-0 8add35 1/9 StepStarted ship: partition 0, offset 7; saga, its writer, epoch/sequence,
   fact and step. `ask 1 cancel order-0`: a client asks engine 1; `kill 0`, `pause 1 3.5` and
   the like are done to process, log or store. engine-0.2 is the second life of engine 0.
+What follows the engine in an ask:
+  run NAME SAGA X: start this class, under this id (None: a random one), with {"first": X}
+  signal SAGA NAME REQUEST; pause, resume SAGA REQUEST; cancel SAGA; cancel_head SAGA: its newest
+  branch. REQUEST is the request's id: the same one twice counts once.
+  replay SAGA STEP OVERRIDE ALLOW MARK: replay some member of the saga's family from this step, with
+  {"first": OVERRIDE} changed (None: nothing), and with every blocked step allowed, or not. MARK is
+  its reason, to find it by; one that ends in 7 also forces a failure.
+  undo SAGA MARK: undo the replay that made some member of its family
+  retry_compensation, skip_compensation, resolve, recover SAGA STEP REQUEST: what people decide
 """
 
 

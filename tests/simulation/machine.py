@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import structs
@@ -148,7 +148,7 @@ class Simulation:
         )
         self.database = Database(self.broker)
         self.bucket = Bucket(self.broker)
-        self.world = World(self.broker, random.Random(f"{plan.seed} world"), plan.habits)
+        self.world = World(self.broker, random.Random(f"{plan.seed} world"), replace(plan.habits))
         self.world.bound = plan.in_flight if plan.bounded else 0
         self.world.large = plan.large
         self.config = structs.replace(CONFIG, max_in_flight=plan.in_flight or 1000)

@@ -11,6 +11,9 @@ import sys
 
 import pytest
 
+from tests.simulation.runs import run_plan
+from tests.simulation.seeds import plan_of
+
 SCHEDULES = int(os.environ.get("SAGAZ_ES_SCHEDULES", "20000"))
 """The seeds from 1 on, none left out. So many take some two minutes on two cores."""
 
@@ -58,6 +61,13 @@ def test_the_same_seed_twice_gives_the_same_trace_in_one_process() -> None:
         simulate("seeds", *["5", *map(str, range(10))]),
     )
     assert once.splitlines() == again.splitlines()[1:]
+
+
+def test_the_same_plan_twice_gives_the_same_trace() -> None:
+    plan = next(plan for number in range(100) if (plan := plan_of(number)).habits.fails > 0)
+    once, again = run_plan(plan), run_plan(plan)
+    assert once.lines == again.lines
+    assert plan == plan_of(plan.seed)
 
 
 @pytest.mark.timeout(900)
