@@ -67,6 +67,10 @@ BUSY, MOST_LINGERS = 50, 5
 MAX_BATCH_BYTES = 8_000_000
 """Of a batch's records; a larger one makes the next batch smaller."""
 
+HANDED_OVER, HAND_OVER_S = 2, 60.0
+"""So often within so many seconds a projector of a partition may step back before that is an error:
+whoever hands a partition over commits the last of it beside whoever takes it."""
+
 SLICE = 250
 """Records folded at a stretch, about a millisecond; then whatever else the loop has goes first."""
 
@@ -99,6 +103,7 @@ class _Lane:
         self.looked_at = 0.0  # when the log was last found to be what it was, by the loop's clock
         self.batch: BatchFold | None = None
         self.hurry = asyncio.Event()
+        self.stepped_back: list[float] = []  # when, lately, by the loop's clock
         self.waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     def unload(self) -> None:
@@ -176,11 +181,13 @@ class Projector:
         lane = self._lane(partition)
         lane.running = True
         try:
+            async with lane.lock:
+                lane.unload()  # somebody else may have projected it since it was ours
             while True:
                 try:
                     taken = await self._patiently(lambda: self._step(lane, WAIT_S))
                 except CheckpointMoved as moved:
-                    self._step_back(moved)
+                    self._step_back(lane, moved)
                     await asyncio.sleep(1.0)
                     continue
                 if taken < lane.limit and not lane.waiting:
@@ -231,7 +238,7 @@ class Projector:
             try:
                 await self._patiently(lambda: self._step(lane, 0.1))
             except CheckpointMoved as moved:
-                self._step_back(moved)
+                self._step_back(lane, moved)
 
     async def wait_for(self, partition: int, offset: int, timeout_s: float | None = None) -> None:
         """Until the record at `offset` is projected by whoever runs this partition here.
@@ -449,9 +456,14 @@ class Projector:
         part = 0.5 + self.counters["store_failures"] * 0.618 % 0.5
         await asyncio.sleep(min(BACKOFF_S * 2 ** min(failures, 10), MAX_BACKOFF_S) * part)
 
-    def _step_back(self, moved: CheckpointMoved) -> None:
+    def _step_back(self, lane: _Lane, moved: CheckpointMoved) -> None:
         self.counters["stepped_back"] += 1
-        logger.error("%s", moved)
+        now = asyncio.get_running_loop().time()
+        lane.stepped_back = [at for at in lane.stepped_back if now - at < HAND_OVER_S]
+        lane.stepped_back.append(now)
+        often = len(lane.stepped_back) > HANDED_OVER
+        logger.log(logging.ERROR if often else logging.INFO, "%s", moved)
+        del lane.stepped_back[:-HANDED_OVER]
 
     def _now(self) -> int:
         return self._clock.now() if self._clock is not None else time.time_ns() // 1000

@@ -436,6 +436,38 @@ async def test_the_status_says_how_far_it_is(log: MemoryEventLog, store: Shaky) 
     assert (status.next_offset, status.log_end, status.lag) == (9, 9, 0)
 
 
+async def until_projected(projector: Projector, log: MemoryEventLog) -> None:
+    """Run a partition until it is where the log ends now, then give it up."""
+    running = asyncio.create_task(projector.run_partition(0))
+    await projector.wait_for(0, (await log.bounds(0)).end - 1, 10)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_partition_that_comes_back_goes_on_where_the_other_projector_has_left_it(
+    log: MemoryEventLog, store: Shaky, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers that are restarted one after the other hand a partition back and forth."""
+    ours, others = Projector(log, store), Projector(log, store)
+    for number, projector in enumerate([ours, others, ours, others, ours]):
+        await log.append(0, history(f"order-{number}"))
+        await until_projected(projector, log)
+    assert (ours.counters["stepped_back"], others.counters["stepped_back"]) == (0, 0)
+    assert ours.counters["records"] + others.counters["records"] == (await log.bounds(0)).end
+    assert not caplog.records
+
+
+async def test_two_projectors_that_stay_at_one_partition_are_an_error(
+    log: MemoryEventLog, store: Shaky, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Projector(log, store), Projector(log, store)
+    for number in range(10):
+        await log.append(0, history(f"order-{number}"))
+        await (first, second)[number % 2].run_until()
+    assert {record.levelname for record in caplog.records} == {"ERROR"}
+    assert "another projector is at work" in caplog.text
+
+
 async def test_what_another_projector_committed_meanwhile_is_not_taken_for_ours(
     log: MemoryEventLog, store: Shaky
 ) -> None:
