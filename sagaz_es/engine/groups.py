@@ -1,4 +1,5 @@
-"""What stands beside a named group's low-water mark: for the sagas of which classes it holds.
+"""What stands beside a low-water mark: for the sagas of which classes it holds, in a named group;
+and which record was the last one read, so that who comes next sees whether the log lost its tail.
 
 A group leaves the sagas of all other classes to other groups, and its mark passes them. So a class
 that comes to the group later may have unfinished sagas before the mark: then what is read begins
@@ -20,10 +21,12 @@ MAX_NOTE_BYTES = 3000
 
 
 class Note(Struct, frozen=True, omit_defaults=True):
-    """`here`: the classes that the mark holds for. `left`: the mark as it was when a class left."""
+    """`here`: the classes that the mark holds for. `left`: the mark as it was when a class left.
+    `last`: the last record that was read when the mark was committed (`identity_of`)."""
 
     here: tuple[str, ...] = ()
     left: dict[str, int] = {}
+    last: str = ""
 
 
 _DECODER = msgspec.json.Decoder(Note)
@@ -54,3 +57,12 @@ def next_note(mark: int, note: Note, classes: Collection[str]) -> str:
         if len(text) <= MAX_NOTE_BYTES:
             return text.decode()
     return ""
+
+
+def with_last(text: str, last: str) -> str:
+    """A note that also says which record was the last one read; the same where none is known, or
+    there is no room for it."""
+    if not last:
+        return text
+    encoded = msgspec.json.encode(msgspec.structs.replace(read_note(text), last=last))
+    return encoded.decode() if len(encoded) <= MAX_NOTE_BYTES else text

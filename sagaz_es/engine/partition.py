@@ -42,6 +42,7 @@ from sagaz_es.errors import (
     UnstorableValue,
 )
 from sagaz_es.ports import EventLog, Record, Undecodable
+from sagaz_es.reading.projection import identity_at, identity_of
 
 logger = logging.getLogger("sagaz_es.engine")
 
@@ -263,6 +264,8 @@ class Partition:
         self.waiting: dict[str, tuple[str, str]] = {}
         """Sagas whose end a step of another one waits for: child -> (parent, step)."""
         self.note = ""  # committed with every mark
+        self.last_read = ""  # which record was the last one before `position` (`identity_of`)
+        self._last: Record | tuple[int, e.Entry] | None = None  # as it is known since
         self.old_mark = 0  # of a log that lost its tail: sagas before it are to be carried forward
         self.rejected: dict[str, int] = {}
         self.pending_since = 0.0  # since when an append waits for the log; 0: none does
@@ -387,6 +390,7 @@ class Partition:
             raise LogTruncated(self.index, self.position, base)
         if base == self.position:
             self.position = base + count
+            self._last = last, entries[-1]
             self._confirm(batch, base)
             return
         await self._catch_up(base + count)
@@ -486,6 +490,7 @@ class Partition:
         for record in records:
             if record.offset >= self.position:
                 self.position = record.offset + 1
+                self._last = record
                 self._observe(record)
 
     def _observe(self, record: Record) -> None:
@@ -662,6 +667,14 @@ class Partition:
             del self.seen[key]
         self.known_from = max(self.known_from, offset)
         return gone
+
+    def last_known(self) -> str:
+        """The last record that was folded, by its `identity_of`, or one before it."""
+        last, self._last = self._last, None
+        if last is not None:
+            known = identity_at(*last) if isinstance(last, tuple) else identity_of(last)
+            self.last_read = known or self.last_read
+        return self.last_read
 
     def low_water_mark(self) -> int:
         """Nothing before it belongs to an unfinished saga or an unhandled request."""

@@ -27,6 +27,7 @@ import msgspec
 
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine.groups import with_last
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import (
@@ -133,6 +134,9 @@ class Serving:
         await self._check_store(index, must_answer=whole)
         partition = Partition(index, self._host.log, self._host.writer, self)
         partition.note, partition.old_mark = found.note, found.mark
+        partition.last_read = found.last
+        if found.mark:
+            self._host.lost_tails.add(index)
         partition.position, partition.known_from = found.position, found.start
         partition.served_from = found.position
         partition.seen, partition.answered = found.ended, found.answered
@@ -517,7 +521,9 @@ class Serving:
         if self._host.membership is not None:
             try:
                 await self._host.membership.commit_low_water_mark(
-                    partition.index, partition.low_water_mark(), partition.note
+                    partition.index,
+                    partition.low_water_mark(),
+                    with_last(partition.note, partition.last_known()),
                 )
             except (SagaError, OSError) as error:
                 logger.warning("the low-water mark was not committed: %s", error)

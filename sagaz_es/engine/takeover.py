@@ -19,9 +19,10 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.partition import Accepted, pass_by
-from sagaz_es.errors import LogTruncated
+from sagaz_es.errors import LogReplaced, LogTruncated
 from sagaz_es.ports import EventLog, ProjectionStore, Record
 from sagaz_es.reading.lookup import current_states
+from sagaz_es.reading.projection import identity_of, verify_record
 
 logger = logging.getLogger("sagaz_es.engine")
 
@@ -44,6 +45,7 @@ class Found:
     starts: list[Waiting] = field(default_factory=list)  # requests, too: there may be very many
     branched: list[tuple[e.Event, int]] = field(default_factory=list)  # accepted, with offsets
     note: str = ""  # to commit with every mark of whoever serves the partition from here
+    last: str = ""  # the last record that was read (`identity_of`), here or by who was before
     mark: int = 0  # where the log has lost its tail: the mark, which may say too much
 
 
@@ -62,9 +64,12 @@ async def read_from_mark(
     the ends of sagas that began before the mark. Raises what the log and the store raise."""
     found = await _start(log, index, group, classes)
     bounds = await log.bounds(index)
-    if whole or found.start > bounds.end:
-        if found.start > bounds.end:
-            logger.critical("the mark: %s", LogTruncated(index, found.start, bounds.end))
+    if found.start > bounds.end:
+        logger.critical("the mark: %s", LogTruncated(index, found.start, bounds.end))
+        whole = True
+    elif not whole and not await _stands(log, index, found.last):
+        whole = True
+    if whole:
         found.mark, found.start, found.position = found.start, bounds.start, bounds.start
     states: dict[str, SagaState] = {}
     older: set[str] = set()  # began before the mark: their base comes later, for all at once
@@ -72,6 +77,8 @@ async def read_from_mark(
     while found.position < bounds.end:
         chunk = await log.read(index, found.position, limit=5000, wait_s=0.1)
         found.position = chunk.next_offset
+        if chunk.records:
+            found.last = identity_of(chunk.records[-1])
         for record in chunk.records:
             entry = record.entry
             if isinstance(entry, e.RequestRefused):
@@ -128,11 +135,27 @@ async def read_from_mark(
 async def _start(log: EventLog, index: int, group: str, classes: Collection[str]) -> Found:
     # The mark first: a note that is newer than it says no less.
     mark = await log.low_water_mark(index, group=group)
-    if not group:
-        return Found(mark, mark)
     note = groups.read_note(await log.mark_note(index, group=group))
+    if not group:
+        return Found(mark, mark, last=note.last)
     start = groups.start_of(mark, note, classes, (await log.bounds(index)).start)
-    return Found(start, start, note=groups.next_note(mark, note, classes))
+    return Found(start, start, note=groups.next_note(mark, note, classes), last=note.last)
+
+
+async def _stands(log: EventLog, index: int, last: str) -> bool:
+    """Whether the log still has the record that was the last one read when the mark was committed.
+    If not, it lost its tail, and may have grown past the mark again, which then says too much."""
+    try:
+        await verify_record(log, index, last)
+    except (LogTruncated, LogReplaced) as error:
+        logger.critical(
+            "partition %d lost its tail since its mark was committed, and is read from its "
+            "start: %s",
+            index,
+            error,
+        )
+        return False
+    return True
 
 
 def _may_be_ours(request: object, others: Collection[str]) -> bool:

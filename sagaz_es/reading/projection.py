@@ -276,16 +276,19 @@ class BatchFold:
 
 def identity_of(record: Record) -> str:
     """Which record this is, to tell one log from another: its offset and what stands there."""
-    entry = record.entry
+    known = identity_at(record.offset, record.entry)
+    return known or f"{record.offset}/bytes/{hashlib.sha256(record.value).hexdigest()[:16]}"
+
+
+def identity_at(offset: int, entry: object) -> str:
+    """As `identity_of`, of what was appended there; empty where only its bytes would tell."""
     if type(entry) is e.Event:
-        what = f"{entry.saga_id}/{entry.writer.hex()}/{entry.epoch}/{entry.sequence}"
-    elif isinstance(entry, e.Request):
-        what = f"{entry.saga_id}/request/{entry.request_id}"
-    elif isinstance(entry, e.NamespaceCreated):
-        what = f"namespace/{entry.namespace}/{entry.created_at}"
-    else:
-        what = f"bytes/{hashlib.sha256(record.value).hexdigest()[:16]}"
-    return f"{record.offset}/{what}"
+        return f"{offset}/{entry.saga_id}/{entry.writer.hex()}/{entry.epoch}/{entry.sequence}"
+    if isinstance(entry, e.Request):
+        return f"{offset}/{entry.saga_id}/request/{entry.request_id}"
+    if isinstance(entry, e.NamespaceCreated):
+        return f"{offset}/namespace/{entry.namespace}/{entry.created_at}"
+    return ""
 
 
 def _asked_for(request: e.StartRequested) -> SagaState:
@@ -391,20 +394,26 @@ async def verify_checkpoint(log: EventLog, checkpoint: Checkpoint, store: str = 
         origin = await origin_of(log, checkpoint.partition)
         if origin and origin != checkpoint.log:
             raise StoreOfAnotherLog(store, checkpoint.log, log.name, origin)
-    place, _, expected = checkpoint.last_identity.partition("/")
+    await verify_record(log, checkpoint.partition, checkpoint.last_identity)
+
+
+async def verify_record(log: EventLog, partition: int, identity: str) -> None:
+    """Whether the log still holds a record, by its `identity_of`; if not, raises LogReplaced,
+    LogTruncated. One that retention has passed, or without identity, is taken to have stood."""
+    place, _, expected = identity.partition("/")
     if not expected:
         return
     offset = int(place)
     try:
-        chunk = await log.read(checkpoint.partition, offset, limit=1)
+        chunk = await log.read(partition, offset, limit=1)
         while not chunk.records and chunk.next_offset == offset:  # it may only not have answered
-            end = (await log.bounds(checkpoint.partition)).end
+            end = (await log.bounds(partition)).end
             if end <= offset:
-                raise LogTruncated(checkpoint.partition, offset + 1, end)
-            chunk = await log.read(checkpoint.partition, offset, limit=1, wait_s=1.0)
+                raise LogTruncated(partition, offset + 1, end)
+            chunk = await log.read(partition, offset, limit=1, wait_s=1.0)
     except HistoryGone:
-        return  # the log keeps less than the store knows
+        return  # the log keeps less than was known
     record = chunk.records[0] if chunk.records else None
     found = identity_of(record) if record is not None and record.offset == offset else "nothing"
-    if found != checkpoint.last_identity:
-        raise LogReplaced(checkpoint.partition, offset, expected, found.partition("/")[2])
+    if found != identity:
+        raise LogReplaced(partition, offset, expected, found.partition("/")[2])

@@ -119,3 +119,37 @@ async def test_what_is_lost_while_it_is_read_is_not_taken_over() -> None:
     log.loses_while_read = 1
     with pytest.raises(LogTruncated):
         await read_from_mark(log, None, 0, whole=True)
+
+
+async def test_a_log_that_has_grown_past_the_mark_again_is_read_from_its_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        assert (await engine.run(OrderSaga, saga_id="s")).success
+    mark = await log.low_water_mark(0)
+    lose_tail(log, 2)  # that it shipped, and is complete
+    for _ in range(5):
+        await log.append_raw(0, "nobody", b"foreign")
+    assert mark < (await log.bounds(0)).end
+    for _ in range(2):  # also by who comes after one that has said so
+        async with engine_on(log, ledger=ledger) as engine:
+            assert "partition 0 lost its tail since its mark was committed" in caplog.text
+            assert (await (await engine.handle("s")).result(10)).success
+    assert ledger.order == ["reserve", "charge", "ship", "ship"]
+    caplog.clear()
+    async with engine_on(log, ledger=ledger):
+        assert not caplog.text  # the mark is another one by now
+
+
+async def test_a_log_that_has_all_it_had_is_read_from_its_mark(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    for saga_id in ("one", "two"):
+        async with engine_on(log, ledger=ledger) as engine:
+            assert (await engine.run(OrderSaga, saga_id=saga_id)).success
+    found = await read_from_mark(log, None, 0)
+    assert found.start == found.position == (await log.bounds(0)).end
+    assert found.last.startswith(f"{found.start - 1}/two/")
+    assert "lost its tail" not in caplog.text
