@@ -257,6 +257,26 @@ def _verdicts(
     effects: Mapping[str, Effect],
     children: Mapping[str, ChildNow],
 ) -> tuple[PlannedStep, ...]:
+    written: dict[str, set[str]] = {}  # by each step that runs again
+    while True:
+        known = len(written)
+        planned = _verdicts_given(head, graph, point, changed, allowed, effects, children, written)
+        if len(written) == known:
+            return planned
+        # A step may have read what one behind it in the order, of which it is no ancestor, wrote.
+
+
+def _verdicts_given(
+    head: SagaState,
+    graph: Graph,
+    point: str,
+    changed: set[str],
+    allowed: frozenset[str],
+    effects: Mapping[str, Effect],
+    children: Mapping[str, ChildNow],
+    written: dict[str, set[str]],
+) -> tuple[PlannedStep, ...]:
+    """The verdicts where the steps of `written` write other values; it gains those that do, too."""
     left = _left_stale(head)
     again: set[str] = set()  # steps whose standing effect is stale
     planned: list[PlannedStep] = []
@@ -264,7 +284,9 @@ def _verdicts(
         node = graph.by_name[name]
         effect = effects.get(name)
         child = children.get(head.step(name).child)
-        verdict, reason = _verdict(node, effect, graph, point, changed, left, again, head, child)
+        others = (keys for by, keys in written.items() if by not in graph.dependents[name])
+        seen = changed.union(*others)  # who runs before a step has seen nothing of it
+        verdict, reason = _verdict(node, effect, graph, point, seen, left, again, head, child)
         if verdict is Verdict.BLOCKED and name in allowed:
             verdict = Verdict.REDO
             reason = f"allowed by name, although {reason}"
@@ -274,7 +296,7 @@ def _verdicts(
         elif effect is None and child is not None and head.step(name).status == "completed":
             again.add(name)  # what depends on it ran, and stands on nothing now
         if verdict is not Verdict.REUSE and (node.effects or name in again):
-            changed |= _written(effect, name, head)
+            written[name] = _written(effect, name, head)
         planned.append(PlannedStep(name, verdict, reason))
     return tuple(planned)
 

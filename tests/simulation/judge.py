@@ -19,6 +19,12 @@ from tests.simulation.machine import Simulation
 from tests.simulation.model import DEADLINE, ENDINGS, Saga, read_log
 from tests.simulation.recorders import judge_recorded
 from tests.simulation.store_judge import judge_stores
+from tests.simulation.values import (
+    stale_effects,
+    unlike_the_fold,
+    unlike_what_was_seen,
+    values_of,
+)
 from tests.simulation.world import Execution
 
 
@@ -46,6 +52,7 @@ class Judge:
             self._released,
             self._standing,
             self._folds,
+            self._values,
             self._engines,
             self._promises,
             simulation.losses.unnoticed,
@@ -357,6 +364,19 @@ class Judge:
         yield from judge_recorded(self.simulation, self.accepted)
         for imported in self.simulation.imports:
             yield from imported.judge(self.accepted)
+
+    def _values(self) -> Iterator[str]:
+        """Contexts, results, reads and signals: in the fold, and as the steps saw them."""
+        values = {saga_id: values_of(saga) for saga_id, saga in self.log.sagas.items()}
+        for saga_id, ours in values.items():
+            for what in unlike_the_fold(ours, self.states[saga_id]):
+                yield f"fold is not the model: {saga_id}: {what}"
+        if self.simulation.world.large or self.simulation.broker.losses:
+            return  # what a step saw has left its event; or it saw what is lost
+        executions = self.simulation.world.executions
+        yield from unlike_what_was_seen(self.log, values, executions)
+        heads = [s for s in self.log.sagas.values() if s.status == "completed" and not s.branch]
+        yield from stale_effects(heads, values, executions)
 
     def _engines(self) -> Iterator[str]:
         for node in self.simulation.nodes:

@@ -559,7 +559,7 @@ class Simulation:
     # --- what clients do ---
 
     async def client_run(self, engine: Engine, name: str, saga_id: str | None, x: int) -> None:
-        given = {"first": x} | ({"bulk": papers("bulk")} if self.plan.large else {})
+        given = {"first": x, "draft": x} | ({"bulk": papers("bulk")} if self.plan.large else {})
         handle = await engine.start(name, given, saga_id=saga_id)
         self.promise("started", handle.saga_id)
         result = await handle.result()
@@ -569,7 +569,7 @@ class Simulation:
         self.promise("result", handle.saga_id, result)
 
     async def client_signal(self, engine: Engine, saga_id: str, name: str, request: str) -> None:
-        await engine.signal(saga_id, name, 1, request_id=request)
+        await engine.signal(saga_id, name, request, request_id=request)
         self.promise("signalled", saga_id, request)
 
     async def client_cancel(self, engine: Engine, saga_id: str) -> None:
@@ -580,11 +580,13 @@ class Simulation:
         await self.client_cancel(engine, self._members(root)[-1])
 
     async def client_replay(
-        self, engine: Engine, root: str, step: str, x: int | None, allow: bool, mark: str
+        self, engine: Engine, root: str, step: str, x: Any, allow: bool, mark: str
     ) -> None:
         """Replay some member of a family from a step. `mark` finds it again in the log."""
         member = self._member(root)
-        how: dict[str, Any] = {"context_override": None if x is None else {"first": x}}
+        how: dict[str, Any] = {
+            "context_override": x if x is None or isinstance(x, dict) else {"first": x}
+        }
         how["force_failure"] = mark.endswith("7")
         plan = await engine.plan_replay(member, step, **how)
         if plan.blocked and allow:

@@ -462,6 +462,60 @@ MUTANTS = (
         "if verdict is Verdict.BLOCKED and name in allowed:",
         "if verdict is Verdict.BLOCKED:",
     ),
+    Mutant(
+        "an undo of a replay goes back behind its pivot",
+        "sagaz_es.engine.replayer",
+        "    if pivots:\n        raise UndoRefused",
+        "    if False:\n        raise UndoRefused",
+    ),
+    Mutant(
+        "the overrides of a replay are ignored",
+        "sagaz_es.core.fold",
+        "    state.context.update(state.overrides)\n",
+        "    pass\n",
+    ),
+    Mutant(
+        "a saga begins without its context",
+        "sagaz_es.core.fold",
+        "    state.context = dict(state.start)\n",
+        "    state.context = {}\n",
+    ),
+    Mutant(
+        "a step is not given the payload of its signal",
+        "sagaz_es.core.fold",
+        "    return first\n",
+        "    return ''\n",
+    ),
+    Mutant(
+        "a signal is taken twice",
+        "sagaz_es.core.fold",
+        "        state.signals.pop(step.waits_for, None)\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "a key that a step has deleted stays",
+        "sagaz_es.core.fold",
+        "            context.pop(key, None)",
+        "            pass",
+    ),
+    Mutant(
+        "what a step has read is forgotten",
+        "sagaz_es.core.fold",
+        "        reads=fact.reads,\n        child=before.child",
+        "        reads='',\n        child=before.child",
+    ),
+    Mutant(
+        "what a replay was to undo and did not counts as good",
+        "sagaz_es.core.plan",
+        "    if not head.plan:\n        return frozenset()\n",
+        "    return frozenset()\n",
+    ),
+    Mutant(
+        "an effect is kept whatever it has read",
+        "sagaz_es.core.plan",
+        "        stale = _stale_because(node, effect, seen, again)",
+        "        stale = ''",
+    ),
 )
 
 

@@ -147,6 +147,38 @@ def _sagas() -> tuple[Saga | type[Saga], ...]:
     return (order, diamond, wide, wire, asked, strict, loose, Late, Trip)
 
 
+async def quote(ctx: Any) -> Any:
+    """Its price is a value of its own, which an override may replace."""
+    return {**await do(ctx), "price": f"for {ctx.get('first')} by {ctx.attempt}"}
+
+
+async def hold(ctx: Any) -> Any:
+    """What was a draft is one no more."""
+    done = await ctx.resources["world"].do(ctx, "price")
+    ctx.pop("draft", None)
+    return {**done, "seat": f"seat of {done['hold']}"}
+
+
+async def with_price(ctx: Any) -> Any:
+    return await ctx.resources["world"].do(ctx, "price")
+
+
+async def with_seat(ctx: Any) -> Any:
+    """It depends on nobody, and looks at what another one has left."""
+    return await ctx.resources["world"].do(ctx, "seat")
+
+
+def _fare() -> Saga:
+    """Each step is made with the values of earlier ones, and can be undone, its pivot too."""
+    fare, step = _made("fare")
+    step("quote", quote, undo, depends_on=[], max_retries=1)
+    step("hold", hold, undo, depends_on=["quote"], max_retries=0)
+    step("pay", with_price, undo, depends_on=["hold"], pivot=True, max_retries=1)
+    step("ship", with_price, undo, depends_on=["pay"], max_retries=0)
+    step("look", with_seat, undo, depends_on=[], delay_seconds=0.5, max_retries=0)
+    return fare
+
+
 def _parents() -> tuple[Saga, ...]:
     """Sagas whose steps are sagas, which may have a pivot, or children of their own."""
     part, step = _made("part")
@@ -175,7 +207,7 @@ def _parents() -> tuple[Saga, ...]:
     return part, whole, pair, house, deal
 
 
-ALL = (*_sagas(), *_parents())
+ALL = (*_sagas(), *_parents(), _fare())
 PLAIN = Registry(_sagas()).names
 PARENTS = ("whole", "pair", "house")
 REGISTRY = Registry(ALL)

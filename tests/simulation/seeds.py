@@ -53,6 +53,8 @@ def plan_of(seed: int) -> Plan:
     ]
     doings += _recordings(Random(f"{seed} recorders"), heals_at)
     doings += _imports(Random(f"{seed} imports"), heals_at)
+    if len(groups) == 1 and not crowd:
+        doings += _fares(Random(f"{seed} fares"), engines, heals_at)
     doings += _cancels(Random(f"{seed} cancels"), doings)
     doings.sort(key=lambda doing: doing.at)
     return Plan(
@@ -160,6 +162,22 @@ def _family(random: Random, engines: int, until: float, names: tuple[str, ...]) 
     for _ in range(many):
         doings += _replays(random, engines, *_kin(random, name, saga_id), until, 1)
     return doings
+
+
+def _fares(random: Random, engines: int, until: float) -> Iterator[Doing]:
+    """A family of replays whose steps are made with the values of others."""
+    if random.random() < 0.95:
+        return
+    yield _ask(random, random.uniform(0.2, 0.6), engines, "run", "fare", "fare-0", 0)
+    for _ in range(random.choice((2, 4, 8))):
+        at, mark = random.uniform(1.0, until), f"mark-{random.randrange(1 << 30)}"
+        if random.random() < 0.25:
+            yield _ask(random, at, engines, "undo", "fare-0", mark)
+            continue
+        step = random.choice(("quote", "hold", "pay", "ship", "look"))
+        override = random.choice((None, None, 1, {"price": "fixed"}))
+        allow = random.random() < 0.5
+        yield _ask(random, at, engines, "replay", "fare-0", step, override, allow, mark)
 
 
 def _wish(

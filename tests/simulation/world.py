@@ -59,6 +59,9 @@ class Execution:
     seen: int  # where the saga's partition ended as it began
     at: float
     given: Any = None  # of a compensation: the result it was given
+    context: dict[str, Any] = field(default_factory=dict)  # all that it could see
+    signal: Any = None  # the payload that it was given
+    read: dict[str, Any] = field(default_factory=dict)  # what it looked at
     token: str = ""  # what it answered with, once it had an effect
     effect_seen: int = 0  # where the partition ended as it had its effect
     again: bool = False  # the service knew the key: no second effect
@@ -104,12 +107,12 @@ class World:
 
     # --- called by steps ---
 
-    async def do(self, ctx: Any) -> dict[str, Any]:
-        """A step's effect."""
+    async def do(self, ctx: Any, *reads: str) -> dict[str, Any]:
+        """A step's effect, made with the values of `reads`."""
         with self._at_work(ctx):
-            return await self._do(ctx)
+            return await self._do(ctx, reads)
 
-    async def _do(self, ctx: Any) -> dict[str, Any]:
+    async def _do(self, ctx: Any, reads: tuple[str, ...]) -> dict[str, Any]:
         execution = await self._begin("do", ctx, ctx.idempotency_key, None)
         fate = self.random.random()
         if fate < self.habits.fails:
@@ -122,7 +125,8 @@ class World:
         await self._go_on(f"step {ctx.step}, after its effect")
         await asyncio.sleep(1000 if hangs else self._takes())
         execution.ended = "returned"
-        returned = {ctx.step: execution.token, "last": ctx.get("first", 0)}
+        execution.read = {key: ctx.get(key) for key in ("first", *reads)}
+        returned = {ctx.step: execution.token, "last": execution.read["first"] or 0}
         return returned | ({f"{ctx.step}{PAPERS}": papers(execution.token)} if self.large else {})
 
     async def undo(self, ctx: Any, result: Any) -> str:
@@ -210,6 +214,8 @@ class World:
             self._end(ctx.saga_id),
             loop.time(),
             given,
+            dict(dict.items(ctx)),
+            ctx.signal,
         )
         self.executions.append(execution)
         if self.large:

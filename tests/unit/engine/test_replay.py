@@ -21,6 +21,7 @@ from sagaz_es.errors import (
     SagaStillRunning,
     SnapshotNotFoundError,
     StorageFailed,
+    UndoRefused,
 )
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.reading.projector import Projector
@@ -501,6 +502,91 @@ async def test_a_replay_is_undone_by_the_id_that_was_just_given_out(
         assert again.new_saga_id == replays[0].new_saga_id
         with pytest.raises(ReplayNotFound, match="there is no replay 'nobody'"):
             await other.undo_replay("nobody")
+
+
+class Paid(LedgerSaga):
+    """Each step can be undone, its pivot too; the first one fails until it is told not to."""
+
+    saga_name: ClassVar[str | None] = "paid"
+
+    @action("reserve", max_retries=0)
+    async def reserve(self, ctx: Any) -> Any:
+        if not ctx.get("possible"):
+            raise Declined("reserve")
+        return await self.do(ctx)
+
+    @compensate("reserve")
+    async def release(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+    @action("pay", pivot=True)
+    async def pay(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+    @compensate("pay")
+    async def refund(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+
+async def test_an_undo_of_a_replay_is_refused_behind_the_pivot_that_it_passed() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    async with Engine(log, sagas=[Paid], resources={"ledger": ledger}) as engine:
+        await engine.run(Paid, saga_id="p")
+        plan = await engine.plan_replay("p", "reserve", context_override={"possible": True})
+        replay = await engine.replay(plan)
+        assert replay.success
+        with pytest.raises(UndoRefused, match="no way back behind its pivots") as refused:
+            await engine.undo_replay(replay.replay_id)
+        assert refused.value.steps == ("pay",)
+        assert await engine.status(str(replay.new_saga_id)) is SagaStatus.COMPLETED
+    assert ledger.standing == ["reserve", "pay"]
+
+
+class Looks(LedgerSaga):
+    """look depends on nobody, and its place in the order is before seat, whose value it reads."""
+
+    saga_name: ClassVar[str | None] = "looks"
+
+    @action("offer", depends_on=[], max_retries=0)
+    async def offer(self, ctx: Any) -> Any:
+        return await self.do(ctx)
+
+    @compensate("offer")
+    async def withdraw(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+    @action("seat", depends_on=["offer"], max_retries=0)
+    async def seat(self, ctx: Any) -> Any:
+        return {**await self.do(ctx), "place": 1}
+
+    @compensate("seat")
+    async def free(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+    @action("look", depends_on=[], wait_for="seated", max_retries=0)
+    async def look(self, ctx: Any) -> Any:
+        assert ctx["place"]
+        return await self.do(ctx)
+
+    @compensate("look")
+    async def forget(self, result: Any, ctx: Any) -> Any:
+        return await self.undo(ctx, result)
+
+
+async def test_what_read_a_value_of_a_step_behind_it_in_the_order_is_stale_with_it() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    async with Engine(log, sagas=[Looks], resources={"ledger": ledger}) as engine:
+        running = asyncio.create_task(engine.run(Looks, saga_id="s"))
+        for _ in range(1000):
+            if "StepCompleted seat" in await story(log, "s"):
+                break
+            await asyncio.sleep(0)
+        await engine.signal("s", "seated")
+        assert (await running).success
+        plan = await engine.plan_replay("s", "seat")
+        assert [step.step for step in plan.steps] == ["offer", "look", "seat"]
+        assert plan.verdict("look") is Verdict.UNDO_FIRST
+        assert plan.verdict("offer") is Verdict.REUSE
 
 
 # --- a branch that is decided and has not begun --------------------------------------------------
