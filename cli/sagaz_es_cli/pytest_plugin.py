@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 @pytest.fixture
 def saga_clock() -> VirtualClock:
-    """The clock of this test's engines; `saga_clock.advance(seconds)` moves it."""
+    """The clock of this test's engines; `await saga_clock.elapse(seconds)` moves it."""
     from sagaz_es.testing import VirtualClock
 
     return VirtualClock()

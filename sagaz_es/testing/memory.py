@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ def memory_engine(
 class MemoryEngine(Engine):
     """An Engine whose time is virtual.
 
-    Backoffs, delays, deadlines and limits of signals pass by `clock.advance(seconds)`; while the
+    Backoffs, delays, deadlines and limits of signals pass by `clock.elapse(seconds)`; while the
     test awaits the end of a saga (`run`, `result`, `replay` …) they pass by themselves, unless
     a step is at work. A step's own waits and its time limit take real time.
     """
@@ -65,14 +66,12 @@ class MemoryEngine(Engine):
         self.clock = clock or VirtualClock()
         self.calls: list[Call] = []  # of steps and compensations, in their order
         self._faults = Faults()
-        self._at_work = 0
         listed = tuple(sagas)
         super().__init__(
             log, store, sagas=listed, resources=resources, clock=self.clock, config=config
         )
         self._declared = Registry(listed)
         self.registry = self.host.registry = WatchedRegistry(listed, self)
-        self.clock.busy = lambda: self._at_work > 0
 
     def fails(
         self,
@@ -97,11 +96,14 @@ class MemoryEngine(Engine):
         fault = self._faults.of(call)
         if fault is not None and not fault.after:
             raise fault.raised()
-        self._at_work += 1
+        threaded = not inspect.iscoroutinefunction(function)
+        self.clock.at_work += 1
+        self.clock.in_threads += threaded
         try:
             value = await perform(function, args)
         finally:
-            self._at_work -= 1
+            self.clock.at_work -= 1
+            self.clock.in_threads -= threaded
         if fault is not None:
             raise fault.raised()
         return value

@@ -8,11 +8,14 @@ no time, also those of a step's code and its time limit.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+
+from sagaz_es.errors import ConfigurationError
 
 NOON = 1_767_268_800_000_000
 """µs; 2026-01-01 12:00 UTC, when virtual time begins."""
@@ -26,7 +29,7 @@ TURNS = 50
 
 
 class VirtualClock:
-    """A clock that stands still until `advance`, or until somebody is `skipping`.
+    """A clock that stands still until `elapse` or `advance`, or until somebody is `skipping`.
 
     While anybody skips, time jumps to the next wait's end whenever nothing else goes on.
     """
@@ -35,7 +38,8 @@ class VirtualClock:
         self._now = start
         self._waiting: dict[asyncio.Future[None], int] = {}
         self._skippers = 0
-        self.busy: Callable[[], bool] = lambda: False  # no time is skipped then
+        self.at_work = 0  # steps of all its engines: no time is skipped then
+        self.in_threads = 0  # those of them that are plain functions, and end by themselves
 
     def now(self) -> int:
         """µs since 1970 UTC."""
@@ -51,9 +55,38 @@ class VirtualClock:
             finally:
                 self._waiting.pop(moved, None)
 
+    async def elapse(self, seconds: float) -> None:
+        """Let time pass, from wait to wait, until nobody can go on without more of it.
+
+        A step's own wait is not for this clock and is not waited for; a step that is a plain
+        function is. Raises ConfigurationError for what is no number, or below 0.
+        """
+        until = self._now + _microseconds("elapse", seconds)
+        if until < self._now:
+            raise ConfigurationError(f"elapse: time passes forward, not by {seconds:g} s")
+        await self._settled()
+        while (soonest := min(self._waiting.values(), default=until)) < until:
+            self.set(max(self._now, soonest))
+            await self._settled()
+        self.set(max(self._now, until))
+        await self._settled()
+
+    async def _settled(self) -> None:
+        """Until nobody is ready any more."""
+        while True:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            if not self.in_threads:
+                return
+            await asyncio.sleep(0.001)
+
     def advance(self, seconds: float) -> None:
-        """Move it; whoever waited that long goes on at the next turn of the event loop."""
-        self.set(self._now + round(seconds * 1e6))
+        """Move it at once, below 0 back; whoever waited that long goes on when the event loop comes
+        to it, so await something before you look: `elapse` does.
+
+        Raises ConfigurationError for what is no number.
+        """
+        self.set(self._now + _microseconds("advance", seconds))
 
     def set(self, now: int) -> None:
         """Move it to a time (µs), also back."""
@@ -78,10 +111,16 @@ class VirtualClock:
             # Who is ready goes first: a wait may be given up, a shorter one may begin.
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            if self.busy() or not self._waiting:
+            if self.at_work or not self._waiting:
                 await asyncio.sleep(0.001)
                 continue
             self.set(max(self._now, min(self._waiting.values())))
+
+
+def _microseconds(what: str, seconds: float) -> int:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise ConfigurationError(f"{what}: seconds are a number, such as 1.5, not {seconds!r}")
+    return round(seconds * 1e6)
 
 
 class NothingLeft(Exception):

@@ -56,6 +56,55 @@ async def test_a_test_can_move_the_time_itself() -> None:
         assert (await handle.result()).success
 
 
+class Daily(Saga):
+    """remind → a day → remind again → a day → file, which is a plain function."""
+
+    saga_name = "daily"
+
+    @action("remind")
+    async def remind(self, ctx: Any) -> None: ...
+
+    @action("again", delay_seconds=86_400)
+    async def again(self, ctx: Any) -> None: ...
+
+    @action("file", delay_seconds=86_400)
+    def file(self, ctx: Any) -> None: ...
+
+
+async def test_time_that_elapses_leaves_nobody_who_can_go_on() -> None:
+    async with memory_engine(Daily) as engine:
+        began = engine.clock.now()
+        handle = await engine.start(Daily)
+        for seconds, called in ((0, 1), (86_399, 1), (1, 2), (86_399, 2), (1, 3)):
+            await engine.clock.elapse(seconds)
+            assert len(engine.calls) == called
+        assert engine.clock.now() - began == 2 * DAY
+        assert (await engine.history(handle.saga_id).now()).status == "completed"
+
+
+async def test_time_that_elapses_goes_from_wait_to_wait() -> None:
+    async with memory_engine(Daily) as engine:
+        await engine.start(Daily)
+        await engine.clock.elapse(2 * 86_400)
+        assert [call.name for call in engine.calls] == ["remind", "again", "file"]
+
+
+async def test_no_time_is_skipped_while_a_step_of_any_engine_is_at_work() -> None:
+    ledger, clock = Ledger(), VirtualClock()
+    busy = memory_engine(OrderSaga, resources={"ledger": ledger}, clock=clock)
+    async with busy, memory_engine(Reminder, clock=clock):
+        gate = ledger.gate("charge")
+        running = asyncio.create_task(busy.run(OrderSaga))
+        async with asyncio.timeout(30):
+            await gate.entered()
+            waits = asyncio.create_task(clock.sleep_until(clock.now() + DAY))
+            await asyncio.sleep(0.05)
+            assert not waits.done()
+            gate.open()
+            assert (await running).success
+            waits.cancel()
+
+
 async def test_no_time_is_skipped_while_a_step_is_at_work() -> None:
     ledger = Ledger()
     async with memory_engine(OrderSaga, resources={"ledger": ledger}) as engine:

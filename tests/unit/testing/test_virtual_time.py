@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sagaz_es.errors import ConfigurationError
 from sagaz_es.testing.virtual_time import (
     FOR_EVER_SECONDS,
     NOON,
@@ -124,6 +125,18 @@ async def test_a_clock_stands_still_until_it_is_moved() -> None:
     clock.set(500_000)
     clock.set(2_000_000)
     await waits[1]
+
+
+@pytest.mark.parametrize("seconds", ["1", float("nan"), float("inf"), None])
+async def test_a_time_that_is_no_number_is_refused(seconds: Any) -> None:
+    clock = VirtualClock(start=0)
+    with pytest.raises(ConfigurationError, match=r"^advance: seconds are a number, such as 1\.5"):
+        clock.advance(seconds)
+    with pytest.raises(ConfigurationError, match=r"^elapse: seconds are a number, such as 1\.5"):
+        await clock.elapse(seconds)
+    with pytest.raises(ConfigurationError, match=r"^elapse: time passes forward"):
+        await clock.elapse(-1)
+    assert clock.now() == 0
 
 
 async def test_while_somebody_skips_a_clock_jumps_from_wait_to_wait() -> None:
