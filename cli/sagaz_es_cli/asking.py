@@ -59,14 +59,11 @@ def tell(
 
 def state_record(state: SagaState) -> dict[str, Any]:
     """How a saga stands, in short, as JSON holds it."""
-    failed = state.error_type or state.failed_step
     return {
         "saga_id": state.saga_id,
         "saga_name": state.saga_name,
         "status": state.status,
-        "error": f"{state.failed_step}: {state.error_type}: {state.error_message}"
-        if failed
-        else None,
+        "error": state.error_text or None,
     }
 
 

@@ -8,7 +8,7 @@ import click
 
 from sagaz_es.core.state import SagaStatus
 from sagaz_es.engine.engine import Engine
-from sagaz_es.errors import SagaNotFound
+from sagaz_es.errors import SagaExecutionError, SagaNotFound, SagaStepError
 from sagaz_es.ports import Summary
 from sagaz_es.reading.historical import HistoricalState, plain
 from sagaz_es.reading.lookup import current_state
@@ -84,7 +84,7 @@ def start(
             "saga_name": result.saga_name,
             "status": str(result.status),
             "context": plain(dict(result.context)),
-            "error": str(result.error) if result.error is not None else None,
+            "error": _told(result.error),
         }
         return record, result.success
 
@@ -99,6 +99,18 @@ def start(
     emit(settings.format, record, view)
     if not success:
         raise click.exceptions.Exit(exits.FAILED)
+
+
+def _told(error: BaseException | None) -> str | None:
+    """As `saga list` and `saga show` tell it: the class first."""
+    if error is None:
+        return None
+    if isinstance(error, SagaStepError) and error.error_type:  # the step ran in another process
+        return f"{error.error_type}: {error.message}"
+    if type(error) is SagaExecutionError:
+        return str(error)
+    kind = type(error).__name__
+    return f"{kind}: {str(error) or kind}"
 
 
 # --- list -----------------------------------------------------------------------------------------

@@ -163,6 +163,11 @@ class SagaState(Struct, omit_defaults=True):
         )
 
     @property
+    def error_text(self) -> str:
+        """What it failed with, its class first: "ValueError: no"; empty: nothing."""
+        return ": ".join(part for part in (self.error_type, self.error_message) if part)
+
+    @property
     def step_graph(self) -> Graph:
         """The recorded definition."""
         return parse_graph(self.graph)

@@ -405,7 +405,7 @@ class SagaHistory:
             current_step=state.current or None,
             source=source,
             steps={name: _shown_step(state.step(name)) for name in _all_steps(state)},
-            error=_error(state.error_type, state.error_message),
+            error=state.error_text or None,
             started_at=from_us(state.started_at),
             ended_at=from_us(state.ended_at) if state.ended_at else None,
             recorded=state.recorded,

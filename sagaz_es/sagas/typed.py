@@ -171,13 +171,19 @@ def _of_model(error: Any) -> tuple[str, str, str]:
     """The same out of the first error of pydantic."""
     told: list[Mapping[str, Any]] = error.errors(include_url=False, include_context=False)
     first = told[0]
-    missing = first["type"] == "missing"
-    found = "nothing" if missing else type(first.get("input")).__name__
-    return _path(first["loc"]), "a value" if missing else _expected(first["msg"]), found
+    kind, path = first["type"], _path(first["loc"])
+    if kind == "missing":
+        return path, "a value", "nothing"
+    expected = "no such key" if kind == "extra_forbidden" else _expected(first["msg"])
+    return path, expected, type(first.get("input")).__name__
 
 
 def _expected(sentence: str) -> str:
-    return sentence.removeprefix("Input should be ")
+    expected = sentence.removeprefix("Input should be ")
+    if expected != sentence:
+        return expected
+    # A rule of its own: it is about the value, not its type.
+    return f"another value: {sentence.removeprefix('Value error, ')}"
 
 
 def _path(parts: Iterable[Any]) -> str:

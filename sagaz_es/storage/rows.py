@@ -36,7 +36,7 @@ def summary_of(state: SagaState) -> Summary:
         started_at=state.started_at,
         updated_at=state.updated_at,
         ended_at=state.ended_at,
-        error=state.error_message or state.error_type,
+        error=state.error_text,
         definition=state.definition,
         parent_saga_id=state.parent_saga_id,
         root_saga_id=state.root_saga_id,

@@ -105,7 +105,7 @@ def test_retry_undoes_the_step_and_the_saga_has_rolled_back(
         "saga_id": "t-1",
         "saga_name": "trip",
         "status": "rolled_back",
-        "error": "fly: RuntimeError: fog",
+        "error": "RuntimeError: fog",
         "stuck": [],
     }
     assert ledger() == ["book", "cancel"]

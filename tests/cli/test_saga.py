@@ -50,7 +50,7 @@ def test_a_saga_that_does_not_complete_is_status_1(shop: Shop, ledger: Ledger) -
     given = shop.run("saga", "start", "order", "--context", '{"token": "bad"}', "--app", APP)
     assert given.status == 1
     assert given.json["status"] == "rolled_back"
-    assert given.json["error"] == "token 'bad' was declined"
+    assert given.json["error"] == "CardDeclined: token 'bad' was declined"
     assert ledger() == ["reserve", "release"]
 
 
@@ -134,7 +134,7 @@ def test_list_has_every_saga_newest_first(shop: Shop) -> None:
             "status": "rolled_back",
             "started_at": given.json[0]["started_at"],
             "updated_at": given.json[0]["updated_at"],
-            "error": "token 'bad' was declined",
+            "error": "CardDeclined: token 'bad' was declined",
         },
         {
             "saga_id": "o-1",

@@ -467,7 +467,7 @@ class ProjectionStoreContract(StoredSnapshotsContract, CapturedSnapshotsContract
             "started_at": NOON,
             "updated_at": NOON + 8 * SECOND,
             "ended_at": NOON + 8 * SECOND,
-            "error": "no money\0",
+            "error": "Declined: no money\0",
             "definition": "f00",
             "parent_saga_id": "order-16",
             "root_saga_id": "order-15",

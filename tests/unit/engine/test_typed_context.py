@@ -27,6 +27,7 @@ from sagaz_es import (
 from sagaz_es.core import events as e
 from sagaz_es.errors import ContextMismatch, DefinitionError, MigrationFailed, ReplayError
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.sagas.typed import context_type
 from tests.helpers import facts
 
 
@@ -398,6 +399,35 @@ async def test_a_pydantic_model_is_a_type_too() -> None:
         assert "integer" in caught.value.expected
         with pytest.raises(ContextMismatch, match="sku: found nothing, expected a value"):
             await engine.run(saga, {"counts": []})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"extra": 1}, "extra: found int, expected no such key"),
+        ({"sku": ""}, "sku: found str, expected another value: String should have at least 1"),
+        ({"count": 0}, "count: found int, expected greater than 0"),
+        ({"even": 3}, "even: found int, expected another value: 3 is odd"),
+    ],
+)
+def test_what_a_pydantic_model_refuses_reads_as_a_sentence(given: Any, said: str) -> None:
+    pydantic = pytest.importorskip("pydantic")
+
+    def is_even(value: int) -> int:
+        if value % 2:
+            raise ValueError(f"{value} is odd")
+        return value
+
+    model: Any = pydantic.create_model(
+        "Model",
+        __config__={"extra": "forbid"},
+        sku=(str, pydantic.Field("A1", min_length=1)),
+        count=(int, pydantic.Field(1, gt=0)),
+        even=(Annotated[int, pydantic.AfterValidator(is_even)], 2),
+    )
+    with pytest.raises(ContextMismatch) as caught:
+        context_type(model).read(given, "orders", "at its start")
+    assert f"saga 'orders', at its start: {said}" in str(caught.value)
 
 
 def test_declaring_a_type_imports_no_pydantic() -> None:
