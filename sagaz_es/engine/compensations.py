@@ -6,6 +6,7 @@ by a claim of the ended saga, so that of two people at one time one decides.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from typing import TypeAlias
 
@@ -14,9 +15,11 @@ from sagaz_es.core.decide import GIVEN_UP
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.stuck import stuck_steps
 from sagaz_es.core.texts import join_names
+from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partition import Partition
 from sagaz_es.errors import (
+    LostOwnership,
     RequestRefusedError,
     SagaIsRecorded,
     SagaNotFound,
@@ -41,10 +44,13 @@ async def skip(host: Host, request: e.CompensationSkipRequested) -> None:
 
 
 async def _ask(host: Host, request: Wish) -> None:
-    partition = host.partition_for(request.saga_id)
-    if partition is not None and await host.answers(request):
-        await answer(host, partition, request)
-        return
+    while (partition := host.partition_for(request.saga_id)) and await host.answers(request):
+        try:
+            await answer(host, partition, request)
+            return
+        except LostOwnership:  # another engine was first, or it is handed over
+            host.check_open(request.saga_id)
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def stands() -> bool:
         return await _stuck(host, request) is None

@@ -540,7 +540,8 @@ class Host:
         first: Sequence[e.Fact],
     ) -> SagaHandle:
         """Take an ended saga up again (an undo); `first` begins with the claim. Returns once that
-        is accepted. Raises SagaStillRunning, HandingOver; nothing happened then."""
+        is accepted. Raises SagaStillRunning, HandingOver; nothing happened then. LostOwnership: the
+        saga has become another engine's first, and the claim is rejected; or nobody knows."""
         await partition.looked_at(state.saga_id)
         if partition.leaving:
             raise HandingOver(state.saga_id)
@@ -556,7 +557,9 @@ class Host:
         runner = self.carry_on(partition, cell, definition, first)
         runner.ready = asyncio.get_running_loop().create_future()
         handle = self.handle(state.saga_id)
-        await self._accepted(runner)
+        await shared(
+            runner.ready
+        )  # not that the saga stands, which it did before: that the claim does
         return handle
 
     async def has_answered(self, request: e.Request) -> bool:
@@ -564,7 +567,8 @@ class Host:
         runner = self.runners.get(request.saga_id)
         if runner is None:
             return False
-        await self.begun(request.saga_id)
+        if runner.ready is not None:
+            await shared(runner.ready)
         return request.request_id in runner.state.answered
 
     # --- running ---

@@ -34,6 +34,7 @@ from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.children import children_now
+from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.errors import (
@@ -533,7 +534,16 @@ async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> Replay
         created_at=from_us(host.clock.now()),
     )
     if not state.undone:
-        handle = await _undo(host, state, actor, reason)
+        handle = None
+        while handle is None:
+            try:
+                handle = await _undo(host, state, actor, reason)
+            except LostOwnership:  # another engine was first, or it is handed over
+                host.check_open(state.saga_id)
+                await asyncio.sleep(ASK_AGAIN_S)
+                state = await _find_branch(host, replay_id)
+                if state.undone or (state.goal == "undone" and not state.ended):
+                    handle = host.handle(state.saga_id)  # it may have been ours that stands
         outcome = await handle.result()
         result.saga_status = outcome.status
         if outcome.compensation_errors:

@@ -578,3 +578,26 @@ async def test_what_runs_is_stopped_at_a_hand_over_also_while_another_outcome_is
     for _ in range(20):
         await asyncio.sleep(0)
     assert ledger.standing == ["quick"]
+
+
+# --- an undo that is overtaken while its claim is on its way --------------------------------------
+
+
+async def test_an_undo_is_told_only_once_its_own_claim_stands() -> None:
+    log, ledger = FaultyLog(), Ledger()
+    async with engine_on(log, ledger=ledger) as engine:
+        await engine.run(OrderSaga, saga_id="s")
+        replay = await engine.replay(await engine.plan_replay("s", "ship"))
+        held = Gate()
+        log.outcomes.append(held)
+        undoing = asyncio.create_task(engine.undo_replay(replay.replay_id))
+        await held.entered()
+        branch = await engine.current(replay.new_saga_id)
+        other = e.Event(
+            branch.saga_id, "order", b"o" * 16, 1, branch.sequence + 1, 1, e.SagaClaimed("undo")
+        )
+        await MemoryEventLog.append(log, 0, [other])  # of another engine, which died behind it
+        held.open()
+        assert (await asyncio.wait_for(undoing, 10)).success
+        assert (await engine.current(branch.saga_id)).undone
+    assert ledger.standing == ["reserve", "charge"]  # which are those of before
