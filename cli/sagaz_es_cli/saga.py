@@ -8,13 +8,13 @@ import click
 
 from sagaz_es.core.state import SagaStatus
 from sagaz_es.engine.engine import Engine
-from sagaz_es.errors import SagaExecutionError, SagaNotFound, SagaStepError
-from sagaz_es.ports import Summary
+from sagaz_es.errors import SagaError, SagaExecutionError, SagaNotFound, SagaStepError
 from sagaz_es.reading.historical import HistoricalState, plain
 from sagaz_es.reading.lookup import current_state
 from sagaz_es_cli import exits
 from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
+from sagaz_es_cli.listed import Listed, listed, waiting_sagas
 from sagaz_es_cli.opening import Reading, reading, run, unless_interrupted
 from sagaz_es_cli.options import (
     LIMIT,
@@ -119,10 +119,12 @@ def _told(error: BaseException | None) -> str | None:
 @command(
     saga,
     "list",
-    keys="a list of saga_id, saga_name, status, started_at, updated_at, error",
+    keys="a list of saga_id, saga_name, status, started_at, updated_at, error, paused, "
+    "waits_for_person (what has to be decided or repaired; else null)",
     examples="""
         sagaz-es saga list
         sagaz-es saga list --status failed --name order --limit 20
+        sagaz-es saga list --waiting
         sagaz-es saga list --log kafka://broker:9092/orders --store postgresql://db/sagas
         """,
 )
@@ -133,22 +135,32 @@ def _told(error: BaseException | None) -> str | None:
     help="Only sagas that are, for instance, pending, executing, completed or failed.",
 )
 @click.option("--name", metavar="NAME", help="Only sagas of this name.")
+@click.option(
+    "--waiting", is_flag=True, help="Only sagas that are paused, or wait for a person otherwise."
+)
 @click.option("--limit", type=LIMIT, default=100, show_default=True)
-def list_sagas(settings: Settings, status: str | None, name: str | None, limit: int) -> None:
+def list_sagas(
+    settings: Settings, status: str | None, name: str | None, waiting: bool, limit: int
+) -> None:
     """List sagas, newest first; those that are pending are starts that wait for room in an engine.
 
     `error` also says where a saga is set aside: its status is that before the record that cannot be
-    read.
+    read. --waiting looks at each saga that can be waiting: at those unfinished, and at failed ones.
     """
 
-    async def work() -> tuple[tuple[Summary, ...], dict[str, str]]:
+    async def work() -> tuple[list[Listed], dict[str, str]]:
         async with reading(settings) as opened:
             store = await opened.up_to_date_store()
             # One more than asked for tells whether there are more.
-            found = await store.summaries(status=status, saga_name=name, limit=limit + 1)
-            return found, await opened.set_aside([summary.saga_id for summary in found])
+            if waiting:
+                found = await waiting_sagas(store, status, name, limit + 1)
+            else:
+                some = await store.summaries(status=status, saga_name=name, limit=limit + 1)
+                found = await listed(store, some)
+            return found, await opened.set_aside([one.summary.saga_id for one in found])
 
-    found, aside = run(work())
+    all_found, aside = run(work())
+    found = all_found[:limit]
     records = [
         {
             "saga_id": summary.saga_id,
@@ -157,9 +169,13 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
             "started_at": iso(summary.started_at),
             "updated_at": iso(summary.updated_at),
             "error": aside.get(summary.saga_id) or summary.error or None,
+            "paused": one.paused,
+            "waits_for_person": one.waits_for or None,
         }
-        for summary in found[:limit]
+        for one in found
+        for summary in (one.summary,)
     ]
+    some_wait = any(one.shown for one in found)
 
     def view() -> list[Block]:
         columns = (
@@ -168,6 +184,7 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
             Column("status", status=True),
             Column("started (UTC)", only="wide"),
             Column("age", only="narrow", number=True),
+            *((Column("waits", free="cut"),) if some_wait else ()),
             Column("error", free="cut"),
         )
         rows = [
@@ -177,15 +194,17 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
                 summary.status,
                 shown(iso(summary.started_at))[:19],
                 age(summary.started_at),
+                *((one.shown,) if some_wait else ()),
                 aside.get(summary.saga_id) or summary.error,
             )
-            for summary in found[:limit]
+            for one in found
+            for summary in (one.summary,)
         ]
-        chosen = "no saga fits" if status or name else "there are no sagas yet"
+        chosen = "no saga fits" if status or name or waiting else "there are no sagas yet"
         return [Rows(columns, rows, empty=chosen)]
 
     emit(settings.format, records, view)
-    if len(found) > limit:
+    if len(all_found) > limit:
         note(f"there are more than these {limit}; see --limit, --status and --name")
     if aside:
         note("some are set aside, see their error and `sagaz-es doctor`")
@@ -199,7 +218,9 @@ def list_sagas(settings: Settings, status: str | None, name: str | None, limit: 
     "show",
     keys="as `replay time-travel`, and steps (a list of step, status, attempts, "
     "error), error, started_at, ended_at, parent_saga_id, replay_id, branch, "
-    "caller_saga_id, caller_step; children is a list of step, saga_id, saga_name, status, branch",
+    "caller_saga_id, caller_step, paused, pause (reason, actor, since; null: it is not paused), "
+    "waits_for_person (what has to be decided or repaired); children is a list of step, saga_id, "
+    "saga_name, status, branch",
     examples="sagaz-es saga show order-4711",
 )
 @click.argument("saga_id", metavar="ID")
@@ -209,7 +230,8 @@ def show(settings: Settings, saga_id: str) -> None:
     async def work() -> dict[str, Any]:
         async with reading(settings) as opened:
             state = await _now(opened, saga_id)
-            return show_record(state, await children_of(opened, state))
+            record = show_record(state, await children_of(opened, state))
+            return record | {"pause": await _pause(opened, state)}
 
     record = run(work())
 
@@ -219,6 +241,8 @@ def show(settings: Settings, saga_id: str) -> None:
         fields = [
             *head.fields,
             ("error", record["error"]),
+            ("paused", _paused_shown(record["pause"])),
+            ("waits for a person", record["waits_for_person"]),
             ("branch of", record["parent_saga_id"]),
             ("by replay", record["replay_id"]),
             ("replayed as", record["branch"]),
@@ -262,6 +286,30 @@ async def _now(opened: Reading, saga_id: str) -> HistoricalState:
         return waiting
 
 
+async def _pause(opened: Reading, state: HistoricalState) -> dict[str, Any] | None:
+    """Who paused the saga and why; the history says so."""
+    if not state.paused:
+        return None
+    try:
+        changes = await past_of(opened, state.saga_id).changes(before=state.sequence)
+    except SagaError:  # some of it is gone, or cannot be read
+        changes = []
+    for change in reversed(changes):
+        if change.type == "SagaPaused":
+            since = change.timestamp.isoformat()
+            return {"reason": change.reason, "actor": change.actor, "since": since}
+    return {"reason": None, "actor": None, "since": None}
+
+
+def _paused_shown(pause: dict[str, Any] | None) -> str | None:
+    if pause is None:
+        return None
+    by = f" by {pause['actor']}" if pause["actor"] else ""
+    why = f": {pause['reason']}" if pause["reason"] else ""
+    since = f"since {shown(pause['since'])[:19]}" if pause["since"] else "yes"
+    return f"{since}{by}{why}"
+
+
 async def children_of(opened: Reading, state: HistoricalState) -> list[dict[str, Any]]:
     """The children of a saga as they are now."""
     found = []
@@ -299,6 +347,7 @@ def show_record(state: HistoricalState, children: list[dict[str, Any]]) -> dict[
     ]
     whole = state.to_dict()
     record = state_record(state) | {"steps": steps, "children": children}
+    record |= {"paused": state.paused, "waits_for_person": state.waits_for_person}
     return record | {key: whole[key] or None for key in MORE_KEYS}
 
 

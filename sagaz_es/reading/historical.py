@@ -148,7 +148,9 @@ class HistoricalState:
 
     `completed_steps` are in the order of completion; `steps` has those that were never reached,
     too. `branch` is the replay's branch that took its place, empty: it is its family's head.
-    `caller_saga_id` and `caller_step`: of a child, what started it.
+    `caller_saga_id` and `caller_step`: of a child, what started it. `paused`: no step starts until
+    it is resumed. `waits_for_person`: what somebody has to decide or repair, as far as the state
+    says.
     """
 
     saga_id: str
@@ -171,6 +173,8 @@ class HistoricalState:
     branch: str | None = None
     caller_saga_id: str | None = None
     caller_step: str | None = None
+    paused: bool = False
+    waits_for_person: str | None = None
 
     @property
     def children(self) -> dict[str, str]:
@@ -217,6 +221,8 @@ class HistoricalState:
             "branch": self.branch,
             "caller_saga_id": self.caller_saga_id,
             "caller_step": self.caller_step,
+            "paused": self.paused,
+            "waits_for_person": self.waits_for_person,
             "children": self.children,
             "source": self.source.to_dict(),
         }

@@ -19,6 +19,7 @@ from sagaz_es.core import history as core
 from sagaz_es.core.fold import advance
 from sagaz_es.core.history import MISSING, Change, Moment, Point, Step
 from sagaz_es.core.state import SagaState, StepState
+from sagaz_es.core.stuck import waits_for_person
 from sagaz_es.core.texts import split_object
 from sagaz_es.errors import (
     ConfigurationError,
@@ -415,6 +416,8 @@ class SagaHistory:
             branch=state.branch or None,
             caller_saga_id=state.caller_saga_id or None,
             caller_step=state.caller_step or None,
+            paused=state.paused and not state.ended,
+            waits_for_person=waits_for_person(state) or None,
         )
 
 

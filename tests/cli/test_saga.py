@@ -135,6 +135,8 @@ def test_list_has_every_saga_newest_first(shop: Shop) -> None:
             "started_at": given.json[0]["started_at"],
             "updated_at": given.json[0]["updated_at"],
             "error": "CardDeclined: token 'bad' was declined",
+            "paused": False,
+            "waits_for_person": None,
         },
         {
             "saga_id": "o-1",
@@ -143,6 +145,8 @@ def test_list_has_every_saga_newest_first(shop: Shop) -> None:
             "started_at": given.json[1]["started_at"],
             "updated_at": given.json[1]["updated_at"],
             "error": None,
+            "paused": False,
+            "waits_for_person": None,
         },
     ]
     assert given.json[1]["started_at"].startswith("2026-01-01T10:00:0")

@@ -291,3 +291,47 @@ def test_the_history_shows_what_was_said_of_an_unknown_outcome(desk: Shop, ledge
         "reason": "OPS-7",
         "action": "happened",
     }
+
+
+# --- what waits is found --------------------------------------------------------------------------
+
+
+def test_a_paused_saga_says_so_and_who_paused_it_and_why(desk: Shop, ledger: Ledger) -> None:
+    begun(desk, Approval, "waiting")
+    (row,) = desk.run("saga", "list").json
+    assert (row["paused"], row["waits_for_person"]) == (False, None)
+    assert told(desk, "pause", *BY, *HERE).status == 0
+    shown = desk.run("saga", "show", "s-1")
+    assert (shown.json["status"], shown.json["paused"]) == ("executing", True)
+    assert {key: shown.json["pause"][key] for key in ("actor", "reason")} == {
+        "actor": "olga",
+        "reason": "OPS-7",
+    }
+    table = desk.run("saga", "show", "s-1", "--format", "text").stdout
+    assert re.search(r"^paused: since .* by olga: OPS-7$", table, re.MULTILINE)
+    (row,) = desk.run("saga", "list").json
+    assert (row["status"], row["paused"]) == ("executing", True)
+    assert "paused" in desk.run("saga", "list", "--format", "table").stdout
+    assert [row["saga_id"] for row in desk.run("saga", "list", "--waiting").json] == ["s-1"]
+    assert told(desk, "resume", *HERE).status == 0
+    shown = desk.run("saga", "show", "s-1")
+    assert (shown.json["paused"], shown.json["pause"]) == (False, None)
+    assert desk.run("saga", "list", "--waiting").json == []
+
+
+@pytest.mark.parametrize(
+    ("saga", "until", "why"),
+    [
+        (Payment, "outcome_unknown", "the outcome of step 'pay' is unknown (saga resolve)"),
+        (Parcel, "failed", "how to go on from step 'ship' (saga recover)"),
+    ],
+)
+def test_a_saga_that_waits_for_a_person_is_found(
+    desk: Shop, ledger: Ledger, saga: type[Saga], until: str, why: str
+) -> None:
+    begun(desk, saga, until)
+    desk.order("o-1")
+    (row,) = desk.run("saga", "list", "--waiting").json
+    assert (row["saga_id"], row["waits_for_person"]) == ("s-1", why)
+    assert desk.run("saga", "show", "s-1").json["waits_for_person"] == why
+    assert desk.run("saga", "list", "--waiting", "--status", "failed").json == []
