@@ -15,6 +15,7 @@ from tests.simulation.seeds import plan_of
 
 CHUNK = 50
 MAX_BROKEN = 20
+BED_BROKE = "the bed broke"
 
 FAULTS = ("kills", "pauses", "cuts", "clock jumps", "log restarts", "leader changes", "splits",
           "impostors", "lost tails", "store outages", "blob outages",
@@ -30,6 +31,11 @@ class Outcome:
     counts: Counter[str]
     digest: str
     lines: list[str] = field(default_factory=list)
+
+    @property
+    def broke(self) -> str:
+        """How the simulation itself broke down, which says nothing of laws; empty: it did not."""
+        return next((one for one in self.violations if one.startswith(BED_BROKE)), "")
 
     @property
     def again(self) -> str:
@@ -66,7 +72,7 @@ def run_plan(plan: Plan) -> Outcome:
         simulation.run(judge)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        judge.violations.append(f"the bed broke: {error!r} at {where.filename}:{where.lineno}")
+        judge.violations.append(f"{BED_BROKE}: {error!r} at {where.filename}:{where.lineno}")
         simulation.lines.append("".join(traceback.format_exception(error)))
     if not judge.done and not judge.violations:
         judge.violations.append(f"stuck: {simulation.stuck}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from tests.simulation.machine import Doing
 from tests.simulation.runs import run_plan
 from tests.simulation.seeds import plan_of
 
@@ -68,6 +70,20 @@ def test_the_same_plan_twice_gives_the_same_trace() -> None:
     once, again = run_plan(plan), run_plan(plan)
     assert once.lines == again.lines
     assert plan == plan_of(plan.seed)
+
+
+@pytest.mark.parametrize("words", [("run", "--seeds", "0"), ("mutants", "--seeds", "-5")])
+def test_no_schedules_at_all_are_refused(words: tuple[str, ...]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *words], capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert "is none: give 1 or more" in ended.stderr
+
+
+def test_a_simulation_that_breaks_down_says_nothing_of_the_laws() -> None:
+    outcome = run_plan(replace(plan_of(1), doings=(Doing(0.1, "nothing known", ()),)))
+    assert outcome.broke.startswith("the bed broke: AttributeError")
 
 
 @pytest.mark.timeout(900)
