@@ -20,6 +20,7 @@ from tests.simulation.model import DEADLINE, ENDINGS, Saga, read_log
 from tests.simulation.recorders import judge_recorded
 from tests.simulation.store_judge import judge_stores
 from tests.simulation.values import (
+    lost_overrides,
     stale_effects,
     unlike_the_fold,
     unlike_what_was_seen,
@@ -371,6 +372,7 @@ class Judge:
         for saga_id, ours in values.items():
             for what in unlike_the_fold(ours, self.states[saga_id]):
                 yield f"fold is not the model: {saga_id}: {what}"
+        yield from lost_overrides(self.log, values, self.simulation.overridden)
         if self.simulation.world.large or self.simulation.broker.losses:
             return  # what a step saw has left its event; or it saw what is lost
         executions = self.simulation.world.executions

@@ -168,6 +168,8 @@ class Simulation:
         self.beliefs: list[str] = []
         self.allowed: dict[str, tuple[str, ...]] = {}
         """By the mark of a replay: the steps that its client allowed to happen again."""
+        self.overridden: dict[str, dict[str, Any]] = {}
+        """By the mark of a replay: the values that its client gave."""
         self.slept: set[str] = set()  # processes that were paused, cut off, or closed
         self.losses = Losses(self)
         self.recordings: list[Recording] = []
@@ -584,9 +586,9 @@ class Simulation:
     ) -> None:
         """Replay some member of a family from a step. `mark` finds it again in the log."""
         member = self._member(root)
-        how: dict[str, Any] = {
-            "context_override": x if x is None or isinstance(x, dict) else {"first": x}
-        }
+        given = x if isinstance(x, dict) else {} if x is None else {"first": x}
+        self.overridden[mark] = given
+        how: dict[str, Any] = {"context_override": given or None}
         how["force_failure"] = mark.endswith("7")
         plan = await engine.plan_replay(member, step, **how)
         if plan.blocked and allow:

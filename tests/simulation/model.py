@@ -393,6 +393,8 @@ def _step_started(log: Log, saga: Saga, fact: e.StepStarted, placed: Placed) -> 
     missing = sorted(need for need in needs if not saga.steps[need].done)
     if missing:
         return f"{missing} are not done"
+    if step.pivot and step.maybe:
+        return None  # whatever has failed: until it is known there is no telling the way
     for name, other in saga.steps.items():
         if other.status in ("failed", "stale", "undoing", "undo_failed") and not other.forced:
             return f"step {name} is {other.status}"

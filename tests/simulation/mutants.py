@@ -516,6 +516,18 @@ MUTANTS = (
         "        stale = _stale_because(node, effect, seen, again)",
         "        stale = ''",
     ),
+    Mutant(
+        "a replay of a branch forgets what was overridden there",
+        "sagaz_es.core.plan",
+        "    return {key: text for key, text in state.overrides.items() if key not in written}",
+        "    return {}",
+    ),
+    Mutant(
+        "what a step writes that runs again is not changed",
+        "sagaz_es.core.plan",
+        "written[name] = _written(effect, name, head)",
+        "written[name] = set()",
+    ),
 )
 
 

@@ -166,7 +166,7 @@ def _family(random: Random, engines: int, until: float, names: tuple[str, ...]) 
 
 def _fares(random: Random, engines: int, until: float) -> Iterator[Doing]:
     """A family of replays whose steps are made with the values of others."""
-    if random.random() < 0.95:
+    if random.random() < 0.92:
         return
     yield _ask(random, random.uniform(0.2, 0.6), engines, "run", "fare", "fare-0", 0)
     for _ in range(random.choice((2, 4, 8))):
@@ -175,7 +175,7 @@ def _fares(random: Random, engines: int, until: float) -> Iterator[Doing]:
             yield _ask(random, at, engines, "undo", "fare-0", mark)
             continue
         step = random.choice(("quote", "hold", "pay", "ship", "look"))
-        override = random.choice((None, None, 1, {"price": "fixed"}))
+        override = random.choice((None, 1, {"price": "low"}, {"price": "high"}))
         allow = random.random() < 0.5
         yield _ask(random, at, engines, "replay", "fare-0", step, override, allow, mark)
 

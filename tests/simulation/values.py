@@ -181,6 +181,40 @@ def unlike_what_was_seen(
             yield f"signal: {words} was given {run.signal!r}, the model: {payload!r}"
 
 
+def lost_overrides(
+    log: Log, values: Mapping[str, Values], asked: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Branches that begin without a value that their client gave, or that the client of an earlier
+    branch gave and no step of that has written since."""
+    for saga in log.sagas.values():
+        first = saga.accepted[0].event.fact
+        if not saga.branched or not isinstance(first, e.SagaStarted):
+            continue
+        named = log.sagas.get(first.parent_saga_id)
+        if named is None or saga.reason not in asked:
+            continue
+        kept = {
+            key: value
+            for key, value in values[named.saga_id].overrides.items()
+            if key not in _written_by(named)
+        }
+        begun = values[saga.saga_id].versions[0][1]
+        for key, value in (kept | dict(asked[saga.reason])).items():
+            if begun.get(key) != value:
+                yield f"override: {saga.saga_id} has {key} {begun.get(key)!r}, not {value!r}"
+
+
+def _written_by(saga: Saga) -> set[str]:
+    """Keys that its own steps have set or deleted."""
+    keys = set[str]()
+    for placed in saga.accepted:
+        fact = placed.event.fact
+        if isinstance(fact, e.StepCompleted | e.OutcomeResolved):
+            keys |= set(_object(fact.keys_set))
+            keys |= set(_object(getattr(fact, "keys_deleted", "")))
+    return keys
+
+
 def stale_effects(
     heads: list[Saga], values: Mapping[str, Values], executions: list[Execution]
 ) -> Iterator[str]:
