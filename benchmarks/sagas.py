@@ -30,7 +30,7 @@ SAGAS = {1: 300, 16: 1500, 256: 4000}
 ROUNDS = 3
 CONTEXT = {"order": "x" * 1900, "customer": "c-17", "amount": 1999}
 RECORD = b"r" * 400
-PARTITIONS = 4  # on Kafka, the raw client's and ours
+PARTITIONS = 8  # on Kafka, the raw client's and ours: as many as a new log gets
 
 
 class FiveSteps(Saga):
