@@ -64,6 +64,9 @@ class Serving:
         self._unfit: dict[str, tuple[int, SagaError]] = {}
         """Sagas that stay unfinished here, as their code is not here or does not fit: at which
         sequence, and why."""
+        self._strange: dict[str, list[str]] = {}
+        """Unfinished sagas of names that are not here, found just now, to be told of together."""
+        self._told: set[str] = set()  # those: their take-over need not say so
 
     # --- assignment ---
 
@@ -77,6 +80,7 @@ class Serving:
                 gained = [index for index in sorted(wanted) if index not in self._host.partitions]
                 with self._host.admission.held_back():
                     await _all(self._begin_to_serve(index) for index in gained)
+                self._tell_of_strangers()
             self._host.on_serving(frozenset(self._host.partitions))
 
     async def _begin_to_serve(self, index: int) -> None:
@@ -101,6 +105,7 @@ class Serving:
                 except (SagaError, OSError) as error:
                     logger.error("partition %d is not served yet: %s", index, error)
                 else:
+                    self._tell_of_strangers()
                     self._host.on_serving(frozenset(self._host.partitions))
                     return
             await asyncio.sleep(delay)
@@ -146,6 +151,7 @@ class Serving:
             state = found.unfinished.pop(saga_id)
             cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
             cell.quiet_since = asyncio.get_running_loop().time()
+            self._is_strange(state)
             if many:
                 cell.put_aside()
             partition.cells[saga_id] = cell
@@ -528,10 +534,39 @@ class Serving:
             except (SagaError, OSError) as error:
                 logger.warning("the low-water mark was not committed: %s", error)
 
+    def _is_strange(self, state: SagaState) -> None:
+        """Remember an unfinished saga of a class that is not here, to be told of with the others:
+        a program that runs one class of a log with many would warn of each, each time."""
+        if state.saga_name not in self._host.registry and state.saga_id not in self._unfit:
+            self._strange.setdefault(state.saga_name, []).append(state.saga_id)
+            self._told.add(state.saga_id)
+
+    def _tell_of_strangers(self) -> None:
+        strange, self._strange = self._strange, {}
+        total = sum(map(len, strange.values()))
+        if total == 1:
+            ((name, (saga_id,)),) = strange.items()
+            error = UnknownSagaName(name, self._host.registry.names, saga_id)
+            about = {"saga_id": saga_id}
+            logger.warning("saga %s stays unfinished: %s", saga_id, error, extra=about)
+        elif total:
+            listed = ", ".join(
+                f"{len(ids)} of {name!r} (such as {ids[0]})"
+                for name, ids in list(strange.items())[:10]
+            )
+            listed += ", …" if len(strange) > 10 else ""
+            logger.warning(
+                "%d sagas stay unfinished, as this engine has no class of their name: %s",
+                total,
+                listed,
+            )
+
     def _stays_unfinished(self, state: SagaState, error: SagaError) -> None:
         known = self._unfit.get(state.saga_id)
         self._unfit[state.saga_id] = state.sequence, error.with_traceback(None)
-        if known is None:  # once a saga, not once a round
+        told = state.saga_id in self._told
+        self._told.discard(state.saga_id)
+        if known is None and not (told and isinstance(error, UnknownSagaName)):  # not each round
             about = {"saga_id": state.saga_id}
             # Of a class that is not here others may have the code; of one that is, nobody has it.
             level = logging.WARNING if isinstance(error, UnknownSagaName) else logging.ERROR

@@ -435,6 +435,32 @@ async def test_an_engine_without_the_class_refuses_at_once_and_says_which(asked:
             await (await engine.handle("w")).result()
 
 
+async def test_many_sagas_of_classes_that_are_not_here_are_told_of_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A program with one class of a log of many."""
+
+    class Patient(Saga):
+        saga_name = "patient"
+
+        @action("wait", wait_for="word")
+        async def wait(self, ctx: Any) -> None: ...
+
+    log = MemoryEventLog(4)
+    async with Engine(log, sagas=[Patient]) as engine:
+        for number in range(20):
+            await engine.start(Patient, saga_id=f"w-{number}")
+    caplog.clear()
+    async with engine_on(log, Elsewhere, ledger=Ledger()) as engine:
+        assert (await engine.run(Elsewhere, {})).success
+        with pytest.raises(UnknownSagaName):
+            await engine.signal("w-7", "word")
+        told = [text for record in caplog.records if "unfinished" in (text := record.message)]
+    assert len(told) == 1, told
+    assert "20 sagas stay unfinished" in told[0]
+    assert "20 of 'patient' (such as w-" in told[0]
+
+
 async def test_what_was_asked_before_waits_for_the_code_that_can() -> None:
     ledger = Ledger()
     log = await waiting(ledger)
