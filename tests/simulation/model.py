@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sagaz_es import CompensationFailureStrategy, ParallelFailureStrategy
 from sagaz_es.core import events as e
 from sagaz_es.log.partitioning import partition_of
 from sagaz_es.ports import Record
 from sagaz_es.testing.simulation import Broker
+from tests.simulation.sagas import REGISTRY
 
 ENDINGS: dict[type[e.Fact], str] = {
     e.SagaCompleted: "completed",
@@ -52,6 +54,8 @@ class Step:
     forced: bool = False  # its failure was asked for; what starts beside it may start
     let_be: bool = False  # a person said so of its undoing
     not_before: int = 0  # µs: when its next attempt, or the next one to undo it, may begin
+    max_retries: int = 0
+    tries: int = 0  # how often it was to be tried again
     child: str = ""  # the name of the saga that it is
     child_id: str = ""  # the last one that it started
     child_runs: bool = False  # it waits for that, and has not heard
@@ -102,6 +106,7 @@ class Saga:
     done_anew: set[tuple[str, str]] = field(default_factory=set)
     """(step, owner) of what stands, and is neither kept nor undone first: by its own plan."""
     reason: str = ""  # of the replay whose branch it is: in the words of who asked for it
+    stopped: str = ""  # a step that was stopped in a saga that waits for all of them
     reopened: bool = False  # claimed after its end: something about it is decided anew
     caller: tuple[str, str] = ("", "")  # of a child: the saga and its step that started it
     ends: list[str] = field(default_factory=list)  # every status that it has ended with
@@ -308,6 +313,7 @@ Reason = str | None
 def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
     if saga.sequence > 1:
         return "it had begun"
+    steps = REGISTRY.by_name(saga.name).steps
     for node in json.loads(fact.graph):
         saga.steps[node["name"]] = Step(
             tuple(node.get("depends_on", ())),
@@ -317,6 +323,7 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
             node.get("pivot", False),
             node.get("effects", True),
             child=node.get("child", ""),
+            max_retries=steps[node["name"]].retry.max_retries,
         )
     saga.caller = fact.caller_saga_id, fact.caller_step
     saga.replay_id, saga.parent = fact.replay_id, fact.head_saga_id
@@ -364,6 +371,7 @@ def _claimed(log: Log, saga: Saga, fact: e.SagaClaimed, _: Placed) -> Reason:
 def _step_waiting(log: Log, saga: Saga, fact: e.StepWaiting, _: Placed) -> Reason:
     step = saga.steps[fact.step]
     before, step.status = step.status, "waiting"
+    step.tries = 0
     step.not_before = 0 if fact.signal else fact.until
     return None if before == "pending" else f"the step is {before}"
 
@@ -421,8 +429,14 @@ def _step_failed(log: Log, saga: Saga, fact: e.StepFailed, _: Placed) -> Reason:
     before, interrupted = step.status, step.interrupted
     step.status, step.interrupted = ("pending" if fact.retry_at else "failed"), False
     step.not_before = fact.retry_at
+    step.tries += bool(fact.retry_at)
+    siblings = REGISTRY.by_name(saga.name).rules.failure_strategy
+    if fact.error_type == "Cancelled" and siblings is ParallelFailureStrategy.WAIT_ALL:
+        saga.stopped = fact.step
     step.forced = fact.forced
     step.maybe = fact.unknown or (step.maybe and fact.error_type != "NotHappened")
+    if step.tries > step.max_retries:
+        return f"it may be tried again {step.max_retries} times"
     if step.pivot and fact.unknown and fact.error_type in ("Cancelled", "Interrupted"):
         return "a pivot is left to its end"
     if before == "waiting" and fact.error_type == "SignalTimeout":
@@ -475,6 +489,8 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
     for name, step in saga.steps.items():
         if step.status == "started" and not step.interrupted:
             return f"step {name} runs"
+    if saga.stopped and fact.goal == "rolled_back" and not fact.cause:
+        return f"{saga.stopped} was stopped for a failure beside it"
     if list(names) != _reverse(saga, names):
         return f"{names} are not in reverse order"
     taken_back = fact.cause.startswith("take back ")
@@ -569,11 +585,26 @@ def _undo_started(log: Log, saga: Saga, fact: e.StepCompensationStarted, placed:
         return f"the saga is {saga.status}"
     if fact.step not in todo:
         return "it is not to be undone"
+    given_up = _given_up_for(saga, fact.step) if saga.status == "compensating" else []
+    if given_up:
+        return f"the compensation of {given_up} has failed, and it is not to be tried then"
     for other in saga.dependents(fact.step) & todo:
         if not saga.steps[other].settled and other != fact.step:
             if saga.status == "compensating" or saga.steps[other].status in ("stale", "undoing"):
                 return f"{other}, which depends on it, is {saga.steps[other].status}"
     return None
+
+
+def _given_up_for(saga: Saga, name: str) -> list[str]:
+    """Failed compensations for which, by the saga's strategy, that of the step is not begun."""
+    strategy = REGISTRY.by_name(saga.name).rules.compensation_failure
+    failed = [n for n in saga.undo if saga.steps[n].status == "undo_failed"]
+    failed = [n for n in failed if not saga.steps[n].let_be]
+    if strategy is CompensationFailureStrategy.FAIL_FAST:
+        return failed
+    if strategy is CompensationFailureStrategy.SKIP_DEPENDENTS:
+        return [n for n in failed if n in saga.dependents(name)]
+    return []
 
 
 def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
@@ -584,6 +615,7 @@ def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
         step.status = "undone"
     else:  # a branch goes forward from here
         step.status, step.owner, step.attempt, step.undo_attempt = "pending", "", 0, 0
+        step.tries = 0
     step.maybe = step.child_runs = False
     if step.child:
         child, step.child_id = log.sagas.get(step.child_id), ""
@@ -628,7 +660,7 @@ def _recovery(log: Log, saga: Saga, fact: e.RecoveryDecided, _: Placed) -> Reaso
         elif fact.action == "skip":
             step.status = "skipped"
         else:
-            step.status = "pending"
+            step.status, step.tries = "pending", 0
     if status != "failed" or before not in ("executing", "forward_recovery"):
         return f"the step is {status}, the saga {before}"
     return None if behind and locked else "it is not behind a pivot"

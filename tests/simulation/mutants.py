@@ -528,6 +528,25 @@ MUTANTS = (
         "written[name] = _written(effect, name, head)",
         "written[name] = set()",
     ),
+    Mutant(
+        "a step is tried once more than it may be",
+        "sagaz_es.core.decide",
+        "        if failures > self.max_retries:",
+        "        if failures > self.max_retries + 1:",
+    ),
+    Mutant(
+        "compensations go on though one has failed",
+        "sagaz_es.core.decide",
+        "_GIVING_UP = (CompensationFailureStrategy.FAIL_FAST, "
+        "CompensationFailureStrategy.SKIP_DEPENDENTS)",
+        "_GIVING_UP = ()",
+    ),
+    Mutant(
+        "a saga that waits for all stops the others when one fails",
+        "sagaz_es.core.decide",
+        "            return Decision(run=children)\n        until = state.failed_at",
+        "            pass\n        until = state.failed_at",
+    ),
 )
 
 
