@@ -126,7 +126,7 @@ def crashes(options: argparse.Namespace) -> bool:
         f"{len(found.died_at)} points with the steps' own, {found.crashes} crashes, {found.pairs} "
         f"pairs; {len(found.broken)} violations"
     )
-    return bool(found.broken)
+    return bool(found.broken or found.missing)
 
 
 def bug(options: argparse.Namespace) -> bool:
