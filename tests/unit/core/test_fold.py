@@ -511,3 +511,10 @@ def test_a_step_waits_for_its_child_and_keeps_its_id_when_it_is_done() -> None:
 def test_a_child_knows_its_caller() -> None:
     state = after(e.SagaStarted(caller_saga_id="order-17", caller_step="pay"))
     assert (state.caller_saga_id, state.caller_step) == ("order-17", "pay")
+
+
+def test_a_signal_that_is_told_twice_counts_once() -> None:
+    told = e.SignalReceived("paid", '"7"', "request-1")
+    assert after(START, told, told).signals == {"paid": ('"7"',)}
+    another = e.SignalReceived("paid", '"8"', "request-2")
+    assert after(START, told, told, another).signals == {"paid": ('"7"', '"8"')}
