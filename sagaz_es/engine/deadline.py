@@ -18,6 +18,24 @@ logger = logging.getLogger("sagaz_es.engine")
 RESISTS_SECONDS = 5.0  # how long behind its limit a step that was cancelled for it is not told of
 
 
+def remind(
+    loop: asyncio.AbstractEventLoop, saga_id: str, step: str, why: str
+) -> asyncio.TimerHandle:
+    """Tell the log of a step that was cancelled, unless it ends soon: then cancel this."""
+    return loop.call_later(RESISTS_SECONDS, _tell, saga_id, step, why)
+
+
+def _tell(saga_id: str, step: str, why: str) -> None:
+    logger.warning(
+        "saga %s: step %r does not end although %s: its code does not accept that it is "
+        "cancelled; the saga waits for it",
+        saga_id,
+        step,
+        why,
+        extra={"saga_id": saga_id},
+    )
+
+
 class Deadlines:
     """The limits that are running in one event loop.
 
@@ -101,17 +119,8 @@ class Deadline:
     def expire(self, loop: asyncio.AbstractEventLoop) -> None:
         self.expired = True
         self._task.cancel()
-        self._reminder = loop.call_later(RESISTS_SECONDS, self._tell)
-
-    def _tell(self) -> None:
-        logger.warning(
-            "saga %s: step %r does not end although its time limit of %g s has passed: its code "
-            "does not accept that it is cancelled; the saga waits for it",
-            self._saga_id,
-            self._step,
-            self._seconds,
-            extra={"saga_id": self._saga_id},
-        )
+        why = f"its time limit of {self._seconds:g} s has passed"
+        self._reminder = remind(loop, self._saga_id, self._step, why)
 
     def __exit__(
         self,

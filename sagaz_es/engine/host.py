@@ -648,7 +648,10 @@ class Host:
             if here := self.runners.get(saga_id) is runner:
                 self._let_go(runner, parked=error is None and runner.parked)
         if here:
-            await self._has_stopped(runner, partition, error)
+            if error is None and cell.state.ended:
+                partition.finish(cell)
+                self._warn_of_person(cell.state)
+            await self._has_stopped(runner, error)
 
     def _let_go(self, runner: SagaRunner, *, parked: bool) -> None:
         saga_id = runner.cell.state.saga_id
@@ -656,17 +659,12 @@ class Host:
         self.tasks.pop(saga_id, None)
         self.admission.stopped(saga_id, parked=parked)
 
-    async def _has_stopped(
-        self, runner: SagaRunner, partition: Partition, error: BaseException | None
-    ) -> None:
+    async def _has_stopped(self, runner: SagaRunner, error: BaseException | None) -> None:
         """Tell whoever waits for the saga; `error` is what stopped it, if it has not ended."""
         cell, saga_id = runner.cell, runner.cell.state.saga_id
         if runner.ready is not None and not runner.ready.done():
             runner.ready.set_exception(error or EngineClosed(saga_id))
             runner.ready.exception()
-        if error is None and cell.state.ended:
-            partition.finish(cell)
-            self._warn_of_person(cell.state)
         # It has ended, or goes on elsewhere: who wanted to cancel it asks again.
         over = EngineClosed(saga_id) if self.closing else LostOwnership(saga_id)
         runner.abandon(error if isinstance(error, Exception) else over)
@@ -689,10 +687,11 @@ class Host:
         outcome.set_exception(error or LostOwnership(saga_id))
         outcome.exception()  # nobody may be waiting
 
-    async def abandon(self, partition: Partition, saga_id: str) -> None:
+    async def abandon(self, saga_id: str) -> None:
         """Let a saga go whose code does not end although it is cancelled: it runs on, and nothing
-        of it counts. Its cell is lost already."""
+        of it counts."""
         runner, task = self.runners[saga_id], self.tasks[saga_id]
+        runner.cell.lost = True
         logger.warning(
             "saga %s (%s) is let go although %s does not end: its code does not accept that it is "
             "cancelled. It runs on, unrecorded, and the step is run again by the next owner",
@@ -704,7 +703,7 @@ class Host:
         self._abandoned[task] = saga_id
         task.add_done_callback(self._abandoned_has_ended)
         self._let_go(runner, parked=False)
-        await self._has_stopped(runner, partition, LostOwnership(saga_id))
+        await self._has_stopped(runner, LostOwnership(saga_id))
 
     def _abandoned_has_ended(self, task: asyncio.Task[None]) -> None:
         saga_id = self._abandoned.pop(task)

@@ -38,7 +38,7 @@ from sagaz_es.engine.attempts import (
     fact_size,
     stopped_because,
 )
-from sagaz_es.engine.deadline import Deadlines
+from sagaz_es.engine.deadline import Deadlines, remind
 from sagaz_es.engine.partition import Cell, Partition
 from sagaz_es.engine.saga_time import SagaTime
 from sagaz_es.engine.turns import Turns
@@ -95,6 +95,7 @@ class SagaRunner:
         self._task: asyncio.Task[Any] | None = None  # this loop's own
         self._inline: asyncio.Task[Any] | None = None  # the same, while it runs a step
         self._inline_step = ""
+        self._reminders: dict[str, asyncio.TimerHandle] = {}  # of steps that were told to stop
         self._asked: set[tuple[str, str]] = set()  # what was asked about steps, in vain
         self._asking: dict[str, str] = {}  # what is asked now: step -> ask
         self._news_of: set[str] = set()  # steps that there was news of since they were asked about
@@ -289,6 +290,8 @@ class SagaRunner:
                 await self._wait(wake_at)
         except BaseException:
             # Wherever it was stopped, or lost: nothing runs on of a saga that goes on elsewhere.
+            for reminder in self._reminders.values():
+                reminder.cancel()
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -366,6 +369,8 @@ class SagaRunner:
 
     def _take(self, step: str, outcome: Outcome) -> None:
         """The outcome of an attempt."""
+        if self._reminders and step in self._reminders:
+            self._reminders.pop(step).cancel()
         asked = self._asking.pop(step, "")
         if outcome is None:
             if step not in self._news_of:
@@ -513,11 +518,15 @@ class SagaRunner:
         left = open_pivots(self.state, self._graph)
         for step, task in self._running.items():
             if self._may_stop(step, left) and not task.done():
-                self._attempts.stopped[step] = why
-                task.cancel()
+                self._stop(step, task, why)
         if self._inline is not None and self._may_stop(self._inline_step, left):
-            self._attempts.stopped[self._inline_step] = why
-            self._inline.cancel()
+            self._stop(self._inline_step, self._inline, why)
+
+    def _stop(self, step: str, task: asyncio.Task[Any], why: str) -> None:
+        self._attempts.stopped[step] = why
+        task.cancel()
+        loop, told = asyncio.get_running_loop(), why or "the saga goes back"
+        self._reminders[step] = remind(loop, self.state.saga_id, step, told)
 
     def _may_stop(self, step: str, left: frozenset[str]) -> bool:
         runs = self.state.step(step).status == "executing"

@@ -266,7 +266,9 @@ class Serving:
             tasks = [task for _, _, task in runners]
             _, late = await asyncio.wait(tasks, timeout=self._host.config.drain_seconds)
             partition.closed = True
-            await self._cut_off(partition, late)
+            for task in late:
+                task.cancel()
+            await self._cut_off(late)
         # What was cut off, behind all that it has told; and what others do (a child taken back).
         cut_off = {saga_id for saga_id, _, task in runners if task in late}
         releases = [
@@ -294,20 +296,19 @@ class Serving:
         self._moved(partition)
         self._host.look_at_turns()
 
-    async def _cut_off(self, partition: Partition, late: set[asyncio.Task[None]]) -> None:
-        """Cancel them; a clean-up that lasts is cancelled once more. What then still runs is left
-        to itself, and nothing of it counts."""
-        for _ in range(2):
-            for task in late:
-                task.cancel()
-            if late:
-                _, late = await asyncio.wait(late, timeout=CUT_OFF_SECONDS)
-        if not late:
-            return
-        for saga_id, cell in list(partition.cells.items()):
-            if self._host.tasks.get(saga_id) in late:
-                cell.lost = True
-                await self._host.abandon(partition, saga_id)
+    async def _cut_off(self, late: set[asyncio.Task[None]]) -> None:
+        """Of tasks that were cancelled: a clean-up that lasts is cancelled once more. What then
+        still runs is left to itself, and nothing of it counts."""
+        if late:
+            _, late = await asyncio.wait(late, timeout=CUT_OFF_SECONDS)
+        for task in late:
+            task.cancel()
+        if late:
+            _, late = await asyncio.wait(late, timeout=CUT_OFF_SECONDS)
+        if late:
+            for saga_id, task in list(self._host.tasks.items()):
+                if task in late:
+                    await self._host.abandon(saga_id)
 
     def _moved(self, partition: Partition) -> None:
         """Its sagas go on elsewhere; a parked one has no task that would tell."""
@@ -342,6 +343,7 @@ class Serving:
         task = self._host.tasks.get(saga_id)
         if task is not None:
             task.cancel()
+            self._host.spawn(self._cut_off({task}), f"end of {saga_id} here")
         else:
             self._host.moved(saga_id)
         partition.held[f"lost {saga_id}"] = max(cell.begin, 0)
@@ -448,10 +450,14 @@ class Serving:
         """Stop everything of a partition at once; what the log has of it is claimed anew."""
         partition.closed = True
         self._host.give_up_waiting(partition)
+        stopped = set[asyncio.Task[None]]()
         for saga_id, cell in partition.cells.items():
             if cell.ours and saga_id in self._host.tasks:
                 cell.lost = True
-                self._host.tasks[saga_id].cancel()
+                stopped.add(self._host.tasks[saga_id])
+        for task in stopped:
+            task.cancel()
+        self._host.spawn(self._cut_off(stopped), f"end of sagas of partition {partition.index}")
         await partition.stop()
         self._moved(partition)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action
+from sagaz_es.core import events as e
 from sagaz_es.engine import deadline, serving
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.log.memory import MemoryEventLog
@@ -34,6 +35,7 @@ class World:
     async def resist(self) -> None:
         """Until it is let end, whoever cancels it."""
         self.inside.set()
+        asyncio.get_running_loop().call_later(60, self.let_end.set)  # where a test has failed
         while not self.let_end.is_set():
             try:
                 await self.let_end.wait()
@@ -108,7 +110,7 @@ async def test_an_engine_that_stops_lets_go_of_a_step_that_does_not_accept_it(
         assert [f"step {step!r}" in r.getMessage() for r in about] == [True]
         assert about[0].__dict__["saga_id"] == "s"
         assert engine.host.abandoned == ["s"]
-        await ended(engine, world)
+        await ended_here(engine, world)
         assert await story(log, "s") == told
         async with engine_on(log, world) as after:
             assert (await (await after.handle(handle.saga_id)).result(30)).success
@@ -128,7 +130,7 @@ async def one_in_each_partition(log: MemoryEventLog, engine: Engine, world: Worl
     return [ids[partition] for partition in range(log.partitions)]
 
 
-async def ended(engine: Engine, world: World) -> None:
+async def ended_here(engine: Engine, world: World) -> None:
     """What the engine has let go ends now."""
     world.let_end.set()
     while engine.host.abandoned:  # noqa: ASYNC110
@@ -150,7 +152,7 @@ async def test_a_partition_changes_hands_although_a_step_does_not_accept_it() ->
                 assert (await (await new.handle(saga_id)).result(30)).success
             assert (await (await old.handle(ids[moved])).result(30)).success
             told = await story(log, ids[moved])
-            await ended(old, world)
+            await ended_here(old, world)
             assert await story(log, ids[moved]) == told
 
 
@@ -163,7 +165,7 @@ async def test_the_engine_that_let_a_saga_go_can_take_it_again_while_its_step_ru
         assert (await (await old.handle(ids[moved])).result(30)).success
         assert old.host.abandoned == [ids[moved]]
         told = await story(log, ids[moved])
-        await ended(old, world)
+        await ended_here(old, world)
         assert await story(log, ids[moved]) == told
         assert (await (await old.handle(ids[1 - moved])).result(30)).success
     assert world.calls.count("hold") == 3
@@ -201,6 +203,41 @@ async def test_of_a_step_that_does_not_end_at_its_time_limit_the_log_tells_and_t
         assert [each for each in await story(log, "s") if "hold" in each] == ["StepStarted hold"]
         world.let_end.set()
         assert (await handle.result(30)).success
+
+
+async def test_of_a_step_that_does_not_end_when_its_saga_is_cancelled_the_log_tells(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(deadline, "RESISTS_SECONDS", 0.01)
+    log, world = MemoryEventLog(1), World()
+    async with asyncio.timeout(30), engine_on(log, world) as engine:
+        await engine.start(Stubborn, saga_id="s")
+        await world.inside.wait()
+        cancelling = asyncio.create_task(engine.cancel("s"))
+        while not caplog.records:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        (record,) = caplog.records
+        told = "saga s: step 'hold' does not end although the saga goes back"
+        assert record.getMessage().startswith(told)
+        world.let_end.set()
+        await cancelling
+
+
+async def test_a_saga_that_others_took_over_is_let_go_though_its_step_does_not_end() -> None:
+    log, world = MemoryEventLog(1), World()
+    async with asyncio.timeout(30), engine_on(log, world) as engine:
+        handle = await engine.start(Stubborn, saga_id="s")
+        await world.inside.wait()
+        sequence = len(await story(log, "s"))
+        others = bytes(16)
+        claimed = e.Event("s", "stubborn", others, 1, sequence + 1, 0, e.SagaClaimed("test"))
+        ended = e.Event("s", "stubborn", others, 1, sequence + 2, 0, e.SagaRolledBack())
+        await log.append(0, [claimed, ended])
+        assert (await handle.result(30)).status is SagaStatus.ROLLED_BACK
+        assert engine.host.abandoned == ["s"]
+        told = await story(log, "s")
+        await ended_here(engine, world)
+        assert await story(log, "s") == told
 
 
 async def test_who_cancels_a_saga_elsewhere_hears_which_step_does_not_end() -> None:
