@@ -343,7 +343,7 @@ class Host:
         since = 0
         if store is not None:
             answer = await asked(
-                self.log, store, partition.index, lambda: _kept(store, partition, saga_id)
+                self.log, store, partition.index, lambda: _kept(self.log, store, partition, saga_id)
             )
             kept, since = answer or (False, 0)
             if kept or (answer and since >= partition.known_from):
@@ -1009,12 +1009,17 @@ class Host:
                 found.exception()  # a refusal behind the answer is nobody's affair
 
 
-async def _kept(store: ProjectionStore, partition: Partition, saga_id: str) -> tuple[bool, int]:
+async def _kept(
+    log: EventLog, store: ProjectionStore, partition: Partition, saga_id: str
+) -> tuple[bool, int]:
     """Whether a store has a saga, and from which offset on it does not know."""
     # The checkpoint first: a head that is newer than it does no harm.
     checkpoint = await store.checkpoint(partition.index)
-    heads = await store.heads([saga_id])
-    return bool(heads), checkpoint.next_offset if checkpoint is not None else 0
+    kept = bool(await store.heads([saga_id]))
+    if not kept and await store.parked_of(partition.index, saga_id):
+        # Set aside there before it began, for foreign bytes under its id: the log says.
+        kept = await current_state(log, store, saga_id) is not None
+    return kept, checkpoint.next_offset if checkpoint is not None else 0
 
 
 def needs_nobody_else(state: SagaState) -> bool:

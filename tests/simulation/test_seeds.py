@@ -43,7 +43,18 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
     """A cancel that a closing engine refused for good; a start that was told and stood nowhere; a
     pause that was told by a fact that the fold rejects; steps that ran on behind a hand-over; one
     saga too many, of an id that two started at once; starts out of turn; a branch begun twice."""
-    simulate("seeds", "26282", "36393", "24095", "24738", "29167", "29364", "5001982", "5002370")
+    simulate(
+        "seeds",
+        "26282",
+        "36393",
+        "24095",
+        "24738",
+        "29167",
+        "29364",
+        "5001764",
+        "5001982",
+        "5002370",
+    )
 
 
 @pytest.mark.timeout(900)
