@@ -126,6 +126,8 @@ class Serving:
     async def _serve(self, index: int, *, whole: bool = False) -> None:
         """Read a partition from its mark, or `whole`; take its unfinished sagas over, answer open
         requests."""
+        # Before the fold: a store that is made anew while it is read looks well behind it.
+        await self._check_store(index, must_answer=whole)
         found = await read_from_mark(
             self._host.log,
             self._host.store,
@@ -135,7 +137,7 @@ class Serving:
             serves=self._host.serves,
             whole=whole,
         )
-        # Behind the fold, not before it: the log may have lost what the store knew meanwhile.
+        # And behind it: the log may have lost what the store knew meanwhile.
         await self._check_store(index, must_answer=whole)
         partition = Partition(index, self._host.log, self._host.writer, self)
         partition.note, partition.old_mark = found.note, found.mark
