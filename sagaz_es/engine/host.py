@@ -468,12 +468,23 @@ class Host:
                 raise
 
     async def launch_branch(
-        self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str
+        self,
+        partition: Partition,
+        saga_id: str,
+        start: e.SagaStarted,
+        saga_name: str,
+        *,
+        fresh: bool = False,
     ) -> SagaHandle:
-        """Start a branch whose ReplayBranched is in the log; starting it twice is starting it
-        once."""
+        """Start a branch whose ReplayBranched is in the log; starting it twice is starting it once.
+
+        `fresh`: this engine has just decided it under a new id. So memory knows whether it began,
+        whatever store and log have lost of what was before.
+        """
         definition = self.registry.by_name(saga_name)
-        exists = await self._branch_exists(partition, saga_id)
+        exists = saga_id in partition.cells or saga_id in partition.seen
+        if not (exists or fresh):
+            exists = await self.exists(partition, saga_id)
         first: list[e.Fact] = [start]
         if not exists and start.definition != definition.graph.fingerprint:
             # Decided by an engine with other code, which died before the branch began.
@@ -485,23 +496,20 @@ class Host:
                 return await self._launch(partition, definition, state, *first)
         return self.handle(saga_id)
 
-    async def _branch_exists(self, partition: Partition, saga_id: str) -> bool:
-        """As `exists`. A branch begins behind the fact that decides it, and that is held until
-        then: so memory knows, whatever store and log have lost of what was before."""
-        if saga_id in partition.cells or saga_id in partition.seen:
-            return True
-        if partition.held.get(saga_id, -1) >= partition.known_from:
-            return False
-        return await self.exists(partition, saga_id)
-
     async def begin_branch(
-        self, partition: Partition, saga_id: str, start: e.SagaStarted, saga_name: str
+        self,
+        partition: Partition,
+        saga_id: str,
+        start: e.SagaStarted,
+        saga_name: str,
+        *,
+        fresh: bool = False,
     ) -> SagaHandle:
         """As `launch_branch`, however often log and store fail, because it is decided. It holds the
         mark until it has begun; of a partition that is handed over, the next owner begins it."""
         while True:
             try:
-                handle = await self.launch_branch(partition, saga_id, start, saga_name)
+                handle = await self.launch_branch(partition, saga_id, start, saga_name, fresh=fresh)
                 await self.begun(saga_id)  # by whoever was first: until then it stands nowhere
             except LostOwnership:
                 if partition.leaving or partition.closed:

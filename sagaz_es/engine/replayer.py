@@ -474,7 +474,7 @@ async def _branch(
     except PlanOutdated:
         partition.held.pop(branch_id, None)
         raise
-    return await host.begin_branch(partition, branch_id, start, head.saga_name)
+    return await host.begin_branch(partition, branch_id, start, head.saga_name, fresh=True)
 
 
 async def _append_to_head(
