@@ -44,6 +44,7 @@ from sagaz_es.reading.lookup import (
     asked,
     current_state,
     is_indexed,
+    known_heads,
     refused_start,
     waiting_start,
 )
@@ -1021,13 +1022,12 @@ async def _kept(
     log: EventLog, store: ProjectionStore, partition: Partition, saga_id: str
 ) -> tuple[bool, int]:
     """Whether a store has a saga, and from which offset on it does not know."""
-    # The checkpoint first: a head that is newer than it does no harm.
-    checkpoint = await store.checkpoint(partition.index)
-    kept = bool(await store.heads([saga_id]))
+    heads, offset = await known_heads(store, partition.index, [saga_id])
+    kept = bool(heads)
     if not kept and await store.parked_of(partition.index, saga_id):
         # Set aside there before it began, for foreign bytes under its id: the log says.
         kept = await current_state(log, store, saga_id) is not None
-    return kept, checkpoint.next_offset if checkpoint is not None else 0
+    return kept, offset or 0
 
 
 def needs_nobody_else(state: SagaState) -> bool:
