@@ -44,7 +44,6 @@ from sagaz_es.reading.lookup import (
     asked,
     current_state,
     is_indexed,
-    known_heads,
     refused_start,
     waiting_start,
 )
@@ -1022,12 +1021,13 @@ async def _kept(
     log: EventLog, store: ProjectionStore, partition: Partition, saga_id: str
 ) -> tuple[bool, int]:
     """Whether a store has a saga, and from which offset on it does not know."""
-    heads, offset = await known_heads(store, partition.index, [saga_id])
-    kept = bool(heads)
+    # The checkpoint first: a head that is newer than it does no harm.
+    checkpoint = await store.checkpoint(partition.index)
+    kept = bool(await store.heads([saga_id]))
     if not kept and await store.parked_of(partition.index, saga_id):
         # Set aside there before it began, for foreign bytes under its id: the log says.
         kept = await current_state(log, store, saga_id) is not None
-    return kept, offset or 0
+    return kept, checkpoint.next_offset if checkpoint is not None else 0
 
 
 def needs_nobody_else(state: SagaState) -> bool:
