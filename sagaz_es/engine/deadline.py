@@ -1,6 +1,6 @@
 """Time limits on what tasks await, for a path that every step takes.
 
-As `asyncio.timeout` in what they promise, at a fifth of its cost: the loop and the task are handed
+As `asyncio.timeout` in what they promise, for less: the loop and the task are handed
 in instead of looked up, a limit is set once, and all limits share one timer of the loop. Almost
 every step ends in time, so what has to be cheap is to begin a limit and to drop it.
 """
