@@ -49,6 +49,10 @@ sim: $(VENV)/dev.stamp ## SEEDS=n simulated schedules with faults, from FIRST=1;
 mutants: $(VENV)/dev.stamp ## plant every known bug, and find it by simulation
 	@$(PY) -m tests.simulation mutants --seeds $(or $(SEEDS),3000)
 
+.PHONY: search
+search: $(VENV)/dev.stamp ## property tests with random examples, other ones each time
+	@$(PY) -m pytest tests/property -m "not services" --hypothesis-profile search -p no:cacheprovider
+
 .PHONY: chaos
 chaos: services ## MINUTES=n of killing real servers and processes under load; SEED=s, SAVE=directory
 	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE))

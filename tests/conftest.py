@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from tests.servers import KafkaServer, PostgreSQLServer, describe
@@ -22,6 +23,11 @@ from tests.servers import KafkaServer, PostgreSQLServer, describe
 pytest.register_assert_rewrite("sagaz_es.testing.contracts")
 
 SERVERS = {"kafka_server", "postgresql_server"}
+
+# A change is judged by the same examples as the one before it; `make search` looks for new ones.
+hypothesis.settings.register_profile("landing", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("search", max_examples=2000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("landing")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -100,7 +100,7 @@ class World:
                 decision = decide(self.state, self.graph, self.now, self.rules)
             for fact in decision.facts:
                 self.append(fact)
-            new = [each for each in decision.run if each.step not in self.asked]
+            new = [each for each in decision.run if not (each.ask and each.step in self.asked)]
             for attempt in new:
                 if attempt.ask:
                     self.asked.add(attempt.step)
