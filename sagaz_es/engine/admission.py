@@ -322,7 +322,7 @@ class Admission:
         return not self._limit or self.in_flight() < self._limit
 
     def _is_crowded(self, saga_name: str) -> bool:
-        return self._host.waiting_for_turn(saga_name) >= CROWD
+        return self._host.turns.waiting(saga_name) >= CROWD
 
     async def _feed(self) -> None:
         try:
@@ -398,7 +398,7 @@ class Admission:
         self._beginning.discard(waiting.saga_id)
         if self._waiting.get(waiting.saga_id) is waiting:
             del self._waiting[waiting.saga_id]
-        self._host.not_here(waiting.saga_id)
+        self._host.outcomes.not_here(waiting.saga_id)
 
     async def _read(self, waiting: Waiting) -> e.StartRequested | None:
         """What the start was asked with; others that wait and were read with it are kept at hand.

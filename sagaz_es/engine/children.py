@@ -24,6 +24,8 @@ from sagaz_es.core.effects import Effect
 from sagaz_es.core.plan import ChildNow
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_object, split_object
+from sagaz_es.engine import starting
+from sagaz_es.engine.taken_ids import exists
 from sagaz_es.errors import (
     ChildIdTaken,
     HandingOver,
@@ -144,9 +146,9 @@ class Children:
             if known is None or known.sequence <= heard.sequence:
                 return heard  # otherwise it has gone on since
         if cell is not None:
-            await self._host.begun(saga_id)
+            await starting.begun(self._host, saga_id)
             return cell.look()
-        if not await self._host.exists(home, saga_id):
+        if not await exists(self._host, home, saga_id):
             return None
         cell = home.cells.get(saga_id)
         return (
@@ -184,8 +186,8 @@ class Children:
             caller = Caller(parent.saga_id, step, replay_of(parent))
             text = now.child_start
             who = parent.actor
-            await host.begin(
-                home, definition, now.child, text, actor=who, caller=caller, cancel=cancel
+            await starting.begin(
+                host, home, definition, now.child, text, actor=who, caller=caller, cancel=cancel
             )
         return None
 
@@ -360,7 +362,7 @@ async def _undo(host: Host, home: Partition, head: SagaState, request: e.UndoReq
         actor=request.actor,
         cause=request.request_id,
     )
-    await host.resume(home, head, definition, (claimed, back))
+    await starting.resume(host, home, head, definition, (claimed, back))
 
 
 async def _is_taken_back(host: Host, home: Partition, request: e.UndoRequested) -> bool:

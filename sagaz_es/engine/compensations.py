@@ -15,6 +15,8 @@ from sagaz_es.core.decide import GIVEN_UP
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.stuck import stuck_steps
 from sagaz_es.core.texts import join_names
+from sagaz_es.engine import starting
+from sagaz_es.engine.asking import ask
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partition import Partition
@@ -35,7 +37,7 @@ Wish: TypeAlias = e.CompensationRetryRequested | e.CompensationSkipRequested
 async def retry(host: Host, request: e.CompensationRetryRequested) -> SagaHandle:
     """See Engine.retry_compensation."""
     await _ask(host, request)
-    return host.handle(request.saga_id)
+    return host.outcomes.handle(request.saga_id)
 
 
 async def skip(host: Host, request: e.CompensationSkipRequested) -> None:
@@ -58,7 +60,7 @@ async def _ask(host: Host, request: Wish) -> None:
     def answers(fact: e.Fact) -> bool:
         return e.request_of(fact) == request.request_id
 
-    await host.ask(request, answers, stands, confirmed=stands)
+    await ask(host, request, answers, stands, confirmed=stands)
 
 
 async def answer(host: Host, partition: Partition, request: Wish) -> None:
@@ -82,9 +84,9 @@ async def answer(host: Host, partition: Partition, request: Wish) -> None:
     definition = host.registry.by_name(state.saga_name)
     claimed = await host.claim(state, cause)
     try:
-        await host.resume(partition, state, definition, (claimed, fact))
+        await starting.resume(host, partition, state, definition, (claimed, fact))
     except SagaStillRunning:
-        if not await host.has_answered(request):  # asked twice at once
+        if not await starting.has_answered(host, request):  # asked twice at once
             raise
 
 

@@ -9,6 +9,7 @@ from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
+from sagaz_es.engine.asking import ask
 from sagaz_es.engine.host import Host
 from sagaz_es.errors import (
     ConfigurationError,
@@ -66,7 +67,7 @@ async def decide(host: Host, request: Decision) -> None:
     def answers(fact: e.Fact) -> bool:
         return e.request_of(fact) == request.request_id
 
-    await host.ask(request, answers, stands, confirmed=stands)
+    await ask(host, request, answers, stands, confirmed=stands)
 
 
 _ASKED = {

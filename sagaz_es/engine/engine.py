@@ -18,7 +18,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
-from sagaz_es.engine import compensations, decisions, replayer, requests
+from sagaz_es.engine import compensations, decisions, replayer, requests, starting
 from sagaz_es.engine.attempts import check_size
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.health import Health, health_of
@@ -272,8 +272,10 @@ class Engine:
             saga_id, partition = host.new_id_here()
             await partition.room()
             if not host.admission.admits(definition.name):
-                return await host.wait_in_line(partition, definition, saga_id, text, actor)
-            return await host.begin(partition, definition, saga_id, text, actor=actor)
+                return await starting.wait_in_line(
+                    host, partition, definition, saga_id, text, actor
+                )
+            return await starting.begin(host, partition, definition, saga_id, text, actor=actor)
         saga_id = given or new_id()
         served = host.partition_for(saga_id)
         if served is None:
@@ -281,9 +283,9 @@ class Engine:
         await served.room()
         known = saga_id in served.cells or saga_id in served.seen
         if not known and not host.admission.admits(definition.name):
-            return await host.wait_in_line(served, definition, saga_id, text, actor)
+            return await starting.wait_in_line(host, served, definition, saga_id, text, actor)
         with host.admission.entering(saga_id):
-            return await host.start_here(served, definition, saga_id, text, actor=actor)
+            return await starting.start_here(host, served, definition, saga_id, text, actor=actor)
 
     # --- asking ---
 
@@ -299,7 +301,7 @@ class Engine:
 
     async def handle(self, saga_id: Any) -> SagaHandle:
         """A handle on a saga that exists, whoever started it. Raises SagaNotFound."""
-        return self.host.handle((await self.current(saga_id)).saga_id)
+        return self.host.outcomes.handle((await self.current(saga_id)).saga_id)
 
     def history(self, saga_id: Any) -> SagaHistory:
         """The saga's past; awaited, it also checks that the saga exists (SagaNotFound)."""

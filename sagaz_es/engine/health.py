@@ -50,7 +50,7 @@ async def health_of(host: Host, projector: Projector | None) -> Health:
         projector_lag=await _lag(projector, partitions.keys()) if projector and serving else None,
         starts_waiting=host.admission.count(),
         takeovers_waiting=len(host.admission.backlog),
-        sagas_waiting_for_person=host.waiting_for_person(),
+        sagas_waiting_for_person=host.parked.waiting_for_person(),
     )
 
 

@@ -32,6 +32,8 @@ from sagaz_es.core.fold import advance, judge
 from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
+from sagaz_es.engine import starting
+from sagaz_es.engine.asking import ask
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.children import children_now
 from sagaz_es.engine.decisions import ASK_AGAIN_S
@@ -388,13 +390,14 @@ async def _decide(
         force_failure=plan.force_failure,
         digest=plan.digest,
     )
-    fact = await host.ask(
+    fact = await ask(
+        host,
         request,
         lambda fact: isinstance(fact, e.ReplayBranched) and fact.replay_id == replay_id,
         confirmed=lambda: _stands(host, request),
     )
     assert isinstance(fact, e.ReplayBranched)
-    return host.handle(fact.branch_saga_id)
+    return host.outcomes.handle(fact.branch_saga_id)
 
 
 async def _stands(host: Host, request: e.Request) -> bool:
@@ -474,7 +477,9 @@ async def _branch(
     except PlanOutdated:
         partition.held.pop(branch_id, None)
         raise
-    return await host.begin_branch(partition, branch_id, start, head.saga_name, fresh=True)
+    return await starting.begin_branch(
+        host, partition, branch_id, start, head.saga_name, fresh=True
+    )
 
 
 async def _append_to_head(
@@ -543,7 +548,8 @@ async def undo(host: Host, replay_id: str, *, actor: str, reason: str) -> Replay
                 await asyncio.sleep(ASK_AGAIN_S)
                 state = await _find_branch(host, replay_id)
                 if state.undone or (state.goal == "undone" and not state.ended):
-                    handle = host.handle(state.saga_id)  # it may have been ours that stands
+                    # It may have been ours that stands.
+                    handle = host.outcomes.handle(state.saga_id)
         outcome = await handle.result()
         result.saga_status = outcome.status
         if outcome.compensation_errors:
@@ -585,12 +591,13 @@ async def _undo(host: Host, state: SagaState, actor: str, reason: str) -> SagaHa
             reason,
             replay_id=state.replay_id,
         )
-        await host.ask(
+        await ask(
+            host,
             request,
             lambda fact: e.request_of(fact) == request.request_id,
             confirmed=lambda: _stands(host, request),
         )
-        return host.handle(state.saga_id)
+        return host.outcomes.handle(state.saga_id)
     return await _undo_here(host, partition, state, actor, reason, "")
 
 
@@ -631,4 +638,4 @@ async def _undo_here(
     back = e.CompensationStarted(
         join_names(steps) or "[]", "undone", reason or "undo of the replay", actor, cause
     )
-    return await host.resume(partition, state, definition, (claimed, back))
+    return await starting.resume(host, partition, state, definition, (claimed, back))

@@ -14,8 +14,9 @@ from sagaz_es.core.children import Caller
 from sagaz_es.core.decide import open_pivots
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
-from sagaz_es.engine import children, compensations, decisions, replayer
+from sagaz_es.engine import children, compensations, decisions, replayer, starting
 from sagaz_es.engine.admission import Waiting
+from sagaz_es.engine.asking import ask
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partition import Partition
@@ -67,10 +68,10 @@ async def start_elsewhere(
             here = saga_name in host.registry
             return here and await host.log.members(group=host.config.group) > 0
 
-        fact = await host.ask(request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
+        fact = await ask(host, request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
         if isinstance(fact, e.SagaStarted) and fact.cause != request.request_id:
-            await host.check_name(saga_id, saga_name)  # somebody else was first
-    return host.handle(saga_id, saga_name)
+            await starting.check_name(host, saga_id, saga_name)  # somebody else was first
+    return host.outcomes.handle(saga_id, saga_name)
 
 
 async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
@@ -96,7 +97,7 @@ async def cancel(host: Host, saga_id: str, reason: str, actor: str) -> None:
         runner, home = host.awake(saga_id), host.partition_for(saga_id)
         if runner is None or (home is None and runner.awaits_pivot):
             try:
-                await host.ask(request, _goes_back, goes_back, confirmed=went_back)
+                await ask(host, request, _goes_back, goes_back, confirmed=went_back)
             except TimeoutError:
                 await _tell_what_it_waits_for(host, saga_id)
                 raise
@@ -247,7 +248,8 @@ class Answers:
         if isinstance(request, e.StartRequested):
             definition = host.registry.by_name(request.saga_name)
             await host.check_context(definition, split_object(request.context), "at its start")
-            await host.start_here(
+            await starting.start_here(
+                host,
                 partition,
                 definition,
                 request.saga_id,
@@ -296,4 +298,4 @@ async def _refuse(host: Host, home: Partition, request: e.Request, error: Except
     )
     await home.refuse(refused)
     if isinstance(request, e.StartRequested):
-        host.refuse_start(request.saga_id, error)
+        host.outcomes.refuse(request.saga_id, error)

@@ -27,6 +27,7 @@ import msgspec
 
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
+from sagaz_es.engine import starting
 from sagaz_es.engine.groups import with_last
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.takeover import read_from_mark
@@ -296,7 +297,7 @@ class Serving:
             )
         await partition.stop()
         self._moved(partition)
-        self._host.look_at_turns()
+        self._host.turns.look_again()
 
     async def _cut_off(self, late: set[asyncio.Task[None]]) -> None:
         """Of tasks that were cancelled: a clean-up that lasts is cancelled once more. What then
@@ -316,7 +317,7 @@ class Serving:
         """Its sagas go on elsewhere; a parked one has no task that would tell."""
         for saga_id in partition.cells:
             if saga_id not in self._host.tasks:
-                self._host.moved(saga_id)
+                self._host.outcomes.moved(saga_id)
 
     # --- told by a partition ---
 
@@ -347,7 +348,7 @@ class Serving:
             task.cancel()
             self._host.spawn(self._cut_off({task}), f"end of {saga_id} here")
         else:
-            self._host.moved(saga_id)
+            self._host.outcomes.moved(saga_id)
         partition.held[f"lost {saga_id}"] = max(cell.begin, 0)
         if partition.leaving:
             return  # to whoever has the partition now; the mark stays before it
@@ -426,8 +427,8 @@ class Serving:
         fact = event.fact
         assert isinstance(fact, e.ReplayBranched)
         try:
-            await self._host.begin_branch(
-                partition, fact.branch_saga_id, branch_start(fact), event.saga_name
+            await starting.begin_branch(
+                self._host, partition, fact.branch_saga_id, branch_start(fact), event.saga_name
             )
         except (UnknownSagaName, DefinitionChanged, MigrationFailed) as error:
             # It stays held: an engine that has the class begins it.
@@ -580,7 +581,7 @@ class Serving:
             # Of a class that is not here others may have the code; of one that is, nobody has it.
             level = logging.WARNING if isinstance(error, UnknownSagaName) else logging.ERROR
             logger.log(level, "saga %s stays unfinished: %s", state.saga_id, error, extra=about)
-        self._host.tell_followers(state.saga_id)
+        self._host.outcomes.tell_followers(state.saga_id)
 
     def refusal_of(self, saga_id: str) -> SagaError | None:
         """Why a saga of a partition that is served here is not carried on with this code, unless

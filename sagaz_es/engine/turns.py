@@ -7,8 +7,14 @@ crash does not lose it, and it can be cancelled. Each engine counts the sagas th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sagaz_es.core.state import SagaState
+
+if TYPE_CHECKING:
+    from sagaz_es.engine.host import Host
+    from sagaz_es.engine.partition import Partition
+    from sagaz_es.sagas.definition import Definition
 
 
 class Turns:
@@ -84,3 +90,52 @@ class Turns:
     def _call_next(self) -> None:
         if self._has_room() and (first := self._first()) is not None:
             self._wake(first)
+
+
+class TurnsByClass:
+    """The turns of all classes of a host that have a limit."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._turns: dict[str, Turns] = {}
+
+    def of(self, partition: Partition, state: SagaState, definition: Definition) -> Turns | None:
+        """What a saga takes its turn from. None: its class has no limit, or a saga of its class
+        waits for it, as its parent or a parent's parent, and has the turn."""
+        if not (definition.max_concurrent or definition.start_interval_us):
+            return None
+        caller = state.caller_saga_id
+        while caller and (cell := partition.cells.get(caller)) is not None:
+            if cell.state.saga_name == definition.name:
+                return None
+            caller = cell.state.caller_saga_id
+        turns = self._turns.get(definition.name)
+        if turns is None:
+            turns = self._turns[definition.name] = Turns(
+                definition.max_concurrent,
+                definition.start_interval_us,
+                wake=self._wake,
+                is_here=self._host.runs_here,
+            )
+        return turns
+
+    def _wake(self, saga_id: str) -> None:
+        runner = self._host.awake(saga_id)
+        if runner is not None:
+            runner.look_again()
+
+    def waiting(self, saga_name: str) -> int:
+        """How many sagas of a class have begun and wait for their turn."""
+        turns = self._turns.get(saga_name)
+        return turns.waiting if turns is not None else 0
+
+    def done(self, saga_name: str, saga_id: str) -> None:
+        """A saga of this class has ended, or does not run here any more."""
+        turns = self._turns.get(saga_name)
+        if turns is not None and not self._host.closing:
+            turns.done(saga_id)
+
+    def look_again(self) -> None:
+        """A partition was let go: its sagas take no turn here any more."""
+        for turns in self._turns.values():
+            turns.look_again()

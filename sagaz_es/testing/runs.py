@@ -247,7 +247,7 @@ class Run:
         self._newest = _newest_of(log, self._newest)
         state = await current_state(log, None, self._newest)
         assert state is not None
-        result = await engine.host.result(state, self._errors.get(state.failed_step))
+        result = await engine.host.outcomes.result(state, self._errors.get(state.failed_step))
         ids = dict.fromkeys(entry.saga_id for entry in log.entries() if isinstance(entry, e.Event))
         unfinished = []
         for saga_id in ids:

@@ -170,7 +170,7 @@ async def live(seed: int) -> None:
             if child_id in result.children.values():
                 inner = await engine.current(child_id)
                 assert inner.ended, f"{inner.status}, and its parent is {result.status}"
-                told = await engine.host.result(inner)
+                told = await engine.host.outcomes.result(inner)
                 certain.update(told.committed_step_names)
                 maybe.update(told.unknown_step_names)
                 if result.success:

@@ -178,7 +178,7 @@ class Story:
     async def ended(self, saga_id: str) -> SagaResult:
         state = await self.engine.current(saga_id)
         assert state.ended, f"{saga_id} is {state.status}"
-        return await self.engine.host.result(state)
+        return await self.engine.host.outcomes.result(state)
 
 
 MOVES = st.lists(

@@ -98,11 +98,11 @@ MUTANTS = (
     ),
     Mutant(
         "an id that ended long ago starts again",
-        "sagaz_es.engine.host",
-        "        if is_indexed(self.log):\n"
-        "            return await current_state(self.log, None, saga_id) is not None\n"
-        "        store = self.store\n",
-        "        return False\n        store = self.store\n",
+        "sagaz_es.engine.taken_ids",
+        "    if is_indexed(host.log):\n"
+        "        return await current_state(host.log, None, saga_id) is not None\n"
+        "    store = host.store\n",
+        "    return False\n    store = host.store\n",
     ),
     Mutant(
         "a request counts as often as it is told",

@@ -179,7 +179,7 @@ async def test_who_follows_a_saga_in_the_log_is_told_when_the_engine_closes() ->
     await other.open()
     await other.start(Patient, saga_id=saga_id)
     following = asyncio.create_task((await one.handle(saga_id)).result())
-    await until(lambda: one.host._followers)
+    await until(lambda: one.host.outcomes._followers)
     await one.close()
     with pytest.raises(EngineClosed):
         await asyncio.wait_for(following, 10)

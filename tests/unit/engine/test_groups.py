@@ -8,6 +8,7 @@ import pytest
 
 from sagaz_es import Engine, EngineConfig, Saga, action, child, connect
 from sagaz_es.core import events as e
+from sagaz_es.engine.asking import ask
 from sagaz_es.engine.groups import MAX_NOTE_BYTES, next_note, read_note, start_of
 from sagaz_es.errors import ConfigurationError, UnknownSagaName
 from sagaz_es.log.memory import MemoryEventLog
@@ -32,7 +33,7 @@ async def test_an_engine_without_a_group_still_refuses_what_nobody_has() -> None
     async with connect("memory://", sagas=[OrderSaga]) as engine:
         request = e.StartRequested("r-1", "i-1", 0, saga_name="invoice", context="{}")
         with pytest.raises(UnknownSagaName, match="invoice"):
-            await engine.host.ask(request, lambda fact: True)
+            await ask(engine.host, request, lambda fact: True)
 
 
 class Parcel(Saga):

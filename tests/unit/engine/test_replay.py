@@ -13,6 +13,7 @@ from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.engine.serving import branch_start
+from sagaz_es.engine.starting import begin_branch
 from sagaz_es.errors import (
     AppendRefused,
     PlanBlocked,
@@ -618,7 +619,7 @@ async def test_a_branch_that_is_on_its_way_into_the_log_holds_the_mark() -> None
         partition = engine.host.partitions[0]
         start = branch_start(fact)
         again = asyncio.ensure_future(
-            engine.host.begin_branch(partition, fact.branch_saga_id, start, "order")
+            begin_branch(engine.host, partition, fact.branch_saga_id, start, "order")
         )
         for _ in range(20):
             await asyncio.sleep(0)

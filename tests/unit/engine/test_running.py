@@ -488,7 +488,7 @@ async def test_an_engine_that_is_not_running_a_saga_keeps_nothing_of_it() -> Non
             await engine.run(OrderSaga)
         host = engine.host
         partition = host.partitions[0]
-        assert (host.runners, host.tasks, host._outcomes) == ({}, {}, {})
+        assert (host.runners, host.tasks, host.outcomes._outcomes) == ({}, {}, {})
         assert (partition.cells, partition.held) == ({}, {})
         partition.forget_before(partition.position)
         assert partition.seen == {}
