@@ -13,8 +13,9 @@ import logging
 import random
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from sagaz_es.codec.values import from_text, to_text
@@ -87,6 +88,16 @@ class Children(Protocol):
     ) -> SagaState | e.RequestRefused | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What of its saga an attempt sees, in texts."""
+
+    texts: Mapping[str, str]
+    results: Mapping[str, str]  # of the steps that have one
+    undone: Mapping[str, str] | None  # of a compensation: what those before it have returned
+    signal: str  # the payload that the step has waited for
+
+
 class Attempts:
     """Performs the attempts of one saga."""
 
@@ -124,8 +135,17 @@ class Attempts:
             return self._errors.get(self._state.failed_step)
         return next(reversed(self._errors.values()), None)
 
-    async def perform(self, attempt: Attempt) -> Outcome:
-        """Run it to its outcome. None: who was asked does not know, or not yet."""
+    def look(self, attempts: Sequence[Attempt]) -> dict[str, Seen]:
+        """What each of these sees, by step; to be called before their starts are sent.
+
+        Law (no dirty read): a step sees what stands in the log before its start, and no outcome of
+        a step beside it that is still on its way there: another engine may have taken over by then.
+        """
+        return {attempt.step: self._look(attempt) for attempt in attempts if not attempt.ask}
+
+    async def perform(self, attempt: Attempt, seen: Seen | None = None) -> Outcome:
+        """Run it to its outcome. None: who was asked does not know, or not yet. `seen`: of what is
+        not asked about, see `look`."""
         if attempt.ask == "recover":
             return await self._recover(attempt)
         if attempt.ask == "resolve":
@@ -142,7 +162,7 @@ class Attempts:
         context: StepContext | None = None
         returned = False
         try:
-            context = await self._context(step, attempt)
+            context = await self._context(step, attempt, seen)
             if self._observers is not None:
                 await self._tell_entered(attempt, context)
             task = asyncio.current_task(self._loop)
@@ -319,31 +339,38 @@ class Attempts:
         else:
             self._errors[step] = error
 
-    async def _context(self, step: StepDefinition, attempt: Attempt) -> StepContext:
-        state = self._state
-        texts: Mapping[str, str] = state.context
+    def _look(self, attempt: Attempt) -> Seen:
+        state, name = self._state, attempt.step
+        step = state.step(name)
         if attempt.undo and state.status == "executing":
             texts = inherited_context(state)
-        elif attempt.undo and state.step(step.name).owner:
+        elif attempt.undo and step.owner:
             # An override may stand where the step has kept what its undoing needs.
-            texts = {**texts, **split_object(state.step(step.name).keys_set)}
-        results: Mapping[str, str] = {
-            name: other.result for name, other in state.steps.items() if other.status in _HAS_RESULT
-        }
+            texts = {**state.context, **split_object(step.keys_set)}
+        else:
+            texts = dict(state.context)
+        results = {n: other.result for n, other in state.steps.items() if other.status in _HAS_RESULT}
+        undone: dict[str, str] | None = None
+        if attempt.undo:
+            undone = {n: other.undo_result for n, other in state.steps.items() if other.undo_result}
+        return Seen(texts, results, undone, step.signal)
+
+    async def _context(
+        self, step: StepDefinition, attempt: Attempt, seen: Seen | None = None
+    ) -> StepContext:
+        """What the step is given; without `seen`, as the saga stands now."""
+        state, name = self._state, step.name
+        seen = seen or self._look(attempt)
+        texts, results, undone, signal = seen.texts, seen.results, seen.undone, seen.signal
         if self._blobs is not None:
             if self._blobs.refers(texts):
                 texts = await self._blobs.load(texts)
             if self._blobs.refers(results):
                 results = await self._blobs.load(results)
-        undone: Mapping[str, str] | None = None
-        if attempt.undo:
-            undone = {n: other.undo_result for n, other in state.steps.items() if other.undo_result}
-            if self._blobs is not None:
+            if undone is not None:
                 undone = await self._blobs.load(undone)
-        name = step.name
-        signal = state.step(name).signal
-        if signal and self._blobs is not None and self._blobs.refers({name: signal}):
-            signal = (await self._blobs.load({name: signal}))[name]
+            if signal and self._blobs.refers({name: signal}):
+                signal = (await self._blobs.load({name: signal}))[name]
         return StepContext(
             texts,
             saga_id=state.saga_id,

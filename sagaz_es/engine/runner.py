@@ -35,6 +35,7 @@ from sagaz_es.engine.attempts import (
     Blobs,
     Children,
     Outcome,
+    Seen,
     fact_size,
     stopped_because,
 )
@@ -252,6 +253,7 @@ class SagaRunner:
         try:
             while True:
                 attempts, wake_at, stop = self._decide()
+                seen = self._attempts.look(attempts)
                 if self._out:
                     began = type(self._out[0].fact) is e.SagaStarted
                     await self._send()
@@ -275,11 +277,12 @@ class SagaRunner:
                     if not attempts:
                         continue
                 if len(attempts) == 1 and not self._running and not wake_at:
-                    self._take(attempts[0].step, await self._alone(attempts[0]))
+                    self._take(attempts[0].step, await self._alone(attempts[0], seen))
                     continue
                 for attempt in attempts:
                     task = asyncio.create_task(
-                        self._attempts.perform(attempt), name=f"sagaz-es {attempt.step}"
+                        self._attempts.perform(attempt, seen.get(attempt.step)),
+                        name=f"sagaz-es {attempt.step}",
                     )
                     self._running[attempt.step] = task
                     task.add_done_callback(lambda _: self._wake())
@@ -504,11 +507,11 @@ class SagaRunner:
 
     # --- attempts ---
 
-    async def _alone(self, attempt: Attempt) -> Outcome:
+    async def _alone(self, attempt: Attempt, seen: Mapping[str, Seen]) -> Outcome:
         """Run the only attempt in this task: most sagas never need another one."""
         self._inline, self._inline_step = self._task, attempt.step
         try:
-            return await self._attempts.perform(attempt)
+            return await self._attempts.perform(attempt, seen.get(attempt.step))
         finally:
             self._inline = None
 

@@ -31,7 +31,15 @@ async def exists(host: Host, partition: Partition, saga_id: str) -> bool:
         kept, since = answer or (False, 0)
         if kept or (answer and since >= partition.known_from):
             return kept
-    return saga_id in await _ids_between(host, partition, since)
+    if saga_id not in await _ids_between(host, partition, since):
+        return False
+    if not since and (await host.log.bounds(partition.index)).start:
+        return True  # how it began may be what retention took
+    # What a lost tail has left of it, or what was still on its way then, is no saga.
+    try:
+        return await current_state(host.log, store, saga_id) is not None
+    except errors.SagaSetAside:
+        return True
 
 
 async def _ids_between(host: Host, partition: Partition, since: int) -> KnownIds:

@@ -10,7 +10,17 @@ import pytest
 from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus, action, connect
 from sagaz_es.errors import DefinitionError
 from sagaz_es.log.memory import MemoryEventLog
-from tests.helpers import Declined, Ledger, SetClock, engine_on, facts, in_words, until
+from tests.helpers import (
+    Declined,
+    FaultyLog,
+    Gate,
+    Ledger,
+    SetClock,
+    engine_on,
+    facts,
+    in_words,
+    until,
+)
 
 
 def dag(ledger: Ledger, steps: dict[str, list[str]], **options: dict[str, Any]) -> Saga:
@@ -319,3 +329,33 @@ def test_a_circle_in_a_class_is_refused_when_the_class_is_made() -> None:
 
             @action("b", depends_on=["a"])
             async def b(self, ctx: Any) -> None: ...
+
+
+# --- what a step sees -----------------------------------------------------------------------------
+
+
+async def test_a_step_sees_no_value_of_one_beside_it_that_is_still_on_its_way_to_the_log() -> None:
+    """Another engine may have taken over by then; then that value never was."""
+    ledger, log = Ledger(), FaultyLog()
+    seen: list[dict[str, Any]] = []
+    saga = dag(ledger, {"a": [], "b": []})
+
+    async def note(ctx: Any) -> None:
+        seen.append(dict(ctx))
+
+    saga.add_step("note", note, depends_on=["a"])
+    b = ledger.gate("b")
+    starts, completes = Gate(late=True), Gate()
+    log.outcomes.extend(["", starts, completes])
+    async with engine_on(log, saga) as engine:
+        running = asyncio.create_task(engine.run(saga, saga_id="s"))
+        await starts.entered()  # a has completed, note is about to start
+        b.open()
+        await until(lambda: "b" in ledger.standing)
+        starts.open()
+        await completes.entered()  # that b has completed does not stand yet
+        await until(lambda: seen)
+        assert seen == [{"a": "a-1"}]
+        completes.open()
+        assert (await running).success
+    assert log.appends[2] == ["StepCompleted b"]

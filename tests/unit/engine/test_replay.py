@@ -645,3 +645,23 @@ async def test_a_branch_that_another_engine_begins_first_holds_the_mark_no_longe
         assert (await (await engine.handle(branch)).result(5)).success  # taken over: it is silent
         await until(lambda: not engine.host.partitions[0].held)
         assert engine.host.partitions[0].low_water_mark() > offset
+
+
+async def test_what_was_on_its_way_when_the_log_lost_its_tail_is_no_branch_that_has_begun() -> None:
+    ledger = Ledger()
+    log, offset, fact = await decided(ledger)
+    log.indexed = False  # as Kafka: of what stands before the mark only a scan can say
+    membership = await log.join(_takes_nothing)
+    await membership.commit_low_water_mark(0, offset)
+    await membership.leave()
+    # The branch had begun, and its first events are gone.
+    branch, done = fact.branch_saga_id, e.StepCompleted("reserve", 1)
+    late = e.Event(branch, "order", b"z" * 16, 0, 3, NOON, done, fact.replay_id)
+    await log.append(0, [late])
+    async with engine_on(log, OrderSaga, ledger=ledger) as engine:
+        assert (await (await engine.handle("order-1")).result(5)).success is False
+        await until(lambda: not engine.host.partitions[0].held)
+        assert (await (await engine.handle(branch)).result(5)).success
+
+
+async def _takes_nothing(partitions: frozenset[int]) -> None: ...
