@@ -349,7 +349,9 @@ class Attempts:
             texts = {**state.context, **split_object(step.keys_set)}
         else:
             texts = dict(state.context)
-        results = {n: other.result for n, other in state.steps.items() if other.status in _HAS_RESULT}
+        results = {
+            n: other.result for n, other in state.steps.items() if other.status in _HAS_RESULT
+        }
         undone: dict[str, str] | None = None
         if attempt.undo:
             undone = {n: other.undo_result for n, other in state.steps.items() if other.undo_result}
