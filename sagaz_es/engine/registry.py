@@ -9,7 +9,7 @@ from typing import Any
 
 from sagaz_es.errors import ConfigurationError, DefinitionError, UnknownSagaName
 from sagaz_es.sagas.decorators import saga_name_of
-from sagaz_es.sagas.definition import Definition, StepDefinition
+from sagaz_es.sagas.definition import Definition, StepDefinition, check_child, known_steps
 from sagaz_es.sagas.fan_out import fan_out, one_of
 from sagaz_es.sagas.saga import Saga
 
@@ -47,7 +47,10 @@ class Registry:
         for saga in listed:
             self._add(saga)
         for saga in listed:
-            self._add_children(self._sources[saga_name_of(saga)], _steps(saga))
+            self._add_children(self._sources[saga_name_of(saga)], known_steps(saga))
+        for name, source in self._sources.items():  # of children that are given by their name
+            if isinstance(source, type | Saga):
+                self._check_children(name, known_steps(source))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,7 +65,7 @@ class Registry:
         child's class would come with it, and may not."""
         name = self._add(saga)
         if self._sources[name] is saga:
-            self._add_children(saga, _steps(saga))
+            self._add_children(saga, known_steps(saga))
         return name
 
     def _add_children(self, parent: object, steps: Iterable[StepDefinition]) -> None:
@@ -118,7 +121,22 @@ class Registry:
             # Of a factory's saga they show only now.
             self._add_children(source, definition.steps.values())
             self._definitions[name] = definition
+            try:
+                self._check_children(name, definition.steps.values(), make=True)
+            except DefinitionError:
+                del self._definitions[name]
+                raise
         return definition
+
+    def _check_children(
+        self, parent: str, steps: Iterable[StepDefinition], make: bool = False
+    ) -> None:
+        for step in steps:
+            source = self._sources.get(step.child)
+            if isinstance(source, type | Saga) and known_steps(source):
+                check_child(parent, step, known_steps(source))
+            elif source is not None and make:
+                check_child(parent, step, self.by_name(step.child).steps.values())
 
     def _each(self, name: str) -> Saga | None:
         """The saga of this name that starts several of one that is registered."""
@@ -166,13 +184,6 @@ class Registry:
                 f"saga {name!r}: its factory gave a {type(saga).__name__}, not a Saga"
             )
         return saga.definition()
-
-
-def _steps(saga: Source) -> Iterable[StepDefinition]:
-    """What is known of a saga's steps without making one."""
-    if isinstance(saga, Saga):
-        return saga.__dict__.get("_added", ()) or type(saga)._collected
-    return saga._collected
 
 
 def _kind(source: object) -> object:

@@ -32,7 +32,9 @@ from sagaz_es.engine.groups import with_last
 from sagaz_es.engine.partition import Accepted, Cell, Partition
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import (
+    ConfigurationError,
     DefinitionChanged,
+    DefinitionError,
     LogReplaced,
     LogTruncated,
     MigrationFailed,
@@ -201,6 +203,9 @@ class Serving:
         except UnknownSagaName as error:
             unknown = UnknownSagaName(error.saga_name, error.known, state.saga_id)
             self._stays_unfinished(state, unknown)
+            return
+        except (DefinitionError, ConfigurationError) as error:  # a factory's saga shows it now
+            self._stays_unfinished(state, error)
             return
         await self._let_its_owner_finish(partition, state)
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:

@@ -118,6 +118,9 @@ def step_of(
     depends_on = options["depends_on"]
     if depends_on is not None:
         depends_on = check.names(whose, "depends_on", depends_on, "step names")
+    pivot = options["pivot"]
+    if pivot is None and "child" in options:  # nobody said; an @action has no child
+        options = {**options, "pivot": False}
     check.flags(whose, options, "pivot", "at_most_once", "effects")
     if "for_each" in options:  # an @action has no child
         check.flags(whose, options, "for_each")
@@ -145,9 +148,15 @@ def step_of(
         resolve=options.get("resolve"),
         wait=_wait(name, options),
         hooks=_hooks(options),
-        left=frozenset(key for key in LEAVABLE if isinstance(options[key], LeftInt | LeftFloat)),
+        left=_left(options, pivot),
         **_child_of(name, options),
     )
+
+
+def _left(options: Mapping[str, Any], pivot: Any) -> frozenset[str]:
+    """The options that nobody gave, of those that somebody else may have a word about."""
+    numbers = {key for key in LEAVABLE if isinstance(options[key], LeftInt | LeftFloat)}
+    return frozenset(numbers | {"pivot"} if pivot is None else numbers)
 
 
 def _retry(whose: str, most: Any, delay: Any, cap: Any, of: str = "") -> Retry:
@@ -257,7 +266,7 @@ def child(
     retry_delay_seconds: float = DELAY,
     max_retry_delay_seconds: float = 30.0,
     timeout_seconds: float = TIMEOUT,
-    pivot: bool = False,
+    pivot: bool | None = None,
     description: str | None = None,
     retry_on: tuple[type[BaseException], ...] = (Exception,),
     no_retry: tuple[type[BaseException], ...] = (),
@@ -277,6 +286,7 @@ def child(
     `saga`: its class; or only its name, when engines elsewhere have the class.
     `result_keys`: these keys of the child's final context are the step's result and are merged into
     the context; None: all of it is the result (`ctx.result_of`), and nothing is merged.
+    `pivot`: no way back after it; has to be said, True or False, of a child that has a pivot.
     `for_each`: the method returns a list, and a child is started for each item, side by side (at
     most 1,000). The result is the list of what they ended with; if one fails, all are taken back.
     """

@@ -202,6 +202,9 @@ class Definition:
                 and step.compensation.type is CompensationType.MANUAL
             ),
         )
+        for step in listed:
+            if step.child_saga is not None:
+                check_child(name, step, known_steps(step.child_saga))
         self.observed = bool(self.listeners) or any(s.hooks != _NO_HOOKS for s in listed)
         keys: dict[str, str] = {}
         for step in listed:
@@ -211,6 +214,27 @@ class Definition:
                     f"saga {name!r}: steps {keys[key]!r} and {step.name!r} have the same "
                     f"idempotency key {key!r}"
                 )
+
+
+def known_steps(saga: type[Saga] | Saga) -> Iterable[StepDefinition]:
+    """What is known of a saga's steps without making one."""
+    if isinstance(saga, type):
+        return saga._collected
+    return saga.__dict__.get("_added", ()) or type(saga)._collected
+
+
+def check_child(parent: str, step: StepDefinition, of_child: Iterable[StepDefinition]) -> None:
+    """Raises DefinitionError where nobody said whether there is a way back behind a step whose saga
+    has a pivot: once that has passed, the step cannot be undone any more, and what its own saga did
+    before it would be undone beside it."""
+    pivots = [each.name for each in of_child if each.pivot]
+    if pivots and "pivot" in step.left:
+        raise DefinitionError(
+            f"saga {parent!r}: step {step.name!r} starts sagas of {step.child!r}, which have a "
+            f"pivot, {pivots[0]!r}: once that has completed, the step cannot be undone. Write "
+            "pivot=True at the step, and it is a pivot here, too; or pivot=False, if what comes "
+            "before the step may be undone while the child's effects stand"
+        )
 
 
 def _nodes(steps: Sequence[StepDefinition]) -> Iterable[StepNode]:

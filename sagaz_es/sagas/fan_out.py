@@ -57,7 +57,7 @@ def fan_out(child: str, count: int) -> Saga:
     made = Saga(f"{child}{EACH}{count}")
     numbers = [str(number) for number in range(1, count + 1)]
     for number in numbers:
-        made.add_step(number, _start(number), child=child, depends_on=[])
+        made.add_step(number, _start(number), child=child, depends_on=[], pivot=False)
     made.add_step(RESULTS, _gather(numbers), depends_on=numbers, effects=False)
     return made
 

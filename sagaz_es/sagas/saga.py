@@ -170,7 +170,7 @@ class Saga(Inspection):
         compensation_timeout: float | None = None,
         dependencies: Iterable[str] | None = None,
         idempotency_key: str | None = None,
-        pivot: bool = False,
+        pivot: bool | None = None,
         at_most_once: bool = False,
         effects: bool = True,
         on_unknown: bool = False,

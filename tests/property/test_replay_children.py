@@ -74,7 +74,7 @@ def sagas(world: World, pivot: bool, merged: bool, reads: bool) -> tuple[Saga, S
     order = Saga("order")
     order.add_step("a", world.act, **how, max_retries=0)
     keys = ["ky"] if merged else None
-    order.add_step("pay", start, child=payment, result_keys=keys, depends_on=["a"])
+    order.add_step("pay", start, child=payment, result_keys=keys, depends_on=["a"], pivot=False)
     order.add_step("c", world.act, **how, depends_on=["pay"], max_retries=0)
     return order, payment
 

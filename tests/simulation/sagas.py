@@ -192,7 +192,7 @@ def _parents() -> tuple[Saga, ...]:
 
     pair, step = _made("pair", failure_strategy=ParallelFailureStrategy.FAIL_FAST)
     step("go", begins_with, child=part, depends_on=[], max_retries=1)
-    step("fly", begins_with, child=Trip, depends_on=[], max_retries=0)
+    step("fly", begins_with, child=Trip, depends_on=[], max_retries=0, pivot=False)
     step("note", do, undo, depends_on=["go", "fly"], max_retries=0)
 
     house, step = _made("house", failure_strategy=ParallelFailureStrategy.WAIT_ALL)
@@ -202,7 +202,9 @@ def _parents() -> tuple[Saga, ...]:
 
     deal, step = _made("deal")
     step("offer", do, undo, max_retries=0)
-    step("buy", begins_with, child="trip", max_retries=1)  # by its name: another group has it
+    step(
+        "buy", begins_with, child="trip", max_retries=1, pivot=False
+    )  # by its name: another group has it
     step("sign", do, undo, max_retries=0)
     return part, whole, pair, house, deal
 

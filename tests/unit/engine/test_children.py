@@ -331,7 +331,7 @@ class CommittedSaga(LedgerSaga):
 
 
 class BuyerSaga(LedgerSaga):
-    @child("buy", CommittedSaga)
+    @child("buy", CommittedSaga, pivot=False)
     async def buy(self, ctx: Any) -> Any:
         return None
 
@@ -800,7 +800,7 @@ async def test_a_child_whose_class_nobody_has_fails_the_step() -> None:
 
 async def test_a_child_of_another_group_behind_its_pivot_stands_and_says_so() -> None:
     class Buyer(LedgerSaga):
-        @child("buy", "committed")
+        @child("buy", "committed", pivot=False)
         async def buy(self, ctx: Any) -> Any:
             return None
 
