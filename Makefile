@@ -54,8 +54,8 @@ search: $(VENV)/dev.stamp ## property tests with random examples, other ones eac
 	@$(PY) -m pytest tests/property -m "not services" --hypothesis-profile search -p no:cacheprovider
 
 .PHONY: chaos
-chaos: services ## MINUTES=n of killing real servers and processes under load; SEED=s, SAVE=directory
-	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE))
+chaos: services ## MINUTES=n of killing real servers and processes under load; SEED=s, SAVE=directory, STRICT=1
+	@$(PY) -m tests.chaos --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE)) $(if $(STRICT),--strict)
 
 .PHONY: up
 up: ## start Kafka, PostgreSQL, Redis and S3 with Docker

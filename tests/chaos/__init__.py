@@ -6,6 +6,6 @@ not know. Faults come from a schedule that follows from a seed. After each one t
 log, ledger and store, and the time until everything works again is measured.
 
 `shop.py` orders and their ledger · `worker.py` a process · `world.py` processes, servers, proxies ·
-`faults.py` what goes wrong · `checker.py` what must hold · `run.py` one run · `report.py` what is
-said of it
+`faults.py` what goes wrong, and how soon all is to work again · `checker.py` what must hold ·
+`run.py` one run · `memory.py` whether memory stays level · `report.py` what is said of it
 """

@@ -73,12 +73,24 @@ Fault = Callable[[Scene, random.Random], Awaitable[float]]
 SHOP: dict[str, Fault] = {}
 STALL: dict[str, Fault] = {}
 DISK_FULL = "SQLite: disk full"
-SERVER = "a server"  # in the names of kinds whose time to normal is that of a server
+
+# Seconds in which everything is to work again: after a process was started again, or went on; and
+# after a server, or the network to it, was there again.
+PROCESS_S, SERVER_S = 2.0, 5.0
+# Others hear of the end of a process that has no place of its own when its session has run out.
+TAKE_OVER_S = PROCESS_S + SESSION_S
+
+WANTED: dict[str, float] = {}
+"""By kind: the seconds to normal that are aimed at. Kinds that stop nothing have no goal."""
 
 
-def kind(where: dict[str, Fault], name: str) -> Callable[[Fault], Fault]:
+def kind(
+    where: dict[str, Fault], name: str, *, within_s: float | None = None
+) -> Callable[[Fault], Fault]:
     def add(fault: Fault) -> Fault:
         where[name] = fault
+        if within_s is not None:
+            WANTED[name] = within_s
         return fault
 
     return add
@@ -112,27 +124,27 @@ async def _kill(scene: Scene, world: World, engines: list[Process], again: float
     return began
 
 
-@kind(SHOP, "engine killed (static member)")
+@kind(SHOP, "engine killed (static member)", within_s=PROCESS_S)
 async def engine_killed(scene: Scene, chosen: random.Random) -> float:
     return await _kill(scene, scene.shop, [scene.shop.engines[1]])
 
 
-@kind(SHOP, "engine killed (others take over)")
+@kind(SHOP, "engine killed (others take over)", within_s=TAKE_OVER_S)
 async def member_killed(scene: Scene, chosen: random.Random) -> float:
     return await _kill(scene, scene.shop, [scene.shop.engines[2]])
 
 
-@kind(SHOP, "engine killed while it takes over")
+@kind(SHOP, "engine killed while it takes over", within_s=PROCESS_S)
 async def killed_twice(scene: Scene, chosen: random.Random) -> float:
     return await _kill(scene, scene.shop, [scene.shop.engines[1]], chosen.uniform(0.3, 2.0))
 
 
-@kind(SHOP, "two engines killed at once")
+@kind(SHOP, "two engines killed at once", within_s=TAKE_OVER_S)
 async def two_killed(scene: Scene, chosen: random.Random) -> float:
     return await _kill(scene, scene.shop, scene.shop.engines[1:])
 
 
-@kind(SHOP, "engine stopped in order")
+@kind(SHOP, "engine stopped in order", within_s=PROCESS_S)
 async def engine_stopped(scene: Scene, chosen: random.Random) -> float:
     engine = chosen.choice(scene.shop.engines[1:])
     if not await asyncio.to_thread(engine.stop):
@@ -148,7 +160,7 @@ async def _freeze(world: World, engine: Process, seconds: float) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "engine frozen beyond its session")
+@kind(SHOP, "engine frozen beyond its session", within_s=PROCESS_S)
 async def engine_frozen(scene: Scene, chosen: random.Random) -> float:
     engine = chosen.choice(scene.shop.engines)
     return await _freeze(scene.shop, engine, SESSION_S + chosen.uniform(1.0, 3.0))
@@ -166,14 +178,14 @@ async def clock_jumps(scene: Scene, chosen: random.Random) -> float:
 # --- the projector --------------------------------------------------------------------------------
 
 
-@kind(SHOP, "projector killed")
+@kind(SHOP, "projector killed", within_s=PROCESS_S)
 async def projector_killed(scene: Scene, chosen: random.Random) -> float:
     projector = scene.shop.projectors[0]
     scene.kill(projector)
     return projector.start()
 
 
-@kind(SHOP, "projector frozen while another works")
+@kind(SHOP, "projector frozen while another works", within_s=PROCESS_S)
 async def projector_frozen(scene: Scene, chosen: random.Random) -> float:
     projector, rival = scene.shop.projectors
     projector.send(signal.SIGSTOP)
@@ -188,14 +200,14 @@ async def projector_frozen(scene: Scene, chosen: random.Random) -> float:
 # --- servers --------------------------------------------------------------------------------------
 
 
-@kind(SHOP, "Kafka restarted: a server")
+@kind(SHOP, "Kafka restarted", within_s=SERVER_S)
 async def kafka_restarted(scene: Scene, chosen: random.Random) -> float:
     with Hit(scene.shop, scene.shop.engines):
         await asyncio.to_thread(scene.kafka.restart)
     return time.monotonic()
 
 
-@kind(SHOP, "Kafka killed: a server")
+@kind(SHOP, "Kafka killed", within_s=SERVER_S)
 async def kafka_killed(scene: Scene, chosen: random.Random) -> float:
     with Hit(scene.shop, scene.shop.engines):
         scene.kills += 1
@@ -204,7 +216,7 @@ async def kafka_killed(scene: Scene, chosen: random.Random) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "Kafka frozen: a server")
+@kind(SHOP, "Kafka frozen", within_s=SERVER_S)
 async def kafka_frozen(scene: Scene, chosen: random.Random) -> float:
     with Hit(scene.shop, scene.shop.engines):
         await asyncio.to_thread(scene.kafka.pause)
@@ -213,7 +225,7 @@ async def kafka_frozen(scene: Scene, chosen: random.Random) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "PostgreSQL killed: a server")
+@kind(SHOP, "PostgreSQL killed", within_s=SERVER_S)
 async def postgresql_killed(scene: Scene, chosen: random.Random) -> float:
     scene.kills += 1
     await asyncio.to_thread(scene.postgresql.kill)
@@ -222,7 +234,7 @@ async def postgresql_killed(scene: Scene, chosen: random.Random) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "PostgreSQL killed every two seconds: a server")
+@kind(SHOP, "PostgreSQL killed every two seconds", within_s=SERVER_S)
 async def postgresql_killed_often(scene: Scene, chosen: random.Random) -> float:
     for _ in range(3):
         scene.kills += 1
@@ -233,7 +245,7 @@ async def postgresql_killed_often(scene: Scene, chosen: random.Random) -> float:
     return healed
 
 
-@kind(SHOP, "PostgreSQL frozen: a server")
+@kind(SHOP, "PostgreSQL frozen", within_s=SERVER_S)
 async def postgresql_frozen(scene: Scene, chosen: random.Random) -> float:
     await asyncio.to_thread(scene.postgresql.pause)
     await asyncio.sleep(chosen.uniform(1.0, 6.0))
@@ -261,22 +273,22 @@ async def _hold(scene: Scene, chosen: random.Random, *ways: Way) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "network: nothing reaches the servers")
+@kind(SHOP, "network: nothing reaches the servers", within_s=SERVER_S)
 async def deaf_server(scene: Scene, chosen: random.Random) -> float:
     return await _hold(scene, chosen, Way.TO_SERVER)
 
 
-@kind(SHOP, "network: nothing comes back")
+@kind(SHOP, "network: nothing comes back", within_s=SERVER_S)
 async def deaf_client(scene: Scene, chosen: random.Random) -> float:
     return await _hold(scene, chosen, Way.TO_CLIENT)
 
 
-@kind(SHOP, "network: black hole both ways")
+@kind(SHOP, "network: black hole both ways", within_s=SERVER_S)
 async def black_hole(scene: Scene, chosen: random.Random) -> float:
     return await _hold(scene, chosen)
 
 
-@kind(SHOP, "network: cut at any byte, again and again")
+@kind(SHOP, "network: cut at any byte, again and again", within_s=SERVER_S)
 async def cut(scene: Scene, chosen: random.Random) -> float:
     with Hit(scene.shop, scene.behind_proxy()):
         for _ in range(chosen.randrange(5, 15)):
@@ -287,7 +299,7 @@ async def cut(scene: Scene, chosen: random.Random) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "network: all connections reset")
+@kind(SHOP, "network: all connections reset", within_s=SERVER_S)
 async def reset(scene: Scene, chosen: random.Random) -> float:
     with Hit(scene.shop, scene.behind_proxy()):
         scene.to_kafka.reset()
@@ -295,7 +307,7 @@ async def reset(scene: Scene, chosen: random.Random) -> float:
     return time.monotonic()
 
 
-@kind(SHOP, "network: slow")
+@kind(SHOP, "network: slow", within_s=SERVER_S)
 async def slow(scene: Scene, chosen: random.Random) -> float:
     proxies = _proxies(scene, chosen)
     with Hit(scene.shop, scene.behind_proxy()):
@@ -370,17 +382,17 @@ async def damaged_snapshots(scene: Scene, chosen: random.Random) -> float:
 # --- the stall: engines on one file ---------------------------------------------------------------
 
 
-@kind(STALL, "SQLite: engine killed")
+@kind(STALL, "SQLite: engine killed", within_s=PROCESS_S)
 async def stall_killed(scene: Scene, chosen: random.Random) -> float:
     return await _kill(scene, scene.stall, [scene.stall.engines[1]])
 
 
-@kind(STALL, "SQLite: all engines killed")
+@kind(STALL, "SQLite: all engines killed", within_s=PROCESS_S)
 async def stall_all_killed(scene: Scene, chosen: random.Random) -> float:
     return await _kill(scene, scene.stall, scene.stall.engines)
 
 
-@kind(STALL, "SQLite: engine frozen")
+@kind(STALL, "SQLite: engine frozen", within_s=PROCESS_S)
 async def stall_frozen(scene: Scene, chosen: random.Random) -> float:
     engine = chosen.choice(scene.stall.engines)
     return await _freeze(scene.stall, engine, chosen.uniform(2.0, 6.0))

@@ -10,12 +10,12 @@ import os
 import random
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tests.chaos.faults import DISK_FULL, SESSION_S, SHOP, STALL, Scene, deck
-from tests.chaos.report import Happened, Outcome, back, memory_of
+from tests.chaos.memory import trend
+from tests.chaos.report import Happened, Outcome, missed, rows
 from tests.chaos.world import NORMAL_WITHIN_S, World
 from tests.servers import KafkaServer, PostgreSQLServer
 
@@ -139,6 +139,8 @@ class Run:
     def outcome(self) -> Outcome:
         counts = self._shop.checker.counts + self._stall.checker.counts
         processes = [process for world in self.worlds for process in world.processes]
+        memory = {each.name: found for each in processes if (found := trend(each.memory))}
+        by_kind = rows(self.happened)
         return Outcome(
             seed=self.seed,
             minutes=round((time.monotonic() - self.began) / 60, 1),
@@ -154,10 +156,9 @@ class Run:
             late_effects_of_the_cut_off=counts["late_effects"],
             past_states_checked=counts["past_states"],
             violations=len(self.violations),
-            engine_back_s=back(self.happened, servers=False),
-            server_back_s=back(self.happened, servers=True),
-            memory_mb={each.name: found for each in processes if (found := memory_of(each))},
-            faults_by_kind=dict(sorted(Counter(each.kind for each in self.happened).items())),
+            goals_missed=len(missed(by_kind, memory)),
+            memory=memory,
+            by_kind=by_kind,
         )
 
 
