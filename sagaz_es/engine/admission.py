@@ -220,7 +220,7 @@ class Admission:
             new_id(), saga_id, self._host.clock.now(), actor, saga_name=saga_name, context=text
         )
         partition.held[request.request_id] = partition.position  # the mark must not pass it
-        sent = partition.enqueue(None, [request], len(text) + 300)
+        sent = partition.queue.put(None, [request], len(text) + 300)
         sent.add_done_callback(
             partial(self._sent, partition, request.request_id, saga_id, saga_name)
         )

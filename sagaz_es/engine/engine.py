@@ -270,7 +270,7 @@ class Engine:
             raise EngineClosed()
         if given is None and host.partitions:
             saga_id, partition = host.new_id_here()
-            await partition.room()
+            await partition.queue.room()
             if not host.admission.admits(definition.name):
                 return await starting.wait_in_line(
                     host, partition, definition, saga_id, text, actor
@@ -280,7 +280,7 @@ class Engine:
         served = host.partition_for(saga_id)
         if served is None:
             return await requests.start_elsewhere(host, definition.name, saga_id, text, actor)
-        await served.room()
+        await served.queue.room()
         known = saga_id in served.cells or saga_id in served.seen
         if not known and not host.admission.admits(definition.name):
             return await starting.wait_in_line(host, served, definition, saga_id, text, actor)

@@ -1,14 +1,11 @@
 """One partition as its owner sees it: what is unfinished there, one queue of appends, one position.
 
-The way of a fact: a runner numbers it and carries its own state forward (a prediction), `enqueue`
-puts it in the queue, the write loop sends everything that waits as one append (group commit), and
-the append is confirmed from its offset: if it directly follows the last offset that was folded,
-nothing foreign lies between and every record in it is accepted as predicted. Only a gap is read.
+The way of a fact: a runner numbers it and carries its own state forward (a prediction) and puts it
+in the queue, the write loop sends everything that waits as one append (group commit), and the
+append is confirmed from its offset: if it directly follows the last offset that was folded, nothing
+foreign lies between and every record in it is accepted as predicted. Only a gap is read.
 
-`Accepted` is the folded truth of a saga, as much of it as the acceptance rule needs; it moves only
-by records whose place in the log is known. `Cell.state` is ahead of it by what is under way.
-
-Law (confirm before effects): the future of `enqueue` resolves only after its events are accepted.
+Law (confirm before effects): the future of an append resolves only after its events are accepted.
 Law (lost is loud): an accepted foreign fact in a saga of ours fails every append of that saga.
 Law (same again): after an unknown outcome the identical events go out again, never renumbered ones.
 """
@@ -17,17 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from msgspec import Struct, field
-
-from sagaz_es.codec.compress import pack, unpack
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
-from sagaz_es.core.state import SagaState, dump_state, load_state
+from sagaz_es.core.state import SagaState
+from sagaz_es.engine.accepted import ENDINGS, Accepted, pass_by
+from sagaz_es.engine.append_queue import Append, AppendQueue
+from sagaz_es.engine.cell import LONG_AGO, Cell
 from sagaz_es.engine.known_ids import KnownIds
 from sagaz_es.errors import (
     AppendRefused,
@@ -46,184 +41,19 @@ from sagaz_es.reading.projection import identity_at, identity_of
 
 logger = logging.getLogger("sagaz_es.engine")
 
-MAX_BATCH_ENTRIES = 400
-MAX_BATCH_BYTES = 600_000
-MAX_QUEUED_ENTRIES = 100_000
 QUIET_S = 0.02
 """Without an append of one's own for so long, what others append is looked for by reading."""
 BUSY_S = 1.0
 """And in any case after that: an append may hang, and what others append matters all the more."""
-MAX_ASIDE_BYTES = 8 * 2**20
-"""A larger state is left as it is: packing it would hold everybody else up."""
 MAX_SEEN = 10_000
 """Ended sagas of a partition that are remembered where no store answers for them."""
 MAX_REFUSED = 10_000
 """Refusals of a partition that are remembered, to be told again: one of before is decided anew."""
 
-ENDINGS = frozenset(
-    {
-        e.SagaCompleted,
-        e.SagaRolledBack,
-        e.SagaFailed,
-        e.SagaPartiallyCommitted,
-        e.SagaCancelled,
-        e.ReplayUndone,
-    }
-)
-
-LONG_AGO = float("-inf")
-
 _AWAITED = ENDINGS | {e.SagaStarted}
 """Facts of another group's child that the parent has to hear of."""
 
-
 _TAKES_UP = (e.SagaClaimed, e.ReplayBranched)
-
-
-_NOBODY: dict[str, int] = {}  # shared by all sagas that have an engine; never changed in place
-
-
-class Accepted(Struct):
-    """What the acceptance rule must know of a saga: folded from records whose place is known."""
-
-    writer: bytes = b""
-    epoch: int = 0
-    sequence: int = 0
-    ended: bool = False
-    recorded: bool = False
-    recorders: dict[str, int] = field(default_factory=lambda: _NOBODY)
-    end_offset: int = 0  # of the record that ended it; 0: it must not be forgotten
-
-    @classmethod
-    def of(cls, state: SagaState) -> Accepted:
-        """The rule's part of a folded state."""
-        return cls(
-            state.writer,
-            state.epoch,
-            state.sequence,
-            state.ended,
-            state.recorded,
-            state.recorders or _NOBODY,
-        )
-
-    def take(self, event: e.Event, offset: int) -> None:
-        """Go on by an event that was judged accepted."""
-        if not self.sequence:
-            self.recorded, self.epoch = event.epoch == e.RECORDED_EPOCH, event.epoch
-        if event.epoch == e.RECORDED_EPOCH:
-            self.recorders = {**self.recorders, event.writer.hex(): event.sequence}
-        else:
-            self.writer, self.epoch = event.writer, event.epoch
-        self.sequence += 1
-        kind = type(event.fact)
-        if kind in ENDINGS:
-            self.ended, self.end_offset = True, offset
-        elif kind is e.CompensationStarted or kind is e.StepCompensationStarted:
-            self.ended = False
-
-
-def pass_by(known: dict[str, Accepted], event: e.Event, offset: int) -> None:
-    """An event of a saga that is recorded, or another group's: what matters here is that its id is
-    taken."""
-    accepted = known.get(event.saga_id)
-    if accepted is None:
-        if type(event.fact) is not e.SagaStarted and event.epoch != e.RECORDED_EPOCH:
-            return  # it began before what is known; the store or a scan answers for its id
-        accepted = known[event.saga_id] = Accepted()
-    if judge(accepted, event) is Verdict.ACCEPTED:
-        accepted.take(event, offset)
-    accepted.end_offset = offset
-
-
-class Cell:
-    """One saga in memory: unfinished, or being replayed.
-
-    `ours`: this engine is its writer and carries `state` ahead of the log. Otherwise `state` is
-    folded from the log, and another engine may still be at work on it.
-
-    A saga that waits may be put aside: then its state is kept as packed bytes (some hundred instead
-    of some thousand) until somebody looks at it.
-    """
-
-    __slots__ = (
-        "_aside",
-        "accepted",
-        "ahead_us",
-        "begin",
-        "checkpointed_at",
-        "lost",
-        "ours",
-        "quiet_since",
-        "state",
-    )
-
-    state: SagaState
-
-    def __init__(
-        self, state: SagaState, accepted: Accepted, *, ours: bool, begin: int = -1
-    ) -> None:
-        self.state = state
-        self.accepted = accepted
-        self.ours = ours
-        self.begin = begin  # offset of its first record; -1: not in the log yet
-        self.lost = False
-        self.quiet_since = LONG_AGO  # of one that is not ours: when something was heard of it
-        self.checkpointed_at = 0  # µs
-        self.ahead_us = 0  # how far the saga's own time is before this engine's clock
-        self._aside: tuple[bytes, int, str, bool] | None = None  # state, start, graph, under way
-
-    def put_aside(self) -> None:
-        """Keep an unfinished saga's state in as few bytes as can be; nobody may hold on to it."""
-        state = self.state
-        # The graph is the same text for all sagas of a class.
-        graph, state.graph = sys.intern(state.graph), ""
-        data = dump_state(state)
-        state.graph = graph
-        if len(data) <= MAX_ASIDE_BYTES:
-            self._aside = pack(data), state.started_at, graph, state.under_way
-            del self.state
-
-    def __getattr__(self, name: str) -> SagaState:
-        # Only where the state is not there: it costs those that run nothing.
-        if name != "state" or self._aside is None:
-            raise AttributeError(name)
-        packed, _, graph, _ = self._aside
-        state = load_state(unpack(packed))
-        state.graph = graph
-        self.state, self._aside = state, None
-        return state
-
-    def look(self) -> SagaState:
-        """The state, which stays aside if it was: for one look, not to go on from."""
-        aside = self._aside is not None
-        state = self.state
-        if aside:
-            self.put_aside()
-        return state
-
-    @property
-    def ended(self) -> bool:
-        """As the state has it, without taking it up again."""
-        return self._aside is None and self.state.ended
-
-    @property
-    def under_way(self) -> bool:
-        """As the state has it, without taking it up again."""
-        return self.state.under_way if self._aside is None else self._aside[3]
-
-    @property
-    def started_at(self) -> int:
-        """As the state has it, without taking it up again; µs."""
-        return self.state.started_at if self._aside is None else self._aside[1]
-
-
-class _Append:
-    __slots__ = ("cell", "entries", "future", "size")
-
-    def __init__(
-        self, cell: Cell | None, entries: Sequence[e.Entry], size: int, future: asyncio.Future[int]
-    ) -> None:
-        self.cell, self.entries, self.size, self.future = cell, entries, size, future
 
 
 class Owner(Protocol):
@@ -269,12 +99,8 @@ class Partition:
         self.old_mark = 0  # of a log that lost its tail: sagas before it are to be carried forward
         self.rejected: dict[str, int] = {}
         self.pending_since = 0.0  # since when an append waits for the log; 0: none does
-        self._queue: deque[_Append] = deque()
-        self._queued = 0
-        self._sending: list[_Append] = []
-        self._idle: asyncio.Future[None] | None = None  # what the write loop waits for, if it does
-        self._room = asyncio.Event()
-        self._room.set()
+        self.queue = AppendQueue()
+        self._sending: list[Append] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -282,73 +108,20 @@ class Partition:
         self._own_read = -1  # the last offset at which an event of ours was read
         self.leaving = False  # being handed over: what runs may end, nothing new begins
         self.closed = False
-        self._stopped = False  # nobody sends what is queued
 
     # --- appending ---
 
-    def enqueue(
-        self, cell: Cell | None, entries: Sequence[e.Entry], size: int = 400
-    ) -> asyncio.Future[int]:
-        """Append the entries as one; resolves to the first one's offset once they are accepted.
-
-        Fails with LostOwnership if another engine won the saga, AppendRefused if they cannot stand.
-        """
-        future: asyncio.Future[int] = self._loop.create_future()
-        if self._stopped or (cell is not None and cell.lost):
-            future.set_exception(LostOwnership(cell.state.saga_id if cell is not None else ""))
-            return future
-        self._queue.append(_Append(cell, entries, size, future))
-        self._queued += len(entries)
-        if self._queued > MAX_QUEUED_ENTRIES:
-            self._room.clear()
-        idle = self._idle
-        if idle is not None and not idle.done():
-            idle.set_result(None)
-        return future
-
-    async def room(self) -> None:
-        """Wait while the queue is full: back-pressure for whoever starts sagas."""
-        while not self._room.is_set():  # of many that were woken the first may fill it again
-            await self._room.wait()
-
     async def _write(self) -> None:
         while True:
-            if not self._queue:
-                # A bare future: an Event costs three times as much, and this is once an append.
-                self._idle = self._loop.create_future()
-                try:
-                    await self._idle
-                finally:
-                    self._idle = None
-            self._sending = self._take()
+            if not self.queue.items:
+                await self.queue.filled()
+            self._sending = self.queue.take()
             self.pending_since = self._loop.time()
             await self._send(self._sending)
             self.pending_since = 0.0
             self._sending = []
 
-    def _take(self) -> list[_Append]:
-        batch: list[_Append] = []
-        entries = size = 0
-        while self._queue:
-            item = self._queue[0]
-            if batch and (
-                entries + len(item.entries) > MAX_BATCH_ENTRIES
-                or size + item.size > MAX_BATCH_BYTES
-            ):
-                break
-            self._queue.popleft()
-            entries += len(item.entries)
-            size += item.size
-            if item.cell is not None and item.cell.lost:
-                _fail(item, LostOwnership(item.cell.state.saga_id))
-                continue
-            batch.append(item)
-        self._queued -= entries
-        if self._queued <= MAX_QUEUED_ENTRIES // 2:
-            self._room.set()
-        return batch
-
-    async def _send(self, batch: list[_Append]) -> None:
+    async def _send(self, batch: list[Append]) -> None:
         if not batch:
             return
         entries = (
@@ -363,9 +136,9 @@ class Partition:
                 break
             except (LogFull, LogForbidden) as error:
                 logger.error("%s; trying again", error)
-                starts = [item for item in batch if _begins(item)]
+                starts = [item for item in batch if item.begins]
                 for item in starts:  # nothing of them stands: their callers are told at once
-                    _fail(item, error)
+                    item.fail(error)
                 if starts:
                     await self._send([item for item in batch if item not in starts])
                     return
@@ -409,21 +182,21 @@ class Partition:
                 logger.warning("partition %d: %s; trying again", self.index, error)
                 await asyncio.sleep(0.5)
 
-    async def _split(self, batch: list[_Append], error: Exception) -> None:
+    async def _split(self, batch: list[Append], error: Exception) -> None:
         """One of several was refused: send them alone, so that only that one fails."""
         if len(batch) == 1:
-            _fail(batch[0], error)
+            batch[0].fail(error)
             return
         for item in batch:
             await self._send([item])
 
-    def _confirm(self, batch: list[_Append], base: int) -> None:
+    def _confirm(self, batch: list[Append], base: int) -> None:
         """Nothing foreign lies between: every event is accepted as predicted, unless what was
         folded while the append was on its way has made the saga somebody else's."""
         for item in batch:
             cell = item.cell
             if cell is not None and cell.lost:
-                _fail(item, LostOwnership(cell.state.saga_id))
+                item.fail(LostOwnership(cell.state.saga_id))
                 base += len(item.entries)
                 continue
             if cell is not None:
@@ -443,12 +216,12 @@ class Partition:
                 item.future.set_result(base)
             base += len(item.entries)
 
-    def _settle(self, batch: list[_Append], base: int) -> None:
+    def _settle(self, batch: list[Append], base: int) -> None:
         """The records up to the batch have been folded: who is still the writer was accepted."""
         for item in batch:
             cell = item.cell
             if cell is not None and cell.lost:
-                _fail(item, LostOwnership(cell.state.saga_id))
+                item.fail(LostOwnership(cell.state.saga_id))
             else:
                 if cell is not None and cell.begin < 0:
                     cell.begin = base
@@ -515,7 +288,7 @@ class Partition:
 
     async def refuse(self, refused: e.RequestRefused) -> None:
         """Append a refusal; returns once it stands."""
-        await self.enqueue(None, [refused])
+        await self.queue.put(None, [refused])
         self._remember(refused)
 
     def _remember(self, refused: e.RequestRefused) -> None:
@@ -691,22 +464,8 @@ class Partition:
         self._give_up()
 
     def _give_up(self) -> None:
-        """Nobody sends what is queued: who waits for it is told."""
-        for item in (*self._sending, *self._queue):
-            _fail(item, LostOwnership(item.cell.state.saga_id if item.cell else ""))
+        """Nobody waits for the log to answer, or sends what is queued: who waits is told."""
+        for item in self._sending:
+            item.fail(LostOwnership(item.cell.state.saga_id if item.cell else ""))
         self._sending = []
-        self._queue.clear()
-        self._stopped = True
-
-
-def _begins(item: _Append) -> bool:
-    first = item.entries[0]
-    if isinstance(first, e.Event):
-        return type(first.fact) is e.SagaStarted
-    return isinstance(first, e.StartRequested)
-
-
-def _fail(item: _Append, error: Exception) -> None:
-    if not item.future.done():
-        item.future.set_exception(error)
-        item.future.exception()  # whoever waited may be gone: no "never retrieved" noise
+        self.queue.close()

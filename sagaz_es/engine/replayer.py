@@ -33,12 +33,14 @@ from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine import starting
+from sagaz_es.engine.accepted import Accepted
 from sagaz_es.engine.asking import ask
+from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.children import children_now
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.partition import Accepted, Cell, Partition
+from sagaz_es.engine.partition import Partition
 from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,
@@ -505,7 +507,7 @@ async def _append_to_head(
     advance(head, event)
     partition.cells[head.saga_id] = cell
     try:
-        await partition.enqueue(cell, [event], 2000 + len(fact.start))
+        await partition.queue.put(cell, [event], 2000 + len(fact.start))
     except LostOwnership:
         if not cell.lost:  # the partition was handed over, and it may stand
             raise HandingOver(plan.head_saga_id) from None

@@ -39,8 +39,9 @@ from sagaz_es.engine.attempts import (
     fact_size,
     stopped_because,
 )
+from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.deadline import Deadlines, remind
-from sagaz_es.engine.partition import Cell, Partition
+from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.saga_time import SagaTime
 from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, PivotUndecided, RequestRefusedError, SagaEnded
@@ -221,14 +222,14 @@ class SagaRunner:
         self._number(e.SagaCheckpointed(text))
         events, size = self._out, self._out_size
         self._out, self._out_size = [], 0
-        base = await self._partition.enqueue(self.cell, events, size)
+        base = await self._partition.queue.put(self.cell, events, size)
         return base + len(events) - 1
 
     def release(self) -> asyncio.Future[int]:
         """Say in the log that nothing of the saga runs here any more; once nothing does."""
         self._number(e.SagaReleased("hand-over"))
         events, self._out = self._out, []
-        return self._partition.enqueue(self.cell, events)
+        return self._partition.queue.put(self.cell, events)
 
     async def _begun(self) -> None:
         """Wait until the loop has numbered its first facts: nothing may stand before the claim."""
@@ -485,7 +486,7 @@ class SagaRunner:
     def _send(self) -> asyncio.Future[int]:
         events, size = self._out, self._out_size
         self._out, self._out_size = [], 0
-        return self._partition.enqueue(self.cell, events, size)
+        return self._partition.queue.put(self.cell, events, size)
 
     async def _wait(self, wake_at: int) -> None:
         if self._woken is None:

@@ -17,8 +17,8 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
+from sagaz_es.engine.accepted import Accepted, pass_by
 from sagaz_es.engine.admission import Waiting
-from sagaz_es.engine.partition import Accepted, pass_by
 from sagaz_es.errors import LogReplaced, LogTruncated
 from sagaz_es.ports import EventLog, ProjectionStore, Record
 from sagaz_es.reading.lookup import current_states

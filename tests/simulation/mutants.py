@@ -400,14 +400,14 @@ MUTANTS = (
         "an append of a saga that was lost meanwhile is confirmed",
         "sagaz_es.engine.partition",
         "            if cell is not None and cell.lost:\n"
-        "                _fail(item, LostOwnership(cell.state.saga_id))\n"
+        "                item.fail(LostOwnership(cell.state.saga_id))\n"
         "                base += len(item.entries)\n"
         "                continue\n",
         "",
         also=(
             (
                 "            if cell is not None and cell.lost:\n"
-                "                _fail(item, LostOwnership(cell.state.saga_id))\n"
+                "                item.fail(LostOwnership(cell.state.saga_id))\n"
                 "            else:\n"
                 "                if cell is not None and cell.begin < 0:\n",
                 "            if True:\n                if cell is not None and cell.begin < 0:\n",

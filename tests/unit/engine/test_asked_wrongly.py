@@ -130,7 +130,7 @@ async def test_an_event_that_cannot_be_written_holds_nobody_else_up(tmp_path: Pa
         (partition,) = engine.host.partitions.values()
         broken = e.CancelRequested("r", "s", 0, actor="\ud800")
         with pytest.raises(UnstorableValue, match=r"^CancelRequested\.actor: "):
-            await partition.enqueue(None, [broken])
+            await partition.queue.put(None, [broken])
         assert (await engine.run(OrderSaga)).success
 
 
