@@ -85,7 +85,8 @@ class Admission:
         self._host, self._limit = host, limit
         self.answer: Callable[[Partition, e.StartRequested], Awaitable[None]]
         self._lines: dict[str, deque[Waiting]] = {}  # by class; whose turn comes next is first
-        self._waiting: dict[str, Waiting] = {}  # by saga, until it has begun
+        self._waiting: dict[str, tuple[Waiting, ...]] = {}
+        """By saga, until it has begun; it may have been asked for more than once."""
         self._beginning: set[str] = set()  # let in, and not running yet
         self._entering: Counter[str] = Counter()
         self._cancelled: dict[str, e.CancelRequested] = {}  # before they have begun
@@ -102,7 +103,7 @@ class Admission:
 
     def find(self, saga_id: str) -> Waiting | None:
         """The start of this saga, if it waits."""
-        return self._waiting.get(saga_id)
+        return next(iter(self._waiting.get(saga_id, ())), None)
 
     def admits(self, saga_name: str) -> bool:
         """Whether a saga that is started now begins at once."""
@@ -249,7 +250,7 @@ class Admission:
         """A start stands in the log and holds the mark. `request`: where it was just read."""
         if request is not None and not self._lines and self._has_room():
             self._at_hand[waiting.request_id] = request
-        self._waiting[waiting.saga_id] = waiting
+        self._waiting[waiting.saga_id] = *self._waiting.get(waiting.saga_id, ()), waiting
         line = self._lines.get(waiting.saga_name)
         if line is None:
             line = self._lines[waiting.saga_name] = deque()
@@ -270,7 +271,7 @@ class Admission:
             self.backlog.remove(saga_id)
         gone = [one for line in self._lines.values() for one in line if one.partition == partition]
         for waiting in gone:
-            self._waiting.pop(waiting.saga_id, None)
+            self._waits_no_more(waiting)
             self._cancelled.pop(waiting.saga_id, None)
             self._at_hand.pop(waiting.request_id, None)
         for name, line in list(self._lines.items()):
@@ -285,19 +286,20 @@ class Admission:
         """Let a waiting start in out of its turn: somebody wants something of the saga. With
         `cancel` it begins and ends, and nothing of it runs. False: it does not wait, or not any
         more."""
-        waiting = self._waiting.get(saga_id)
-        if waiting is None:
+        if self.find(saga_id) is None:
             return False
         if cancel is not None:
             self._cancelled[saga_id] = cancel
-        line = self._lines.get(waiting.saga_name, deque())
-        if waiting in line:
-            line.remove(waiting)
-            if not line:
-                del self._lines[waiting.saga_name]
-            await self._let_in(waiting)
-        while self._waiting.get(saga_id) is waiting:  # noqa: ASYNC110 - it is on its way in
-            await asyncio.sleep(0.01)
+        # Of one that was asked for twice the first may turn out to be nothing.
+        while (waiting := self.find(saga_id)) is not None:
+            line = self._lines.get(waiting.saga_name, deque())
+            if waiting in line:
+                line.remove(waiting)
+                if not line:
+                    del self._lines[waiting.saga_name]
+                await self._let_in(waiting)
+            while self.find(saga_id) is waiting:  # noqa: ASYNC110 - it is on its way in
+                await asyncio.sleep(0.01)
         return cancel is None or self._cancelled.pop(saga_id, None) is None
 
     # --- in turn ---
@@ -396,9 +398,15 @@ class Admission:
         """It waits no more. Unless it runs here, it had begun long ago, begins elsewhere, or is
         lost: who waits for it asks the log."""
         self._beginning.discard(waiting.saga_id)
-        if self._waiting.get(waiting.saga_id) is waiting:
-            del self._waiting[waiting.saga_id]
+        self._waits_no_more(waiting)
         self._host.outcomes.not_here(waiting.saga_id)
+
+    def _waits_no_more(self, waiting: Waiting) -> None:
+        left = tuple(one for one in self._waiting.get(waiting.saga_id, ()) if one is not waiting)
+        if left:
+            self._waiting[waiting.saga_id] = left
+        else:
+            self._waiting.pop(waiting.saga_id, None)
 
     async def _read(self, waiting: Waiting) -> e.StartRequested | None:
         """What the start was asked with; others that wait and were read with it are kept at hand.
@@ -413,10 +421,10 @@ class Admission:
             entry = record.entry
             if not isinstance(entry, e.StartRequested):
                 continue
-            other = self._waiting.get(entry.saga_id)
+            others = self._waiting.get(entry.saga_id, ())
             if record.offset == waiting.offset:
                 found = entry
-            elif other is not None and other.offset == record.offset:
+            elif any(other.offset == record.offset for other in others):
                 if len(self._at_hand) < AT_HAND and entry.saga_id not in self._beginning:
                     self._at_hand[entry.request_id] = entry
         return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, connect, trigger
@@ -20,7 +21,7 @@ from sagaz_es.errors import ConfigurationError, HistoryGone, SagaNotFound, Unkno
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk, EventLog, Record
 from sagaz_es.sagas.result import SagaHandle
-from tests.helpers import Gate, story
+from tests.helpers import Gate, story, until
 
 
 def bound(sagas: int, **settings: Any) -> EngineConfig:
@@ -556,3 +557,24 @@ async def test_who_waits_is_told_of_a_start_that_the_log_has_lost(world: World) 
         with pytest.raises(SagaNotFound):
             await waits.result(30)
         assert not engine.host.partitions[1].held  # it holds the mark no more
+
+
+async def test_a_cancel_counts_although_the_start_is_told_again_while_it_is_let_in(
+    world: World,
+) -> None:
+    log = _SlowToTell()
+    async with engine_of(world, log, bound(1)) as engine:
+        runs, waits = await _two_in_partition_1(engine, log, world)
+        cancels = asyncio.create_task(engine.cancel(waits.saga_id))
+        await log.gate.entered()  # its start is being read, to begin and end
+        (asked,) = (one for one in await requests(log) if one.saga_id == waits.saga_id)
+        again = msgspec.structs.replace(asked, request_id="again")
+        await log.append(1, [again])
+        await until(lambda: "again" in engine.host.partitions[1].held)
+        log.gate.open()
+        await cancels
+        assert (await waits.result(30)).status is SagaStatus.CANCELLED
+        assert len(world.began) == 1, "nothing of it has run"
+        world.open()
+        assert (await runs.result(30)).success
+        await until(lambda: not engine.host.partitions[1].held)
