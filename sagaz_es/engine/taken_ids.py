@@ -9,7 +9,7 @@ from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.engine.known_ids import KnownIds
 from sagaz_es.ports import EventLog, ProjectionStore
-from sagaz_es.reading.lookup import asked, current_state, is_indexed
+from sagaz_es.reading.lookup import asked, current_state, is_indexed, known_heads
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
@@ -33,13 +33,14 @@ async def exists(host: Host, partition: Partition, saga_id: str) -> bool:
             return kept
     if saga_id not in await _ids_between(host, partition, since):
         return False
-    if not since and (await host.log.bounds(partition.index)).start:
-        return True  # how it began may be what retention took
-    # What a lost tail has left of it, or what was still on its way then, is no saga.
     try:
-        return await current_state(host.log, store, saga_id) is not None
+        if await current_state(host.log, store, saga_id) is not None:
+            return True
     except errors.SagaSetAside:
         return True
+    # What a lost tail has left of a saga, or was still on its way then, is none; unless retention
+    # took how it began.
+    return not since and (await host.log.bounds(partition.index)).start > 0
 
 
 async def _ids_between(host: Host, partition: Partition, since: int) -> KnownIds:
@@ -78,10 +79,9 @@ async def _kept(
     log: EventLog, store: ProjectionStore, partition: Partition, saga_id: str
 ) -> tuple[bool, int]:
     """Whether a store has a saga, and from which offset on it does not know."""
-    # The checkpoint first: a head that is newer than it does no harm.
-    checkpoint = await store.checkpoint(partition.index)
-    kept = bool(await store.heads([saga_id]))
+    heads, offset = await known_heads(store, partition.index, [saga_id])
+    kept = bool(heads)
     if not kept and await store.parked_of(partition.index, saga_id):
         # Set aside there before it began, for foreign bytes under its id: the log says.
         kept = await current_state(log, store, saga_id) is not None
-    return kept, checkpoint.next_offset if checkpoint is not None else 0
+    return kept, offset or 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -161,12 +161,26 @@ async def _base(
     log: EventLog, store: ProjectionStore, partition: int, saga_ids: Collection[str]
 ) -> tuple[dict[str, SagaState], int]:
     """What the store has, and the offset from which the log goes on from there."""
+    heads, offset = await known_heads(store, partition, saga_ids)
+    if offset is None:
+        offset = await _beginning(log, partition)
+    return {key: state.copy() for key, state in heads.items()}, offset
+
+
+async def known_heads(
+    store: ProjectionStore, partition: int, saga_ids: Collection[str]
+) -> tuple[Mapping[str, SagaState], int | None]:
+    """Heads of a store, and the offset from which on it knows nothing; None: it knows nothing at
+    all of the partition."""
     # The checkpoint first: a head that is newer than it only makes events come twice.
     checkpoint = await store.checkpoint(partition)
-    if checkpoint is None:
-        return {}, await _beginning(log, partition)
-    heads = await store.heads(saga_ids)
-    return {key: state.copy() for key, state in heads.items()}, checkpoint.next_offset
+    while checkpoint is not None:
+        heads = await store.heads(saga_ids)
+        now = await store.checkpoint(partition)
+        if now is not None and now.next_offset >= checkpoint.next_offset:
+            return heads, checkpoint.next_offset
+        checkpoint = now  # it is being made anew, and those heads may have been dropped before
+    return {}, None
 
 
 async def _beginning(log: EventLog, partition: int) -> int:

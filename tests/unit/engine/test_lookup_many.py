@@ -11,9 +11,11 @@ from sagaz_es import Engine, Saga, action
 from sagaz_es.connect import open_log, open_store
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.reading import lookup
 from sagaz_es.reading.lookup import current_state, current_states
 from sagaz_es.reading.projector import Projector
+from sagaz_es.storage.memory import MemoryProjectionStore
 
 
 class Approval(Saga):
@@ -22,6 +24,41 @@ class Approval(Saga):
     @action("act", wait_for="approved")
     async def act(self, ctx: Any) -> dict[str, Any]:
         return {"by": ctx.signal}
+
+
+class _MadeAnew(MemoryProjectionStore):
+    """Is reset between the two questions of whoever looks first, as by `projector rebuild`."""
+
+    when_asked: Any = None
+
+    async def heads(self, saga_ids: Any) -> Any:
+        if self.when_asked is not None:
+            made_anew, self.when_asked = self.when_asked, None
+            await made_anew()
+        return await super().heads(saga_ids)
+
+
+@pytest.mark.parametrize("how_far", [0, 2])
+async def test_a_saga_is_found_while_the_store_is_made_anew(how_far: int) -> None:
+    log, store = _WithoutIndex(1), _MadeAnew()
+    async with Engine(log, sagas=[Approval], config=EngineConfig(drain_seconds=1)) as engine:
+        saga_id = (await engine.start(Approval, {"n": 1})).saga_id
+        await Projector(log, store, batch=2).catch_up()
+
+        async def made_anew() -> None:
+            await store.reset()
+            if how_far:
+                await Projector(log, store, batch=how_far).run_until({0: how_far})
+
+        expected = await current_state(log, None, saga_id)
+        assert expected is not None
+        store.when_asked = made_anew
+        assert await current_state(log, store, saga_id) == expected
+        assert store.when_asked is None
+
+
+class _WithoutIndex(MemoryEventLog):
+    indexed = False
 
 
 @pytest.mark.parametrize("projected", ["nothing", "a part", "all"])
