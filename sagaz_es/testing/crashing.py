@@ -33,7 +33,7 @@ from sagaz_es.testing.crash_report import (
 from sagaz_es.testing.faults import ATTEMPTS_AFTER_THE_FIRST, Fault, Faults
 from sagaz_es.testing.runs import Action, Body, Outcome, Run
 from sagaz_es.testing.watching import steps_of
-from sagaz_es.testing.worlds import alike, differences, picture, unseen
+from sagaz_es.testing.worlds import alike, differences, picture, short, unseen
 
 W = TypeVar("W")
 
@@ -71,8 +71,8 @@ def crash_everywhere(
     `check=False`: the report is given, whatever it says.
 
     Raises ConfigurationError where the saga, the world or the invariant cannot be judged: with
-    neither `view` nor `invariant` also where a part of the world shows nothing of what it holds (a
-    connection), and where nothing was found and nothing of the world ever changed. With an
+    no `invariant` also where a part of what is compared shows nothing of what it holds (a
+    connection), and where nothing was found and nothing that is compared ever changed. With an
     invariant the report names such parts (`unseen`).
     """
     __tracebackhide__ = True
@@ -145,11 +145,8 @@ class _Test:
         self._fail_after_crash([step for step in failing if step not in at_most_once])
         if pairs:
             self._all(second, careful=bool(at_most_once))
-        if not (self.found.violations or self.changed or self._told_what_counts):
-            raise ConfigurationError(
-                f"world: nothing of it that is compared was changed by a step, so nothing is "
-                f"known about crashes; {_SAY_WHAT_COUNTS}"
-            )
+        if not (self.found.violations or self.changed or self.invariant is not None):
+            raise ConfigurationError(self._nothing_changed(paths[0].seen))
         return CrashReport(
             saga=self.saga.__name__ if isinstance(self.saga, type) else self.saga.name,
             paths=len(paths),
@@ -269,7 +266,7 @@ class _Test:
                 f"say status={end.status!r}"
             ) from error
         again = self._path(())
-        if told := differences(path.seen, again.seen, otherwise="the other time"):
+        if told := differences(path.seen, again.seen, self._compared, otherwise="the other time"):
             raise ConfigurationError(
                 "the world ends differently each time, even without a crash (a clock, a random "
                 "number, something that all runs share?): "
@@ -277,16 +274,30 @@ class _Test:
             )
         return path
 
+    def _nothing_changed(self, seen: Any) -> str:
+        if self.view is picture:
+            return (
+                "world: nothing of it that is compared was changed by a step, so nothing is known "
+                f"about crashes; {_SAY_WHAT_COUNTS}"
+            )
+        return (
+            f"view: it gave {short(seen)} before and after every step of every run, so nothing is "
+            "known about crashes; let it give what the steps change, or say by invariant=… what "
+            "has to hold in the end"
+        )
+
     @property
-    def _told_what_counts(self) -> bool:
-        return self.invariant is not None or self.view is not picture
+    def _compared(self) -> str:
+        """What pictures show, as people know it."""
+        return "world" if self.view is picture else "view"
 
     def _look_for_unseen(self, seen: Any) -> None:
         """Raises ConfigurationError if there is nothing else to judge the run by."""
-        self.unseen = tuple(unseen(seen))
+        self.unseen = tuple(unseen(seen, self._compared))
         if self.unseen and self.invariant is None:
             raise ConfigurationError(
-                f"world: nothing can be compared of {', '.join(self.unseen)}; {_SAY_WHAT_COUNTS}"
+                f"{self._compared}: nothing can be compared of {', '.join(self.unseen)}; "
+                f"{_SAY_WHAT_COUNTS}"
             )
 
     def _path(self, faults: tuple[Fault, ...]) -> _Path:
@@ -313,7 +324,9 @@ class _Test:
         try:
             answer = self.invariant(world)
         except AssertionError as error:
-            return f"the invariant does not hold: {error}" if str(error) else "the invariant fails"
+            # Behind what the user says pytest writes how it came to that, over several lines.
+            said = str(error).partition("\nassert ")[0].replace("\n", "\n      ")
+            return f"the invariant does not hold: {said}" if said else "the invariant fails"
         except Exception as error:
             if strict:
                 raise ConfigurationError(
@@ -345,7 +358,7 @@ class _Test:
                 problems += _ended_otherwise(end, plain)
         # With a crash, what runs side by side may have come to less or more when a step fails.
         if (same_end or not careful) and _done(run) == _done(path.plain):
-            problems += differences(path.seen, seen)
+            problems += differences(path.seen, seen, self._compared)
         if not end.waits_for and not (path.wrong and alike(path.seen, seen)):
             problems += filter(None, [self._wrong(world)])
         if not problems:

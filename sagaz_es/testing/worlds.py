@@ -175,14 +175,14 @@ def _differ(expected: Any, found: Any, name: str, otherwise: str) -> Iterator[st
     if alike(expected, found):
         return
     if not (isinstance(expected, dict) and isinstance(found, dict)):
-        yield f"{name} is {_short(found)}; {otherwise} {_short(expected)}"
+        yield f"{name} is {short(found)}; {otherwise} {short(expected)}"
         return
     for key in {**expected, **found}:
         where = _place(name, key)
         if key not in found:
-            yield f"{where} is missing; {otherwise} it is {_short(expected[key])}"
+            yield f"{where} is missing; {otherwise} it is {short(expected[key])}"
         elif key not in expected:
-            yield f"{where} is {_short(found[key])}; {otherwise} it is not there"
+            yield f"{where} is {short(found[key])}; {otherwise} it is not there"
         else:
             yield from _differ(expected[key], found[key], where, otherwise)
 
@@ -217,6 +217,7 @@ def in_text(value: Any) -> str:
     return repr(value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A picture as text for people: what goes on for long ends in …"""
     text = in_text(value)
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"

@@ -161,7 +161,7 @@ def test_the_process_that_takes_over_dies_as_well() -> None:
         "process 2: pay",
         "process 3: pay",
     ]
-    assert violation.problems == ("world is 18; without the crash 9",)
+    assert violation.problems == ("view is 18; without the crash 9",)
 
 
 # --- what does not ---
@@ -188,6 +188,20 @@ def test_a_step_without_a_key_is_found() -> None:
         "the invariant does not hold",
     )
     assert "'saga-1/pay': hand ctx.idempotency_key" in violation.hint
+
+
+def test_what_an_assertion_says_is_told_without_what_pytest_adds() -> None:
+    class Careless(Order):
+        @action("pay")
+        async def pay(self, ctx: Any) -> None:
+            ctx.resources["shop"].cash.append(9)
+
+    def paid_once(shop: Shop) -> None:
+        assert len(shop.cash) < 2, f"paid {len(shop.cash)} times:\n{shop.cash}"
+
+    violation = crashed(Careless, failures=False, invariant=paid_once, pairs=False).violations[0]
+    said = [line.strip() for line in violation.problems[-1].splitlines()]
+    assert said == ["the invariant does not hold: paid 2 times:", "[9, 9]"]
 
 
 def test_a_compensation_that_undoes_twice_is_found() -> None:
@@ -596,7 +610,7 @@ def test_a_world_that_is_never_the_same_is_refused() -> None:
     saga = saga_of(send=lambda shop, ctx: shop.sent.add(uuid.uuid4().hex))
     with pytest.raises(ConfigurationError, match=r"world ends differently each time.*world\.sent"):
         crashed(saga)
-    assert crashed(saga, view=lambda shop: shop.stock).ok
+    assert crashed(saga, view=lambda shop: len(shop.sent) > 0).ok
 
 
 def test_a_context_that_cannot_be_stored_is_refused_as_by_an_engine() -> None:
@@ -736,6 +750,30 @@ def test_a_run_that_compares_nothing_is_no_proof() -> None:
         with pytest.raises(ConfigurationError, match=r"^world: nothing of it .* was changed"):
             crash_everywhere(saga, world=world, check=False)
     assert crash_everywhere(saga, invariant=lambda world: True).ok
+
+
+@pytest.mark.parametrize(
+    ("view", "gave"),
+    [
+        (lambda shop: None, "None"),  # its return was forgotten
+        (lambda shop: shop.sent, "set()"),  # of another step's work
+        (lambda shop: [n for n in shop.cash if n < 0], "[]"),  # what is wrong, and never is
+        (lambda shop: "x" * 500, "x…"),
+    ],
+)
+def test_a_view_that_never_changes_is_no_proof(view: Callable[[Shop], Any], gave: str) -> None:
+    saga = Saga("paying")
+
+    async def pay(ctx: Any) -> None:
+        ctx.resources["shop"].cash.append(9)
+
+    saga.add_step("pay", pay)
+    with pytest.raises(ConfigurationError, match=r"^view: it gave") as raised:
+        crashed(saga, view=view)
+    assert f"{gave} before and after every step of every run" in str(raised.value)
+    assert "invariant=" in str(raised.value)
+    assert crashed(saga, view=view, invariant=lambda shop: True).ok
+    assert only(crashed(saga, view=lambda shop: sum(shop.cash))).kind == "done again"
 
 
 def test_resources_cannot_be_assigned_to() -> None:
