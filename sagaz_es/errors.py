@@ -801,7 +801,8 @@ class ResourceMissing(SagaError, KeyError):
 
 
 class SagaTimeoutError(SagaError, TimeoutError):
-    """A step or compensation was slower than its time limit.
+    """A step or compensation was slower than its time limit; or a saga's deadline has passed. Then
+    its `__cause__` is the error of the step in which it struck, if it did in one.
 
     Steps may raise it, too, with a sentence alone.
     """

@@ -24,7 +24,7 @@ from msgspec import Struct, structs
 from sagaz_es.core import events as e
 from sagaz_es.core.effects import standing
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.core.state import SagaState, StepState
+from sagaz_es.core.state import DEADLINE, SagaState, StepState
 from sagaz_es.core.texts import join_names, names
 from sagaz_es.errors import PivotPassed, PivotUndecided, SagaEnded
 
@@ -138,9 +138,6 @@ def _too_late(state: SagaState, graph: Graph, now: int, rules: Rules) -> Decisio
 def is_too_late(state: SagaState, graph: Graph, now: int) -> bool:
     """Whether its deadline makes it go back."""
     return 0 < state.deadline_at <= now and not completed_pivots(state, graph)
-
-
-DEADLINE = "the saga's deadline has passed"
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -515,9 +512,7 @@ _GIVING_UP = (CompensationFailureStrategy.FAIL_FAST, CompensationFailureStrategy
 
 def _ending(state: SagaState, graph: Graph) -> e.Fact:
     left = [effect.step for effect in standing(state)]
-    error = (state.error_type, state.error_message, state.failed_step)
-    if not state.failed_step and state.undo_reason == DEADLINE:
-        error = ("SagaTimeoutError", DEADLINE, "")
+    error = (*state.failure, state.failed_step)
     failed = [name for name, s in state.steps.items() if s.status == "compensation_failed"]
     if failed:
         return e.SagaFailed(*error, standing=join_names(left) or "[]")

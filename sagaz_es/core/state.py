@@ -81,6 +81,10 @@ class StepState(Struct, frozen=True, gc=False, omit_defaults=True):
 PENDING = StepState()
 
 
+DEADLINE = "the saga's deadline has passed"
+"""The reason of a saga's going back that its deadline asks for."""
+
+
 class SagaState(Struct, omit_defaults=True):
     """A saga at a sequence. Owned by whoever folds into it; `copy()` to keep one.
 
@@ -163,9 +167,26 @@ class SagaState(Struct, omit_defaults=True):
         )
 
     @property
+    def missed_deadline(self) -> bool:
+        """Whether it goes back, or went, because its deadline passed: in a step or between two; not
+        if a step had failed for good before that."""
+        if self.undo_reason != DEADLINE:
+            return False
+        return not self.failed_step or self.failed_at >= self.deadline_at
+
+    @property
+    def failure(self) -> tuple[str, str]:
+        """Class and sentence of what it failed with; both empty: nothing. Law (one error for a
+        deadline): wherever it struck, it is this one, and what became of the step is its cause."""
+        if not self.missed_deadline:
+            return self.error_type, self.error_message
+        where = f", in step {self.failed_step!r}" if self.failed_step else ""
+        return "SagaTimeoutError", f"{DEADLINE}{where}"
+
+    @property
     def error_text(self) -> str:
         """What it failed with, its class first: "ValueError: no"; empty: nothing."""
-        return ": ".join(part for part in (self.error_type, self.error_message) if part)
+        return ": ".join(part for part in self.failure if part)
 
     @property
     def step_graph(self) -> Graph:

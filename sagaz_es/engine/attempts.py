@@ -601,8 +601,7 @@ class Attempts:
         if state.status == "completed":
             await self._observers.saga("on_saga_complete", state.saga_id, self._plain())
         elif state.ended:
-            failed = state.failed_step
-            error = self._step_error(failed) if failed else error_of(state)
+            error = error_of(state, self.error if state.failed_step else None)
             await self._observers.saga("on_saga_failed", state.saga_id, self._plain(), error)
 
     def _plain(self) -> dict[str, Any]:
@@ -614,9 +613,10 @@ def _ended_badly(child: SagaState) -> tuple[str, str]:
     why = ""
     if pivots := () if child.pivots_released else completed_pivots(child, child.step_graph):
         why = f"there is no way back behind its pivot {pivots[-1]!r}"
-    elif child.error_type or child.error_message:
-        about = f"step {child.failed_step!r} failed with " if child.failed_step else ""
-        why = f"{about}{child.error_type}: {child.error_message}"
+    elif child.error_text:
+        by_step = child.failed_step and not child.missed_deadline
+        about = f"step {child.failed_step!r} failed with " if by_step else ""
+        why = f"{about}{child.error_text}"
     stuck = [n for n, s in child.steps.items() if s.status == "compensation_failed"]
     if stuck:
         why = "; ".join(filter(None, (why, f"not undone: {', '.join(map(repr, stuck))}")))

@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 
 from sagaz_es.core import events as e
 from sagaz_es.core.decide import (
-    DEADLINE,
     Attempt,
     Decision,
     Rules,
@@ -29,7 +28,7 @@ from sagaz_es.core.decide import (
 )
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
-from sagaz_es.core.state import SagaState, dump_state
+from sagaz_es.core.state import DEADLINE, SagaState, dump_state
 from sagaz_es.engine.attempts import (
     Attempts,
     Blobs,

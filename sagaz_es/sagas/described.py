@@ -114,8 +114,12 @@ def in_run(
         undo = step.compensation
         failure: BaseException | None = None
         if now.error_type:
-            own = error is not None and state is not None and state.failed_step == name
-            failure = error if own else SagaStepError(name, now.error_type, now.error_message)
+            own = state is not None and state.failed_step == name and not state.missed_deadline
+            failure = (
+                error
+                if own and error is not None
+                else SagaStepError(name, now.error_type, now.error_message)
+            )
         steps.append(
             SagaStep(
                 name,

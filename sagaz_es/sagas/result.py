@@ -16,7 +16,6 @@ from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.zones import zones_of
 from sagaz_es.errors import (
     SagaCompensationError,
-    SagaError,
     SagaExecutionError,
     SagaStepError,
     SagaTimeoutError,
@@ -105,10 +104,7 @@ def result_of(
     # A step that only computes leaves nothing in doubt. (Recorded sagas have no graph.)
     maybe = [name for name in maybe if name not in graph.by_name or graph.by_name[name].effects]
     pivots = completed_pivots(state, graph)
-    if state.status == "completed":
-        error = None
-    elif state.error_type and not (state.failed_step and type(error).__name__ == state.error_type):
-        error = error_of(state)
+    error = None if state.status == "completed" else error_of(state, error)
     steps = {name: "pending" for name in graph.order}
     steps.update({name: str(step.status) for name, step in state.steps.items()})
     status = SagaStatus(state.status)
@@ -147,15 +143,34 @@ def result_of(
     )
 
 
-def error_of(state: SagaState) -> SagaError | None:
-    """What a saga failed with, as the log has it: its step's error, or that its deadline passed."""
+def error_of(state: SagaState, own: BaseException | None = None) -> BaseException | None:
+    """What a saga failed with, as the log has it: its step's error (`own`, where that is the one
+    that the step raised here), or that its deadline passed, with the step's error as its cause."""
+    if state.missed_deadline:
+        late = SagaTimeoutError(state.failure[1])
+        late.__cause__ = _step_error(state, own) if state.failed_step else _last_tried(state)
+        return late
+    if not state.error_type:
+        return own
     if state.failed_step:
-        return SagaStepError(state.failed_step, state.error_type, state.error_message)
+        return _step_error(state, own)
     if state.error_type == SagaTimeoutError.__name__:
         return SagaTimeoutError(state.error_message)
-    if not state.error_type:
-        return None
     return SagaExecutionError(f"{state.error_type}: {state.error_message}")
+
+
+def _step_error(state: SagaState, own: BaseException | None) -> BaseException:
+    if own is not None and type(own).__name__ == state.error_type:
+        return own
+    return SagaStepError(state.failed_step, state.error_type, state.error_message)
+
+
+def _last_tried(state: SagaState) -> BaseException | None:
+    """The error of a step that was to be tried again."""
+    for name, step in state.steps.items():
+        if step.status == "pending" and step.error_type:
+            return SagaStepError(name, step.error_type, step.error_message)
+    return None
 
 
 def _tainted(graph: Graph, pivots: tuple[str, ...]) -> list[str]:

@@ -278,7 +278,7 @@ class Run:
                 if isinstance(entry, e.Event) and entry.saga_id == self._newest
             ),
             failed_step=state.failed_step,
-            error_type=state.error_type,
+            error_type=state.failure[0],
         )
 
     # --- a call of a step ---

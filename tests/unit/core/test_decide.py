@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sagaz_es.core import events as e
-from sagaz_es.core.decide import DEADLINE, Attempt, cancel, decide
+from sagaz_es.core.decide import Attempt, cancel, decide
 from sagaz_es.core.fold import advance, fold_all
 from sagaz_es.core.graph import Graph, StepNode
-from sagaz_es.core.state import SagaState
+from sagaz_es.core.state import DEADLINE, SagaState
 
 GRAPH = Graph(
     [
