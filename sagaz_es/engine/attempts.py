@@ -45,7 +45,7 @@ from sagaz_es.sagas.context import StepContext
 from sagaz_es.sagas.definition import Compensation, Definition, RecoveryAction, StepDefinition
 from sagaz_es.sagas.fan_out import RESULTS, child_name, starts_of
 from sagaz_es.sagas.inputs import context_texts
-from sagaz_es.sagas.observers import Observers
+from sagaz_es.sagas.observers import Observers, stops_the_task
 from sagaz_es.sagas.result import error_of
 from sagaz_es.sagas.typed import as_mapping
 
@@ -522,9 +522,9 @@ class Attempts:
             changed, _ = context.delta()
             if changed and self._definition.context_type is not None:
                 self._check_left(attempt.step, context, changed)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            if stops_the_task(error):
+                raise
             reason = f"its handler failed with {type(error).__name__}: {_message(error)}"
             return e.RecoveryDecided(attempt.step, manual, reason=reason)
         if changed and self._blobs is not None:
@@ -553,9 +553,9 @@ class Attempts:
             if answer is not None:
                 return await self._completed(attempt, context, None if answer is True else answer)
             reason = "its resolve function returned None: it does not know"
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            if stops_the_task(error):
+                raise
             self._keep(attempt.step, error)
             reason = f"its resolve function failed with {type(error).__name__}: {_message(error)}"
             if isinstance(error, TimeoutError) and limit.expired():

@@ -6,6 +6,7 @@ of a step that a replay reuses. What one raises is logged; the others still hear
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,16 @@ class Observers:
                 await _tell(getattr(listener, event, None), self._definition.name, step, ctx, *more)
 
 
+def stops_the_task(error: BaseException) -> bool:
+    """Whether an error that the user's code has let out means that this task is to end.
+
+    A CancelledError also comes from waiting for something else that was cancelled: then it is an
+    error like any other.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and bool(task and task.cancelling())
+
+
 async def _tell(function: Any, *args: Any) -> None:
     if function is None:
         return
@@ -74,5 +85,8 @@ async def _tell(function: Any, *args: Any) -> None:
         answer = function(*args)
         if inspect.isawaitable(answer):
             await answer
-    except (Exception, SystemExit, KeyboardInterrupt):  # sys.exit() ends nothing here
+    except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+        # Neither does sys.exit() end anything here.
+        if stops_the_task(error):
+            raise
         logger.exception("a hook or listener failed; the saga goes on")

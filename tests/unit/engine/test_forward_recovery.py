@@ -190,8 +190,8 @@ def test_a_handler_for_an_unknown_step_is_refused_when_the_class_is_made() -> No
                 return RecoveryAction.SKIP
 
 
-@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()])
-async def test_a_handler_that_would_end_the_process_leaves_it_to_a_person(
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_a_handler_that_would_end_more_than_itself_leaves_it_to_a_person(
     ending: BaseException,
 ) -> None:
     class Ending(Parcel):
@@ -281,8 +281,8 @@ async def test_resolve_says_what_happened(
     assert (result.status, calls) == (status, called)
 
 
-@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()])
-async def test_a_resolve_that_would_end_the_process_leaves_it_to_a_person(
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_a_resolve_that_would_end_more_than_itself_leaves_it_to_a_person(
     ending: BaseException,
 ) -> None:
     async def resolve(ctx: Any) -> Any:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from typing import Any, ClassVar
 
 import pytest
 
-from sagaz_es import Engine, Saga, SagaListener, SagaResult, SagaStatus, action, compensate
+from sagaz_es import (
+    Engine,
+    EngineConfig,
+    Saga,
+    SagaListener,
+    SagaResult,
+    SagaStatus,
+    action,
+    compensate,
+)
 from sagaz_es.errors import ConfigurationError, MissingDependencyError
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.sagas.listeners import (
@@ -34,7 +44,7 @@ def fresh() -> None:
 
 
 class Telling(SagaListener):
-    def __init__(self, *, broken: bool = False) -> None:
+    def __init__(self, broken: BaseException | None = None) -> None:
         self.broken = broken
 
     def __getattribute__(self, name: str) -> Any:
@@ -44,8 +54,8 @@ class Telling(SagaListener):
         async def tell(*args: Any) -> None:
             where = args[1] if name.startswith(("on_step", "on_comp")) else args[0]
             told.append(f"{name} {where}")
-            if self.broken:
-                raise RuntimeError("listener broke")
+            if self.broken is not None:
+                raise self.broken
 
         return tell
 
@@ -160,17 +170,71 @@ async def test_a_saga_that_completes_is_told_once() -> None:
     ]
 
 
+BROKEN = [RuntimeError("broke"), SystemExit(3), asyncio.CancelledError()]
+"""The last is what it gets that waits for something of its own which was cancelled."""
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=repr)
 async def test_one_that_raises_changes_nothing_and_the_next_still_hears(
-    caplog: pytest.LogCaptureFixture,
+    broken: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Listened):
         saga_name = "listened"
-        listeners: ClassVar[list[Any]] = [Telling(broken=True), Telling()]
+        listeners: ClassVar[list[Any]] = [Telling(broken), Telling()]
 
     result = await run(Broken, {})
     assert result.status is SagaStatus.COMPLETED
     assert told.count("on_saga_complete listened") == 2
     assert "the saga goes on" in caplog.text
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=repr)
+async def test_a_hook_that_raises_changes_nothing(broken: BaseException) -> None:
+    async def hook(ctx: Any, step: str, *more: Any) -> None:
+        told.append(f"hook of {step}")
+        raise broken
+
+    class Broken(Saga):
+        @action("reserve", on_enter=hook, on_success=hook, on_exit=hook)
+        async def reserve(self, ctx: Any) -> None:
+            told.append("reserve")
+
+        @compensate("reserve", on_compensate=hook)
+        async def release(self, ctx: Any) -> None:
+            told.append("release")
+
+        @action("charge", max_retries=0, on_failure=hook)
+        async def charge(self, ctx: Any) -> None:
+            raise ValueError("poor")
+
+    result = await run(Broken, {})
+    assert (result.status, str(result.error)) == (SagaStatus.ROLLED_BACK, "poor")
+    hook_of = "hook of reserve"
+    assert told == [
+        *(hook_of, "reserve", hook_of, hook_of),
+        *("hook of charge", hook_of, "release"),
+    ]
+
+
+async def test_an_engine_that_stops_does_not_wait_for_a_listener_that_hangs() -> None:
+    entered = asyncio.Event()
+
+    class Hanging(SagaListener):
+        async def on_step_success(self, *args: Any) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+    class Waiting(Listened):
+        saga_name = "listened"
+        listeners: ClassVar[list[Any]] = [Hanging()]
+
+    async with Engine(
+        MemoryEventLog(), sagas=[Waiting], config=EngineConfig(drain_seconds=0)
+    ) as engine:
+        await engine.start(Waiting, {})
+        await entered.wait()
+    # Its saga is left where it was, for the next engine.
+    assert told == ["enter reserve", "reserve", "success reserve {'r': 1}"]
 
 
 async def test_a_replay_tells_nothing_of_steps_that_it_reuses() -> None:
