@@ -373,8 +373,7 @@ class Serving:
         state = await self._adopt(partition, event.saga_id)
         branch = getattr(event.fact, "branch_saga_id", "")
         if state is not None and branch and state.branch == branch:
-            # It may be a late copy: the branch may have begun before what memory knows.
-            self.on_branched(partition, event, min(offset, max(0, partition.known_from - 1)))
+            self.on_branched(partition, event, offset)
 
     async def _adopt(self, partition: Partition, saga_id: str) -> SagaState | None:
         """Watch a saga of our partition that another engine runs, to take it over if that dies;

@@ -167,36 +167,6 @@ async def _accepted(host: Host, runner: SagaRunner) -> None:
             raise
 
 
-async def _launch_branch(
-    host: Host,
-    partition: Partition,
-    saga_id: str,
-    start: e.SagaStarted,
-    saga_name: str,
-    *,
-    fresh: bool = False,
-) -> SagaHandle:
-    """Start a branch whose ReplayBranched is in the log; starting it twice is starting it once.
-
-    `fresh`: this engine has just decided it under a new id. So memory knows whether it began,
-    whatever store and log have lost of what was before.
-    """
-    definition = host.registry.by_name(saga_name)
-    has_begun = saga_id in partition.cells or saga_id in partition.seen
-    if not (has_begun or fresh):
-        has_begun = await exists(host, partition, saga_id)
-    first: list[e.Fact] = [start]
-    if not has_begun and start.definition != definition.graph.fingerprint:
-        # Decided by an engine with other code, which died before the branch began.
-        state = branch_state(saga_id, saga_name, start)
-        first.append(await host.claim(state, "branch"))
-    if not has_begun and saga_id not in partition.cells:
-        if saga_id not in partition.seen:
-            state = SagaState(saga_id=saga_id, saga_name=saga_name, replay_id=start.replay_id)
-            return await _launch(host, partition, definition, state, *first)
-    return host.outcomes.handle(saga_id)
-
-
 async def begin_branch(
     host: Host,
     partition: Partition,
@@ -206,11 +176,28 @@ async def begin_branch(
     *,
     fresh: bool = False,
 ) -> SagaHandle:
-    """As `_launch_branch`, however often log and store fail, because it is decided. It holds the
-    mark until it has begun; of a partition that is handed over, the next owner begins it."""
+    """Start a branch whose ReplayBranched is in the log, however often log and store fail: it is
+    decided. It holds the mark until it has begun; of a partition that is handed over, the next
+    owner begins it. Starting it twice is starting it once.
+
+    `fresh`: this engine has just decided it under a new id. So memory knows whether it began,
+    whatever store and log have lost of what was before.
+    """
+    definition = host.registry.by_name(saga_name)
     while True:
         try:
-            handle = await _launch_branch(host, partition, saga_id, start, saga_name, fresh=fresh)
+            first: list[e.Fact] = [start]
+            has_begun = not fresh and await exists(host, partition, saga_id)
+            if not has_begun and start.definition != definition.graph.fingerprint:
+                # Decided by an engine with other code, which died before the branch began.
+                state = branch_state(saga_id, saga_name, start)
+                first.append(await host.claim(state, "branch"))
+            # No await between this look and the new cell: of two who begin it at once one does.
+            if has_begun or saga_id in partition.cells or saga_id in partition.seen:
+                handle = host.outcomes.handle(saga_id)
+            else:
+                state = SagaState(saga_id=saga_id, saga_name=saga_name, replay_id=start.replay_id)
+                handle = await _launch(host, partition, definition, state, *first)
             await begun(host, saga_id)  # by whoever was first: until then it stands nowhere
         except LostOwnership:
             if partition.leaving or partition.closed:
