@@ -547,6 +547,12 @@ MUTANTS = (
         "            return Decision(run=children)\n        until = state.failed_at",
         "            pass\n        until = state.failed_at",
     ),
+    Mutant(
+        "a step sees what is still on its way to the log",
+        "sagaz_es.engine.attempts",
+        "        seen = seen or self._look(attempt)\n",
+        "        seen = self._look(attempt)\n",
+    ),
 )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from random import Random
 
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold_all
 from sagaz_es.core.state import SagaState, load_state
+from sagaz_es.errors import SagaError
+from sagaz_es.reading.historical import HistoricalState
 from sagaz_es.reading.projector import Projector
 from sagaz_es.reading.time_travel import SagaHistory
 from sagaz_es.snapshots import from_us
@@ -58,10 +61,13 @@ class _StoreJudge:
             batch=self._random.choice((2, 100)),
             default_policy=self._simulation.plan.policy,
         )
-        await projector.run_until(timeout_s=60)
-        for parked in await self._kept.parked(1000):
-            if parked.saga_id in self._states:
-                await projector.drive(parked.saga_id, pass_over_undecodable=True)
+        try:
+            await projector.run_until(timeout_s=60)
+            for parked in await self._kept.parked(1000):
+                if parked.saga_id in self._states:
+                    await projector.drive(parked.saga_id, pass_over_undecodable=True)
+        except (SagaError, TimeoutError, ExceptionGroup) as error:
+            return [f"projection is not the fold: the projector ends with {error!r}"]
         found = [found async for found in self._compare()]
         for parked in await self._kept.parked(1000):
             if parked.saga_id in self._states:
@@ -95,23 +101,29 @@ class _StoreJudge:
         return fold_all(event for _, event in self._accepted[saga_id][:sequence])
 
     async def _travel(self, saga_id: str) -> AsyncIterator[str]:
-        history = SagaHistory(saga_id, self._log, self._store)
         events = [event for _, event in self._accepted[saga_id]]
         sequence = self._random.randint(1, len(events))
-        told = await history.state_at(sequence)
-        wanted = self._at(saga_id, sequence)
-        if not _same(told, wanted):
-            yield f"time travel is not the fold: {saga_id} at {sequence}: {told.sequence}"
         times = [self._at(saga_id, n).updated_at for n in range(1, len(events) + 1)]
         at = self._random.choice(times)
-        sequence = max(n for n, time in enumerate(times, 1) if time <= at)
-        told = await history.state_at(from_us(at))
-        if not _same(told, self._at(saga_id, sequence)):
-            yield f"time travel by time is not the fold: {saga_id} at {at}: {told.sequence}"
+        last = max(n for n, time in enumerate(times, 1) if time <= at)
+        for words, point, expected in (
+            ("time travel", sequence, sequence),
+            ("time travel by time", from_us(at), last),
+        ):
+            told = await self._told(saga_id, point)
+            if isinstance(told, SagaError) or not _same(told, self._at(saga_id, expected)):
+                said = repr(told) if isinstance(told, SagaError) else told.sequence
+                yield f"{words} is not the fold: {saga_id} at {point}: {said}"
+
+    async def _told(self, saga_id: str, point: int | datetime) -> HistoricalState | SagaError:
+        """The answer of the one who is judged, which may be that there is none."""
+        try:
+            return await SagaHistory(saga_id, self._log, self._store).state_at(point)
+        except SagaError as error:
+            return error
 
 
-def _same(told: object, state: SagaState) -> bool:
+def _same(told: HistoricalState, state: SagaState) -> bool:
     values = {key: from_text(text) for key, text in state.context.items()}
-    sequence, status = getattr(told, "sequence", 0), str(getattr(told, "status", ""))
-    context = getattr(told, "context", {})
-    return (sequence, status, context) == (state.sequence, state.status, values)
+    answer = told.sequence, str(told.status), told.context
+    return answer == (state.sequence, state.status, values)

@@ -107,6 +107,7 @@ def test_a_simulation_that_breaks_down_says_nothing_of_the_laws() -> None:
         "the mark passes sagas that are not finished",
         "steps are undone forwards",
         "the checkpoint is committed before the data",
+        "the state at a time is that before its first event",
     ],
 )
 def test_a_planted_bug_is_found(bug: str) -> None:
