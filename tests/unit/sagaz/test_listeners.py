@@ -126,6 +126,30 @@ async def run(saga: type[Saga] | Saga, context: dict[str, Any]) -> SagaResult:
         return await engine.run(saga, context)
 
 
+async def test_what_on_enter_sets_is_the_steps_own_change() -> None:
+    log, seen = MemoryEventLog(), []
+
+    def enter(ctx: Any, step: str, *more: Any) -> None:
+        ctx[f"entered {step}"] = ctx.attempt
+
+    async def charge(ctx: Any) -> None:
+        seen.append((ctx.attempt, dict(ctx)))
+        if ctx.attempt == 1:
+            raise ValueError("poor")
+
+    saga = Saga("entered").add_step(
+        "charge", charge, on_enter=enter, on_success=enter, on_exit=enter, retry_delay_seconds=0
+    )
+    saga.add_step("ship", lambda ctx: None, depends_on=["charge"])
+    async with Engine(log, sagas=[saga]) as engine:
+        result = await engine.run(saga, saga_id="s")
+        changes = await (await engine.history("s")).changes()
+    assert seen == [(1, {"entered charge": 1}), (2, {"entered charge": 2})]
+    assert result.context == {"entered charge": 2}, "and nothing of other attempts, other hooks"
+    set_by = [(change.step, change.changes["set"]) for change in changes if change.changes["set"]]
+    assert set_by == [("charge", {"entered charge": 2})]
+
+
 async def test_hooks_come_around_the_action_and_compensate_during_the_rollback() -> None:
     await run(Hooked, {"poor": True})
     assert told == [
