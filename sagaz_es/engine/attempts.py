@@ -651,10 +651,7 @@ def _key(state: SagaState, step: StepDefinition, attempt: Attempt) -> str:
     """The key of the effect, and of its undoing, which says whose effect it is: an inherited one
     has the key of the saga that made it, and one that was made again has another."""
     owner = (attempt.undo and state.step(step.name).owner) or state.saga_id
-    key = f"{owner}/{step.name}"
-    if step.idempotency_key:
-        first = owner == (state.root_saga_id or state.saga_id)
-        key = step.idempotency_key if first else f"{step.idempotency_key}/{owner}"
+    key = f"{owner}/{step.idempotency_key or step.name}"
     return f"{key}/compensation" if attempt.undo else key
 
 

@@ -208,11 +208,11 @@ class Definition:
         self.observed = bool(self.listeners) or any(s.hooks != _NO_HOOKS for s in listed)
         keys: dict[str, str] = {}
         for step in listed:
-            key = step.idempotency_key
-            if key is not None and keys.setdefault(key, step.name) != step.name:
+            key = step.idempotency_key or step.name
+            if keys.setdefault(key, step.name) != step.name:
                 raise DefinitionError(
                     f"saga {name!r}: steps {keys[key]!r} and {step.name!r} have the same "
-                    f"idempotency key {key!r}"
+                    f"idempotency key {key!r}: give one of them another idempotency_key"
                 )
 
 

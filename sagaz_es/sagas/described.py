@@ -128,7 +128,7 @@ def in_run(
                 SagaStepStatus(now.status),
                 from_text(now.result) if now.result else None,
                 failure,
-                step.idempotency_key or f"{saga_id}/{name}",
+                f"{saga_id}/{step.idempotency_key or name}",
                 step.retry.max_retries,
                 step.timeout_seconds,
                 undo.timeout_seconds if undo is not None else 30.0,
