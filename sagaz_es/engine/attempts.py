@@ -560,14 +560,6 @@ class Attempts:
             reason = f"its resolve function failed with {type(error).__name__}: {_message(error)}"
             if isinstance(error, TimeoutError) and limit.expired():
                 reason = f"its resolve function has not answered in {step.timeout_seconds:g} s"
-        logger.warning(
-            "saga %s (%s): nobody knows whether step %r happened: %s; a person has to say "
-            "(`sagaz-es saga resolve`)",
-            self._state.saga_id,
-            self._definition.name,
-            attempt.step,
-            reason,
-        )
         return e.StepOutcomeUnknown(attempt.step, attempt.attempt, reason)
 
     # --- telling ---

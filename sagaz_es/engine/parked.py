@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sagaz_es.core.state import SagaState
@@ -40,7 +41,7 @@ class Parked:
                 outcomes.expect(state.saga_id, outcome)
         if needs:
             self._stuck[state.saga_id] = waits_for_person(state)
-            warn_of_person(state)
+            warn_of_person(state, runner.in_vain)
             if state.caller_saga_id:
                 self._host.awake(state.caller_saga_id)  # who waits for its parent is told, too
         runner.cell.put_aside()
@@ -66,9 +67,13 @@ class Parked:
         )
 
 
-def warn_of_person(state: SagaState) -> None:
-    """Log what a person has to decide or repair about a saga, if anything."""
+def warn_of_person(state: SagaState, in_vain: Mapping[str, str] | None = None) -> None:
+    """Log what a person has to decide or repair about a saga, if anything. `in_vain`: why the
+    `resolve` of a step could not say what became of it."""
     why = waits_for_person(state)
+    if why and in_vain:
+        asked = [said for step, said in in_vain.items() if state.step(step).unresolved]
+        why = ": ".join(filter(None, (why, "; ".join(asked))))
     if why:
         about = {"saga_id": state.saga_id}
         logger.warning(

@@ -98,6 +98,7 @@ class SagaRunner:
         self._inline_step = ""
         self._reminders: dict[str, asyncio.TimerHandle] = {}  # of steps that were told to stop
         self._asked: set[tuple[str, str]] = set()  # what was asked about steps, in vain
+        self.in_vain: dict[str, str] = {}  # why `resolve` could not say what became of a step
         self._asking: dict[str, str] = {}  # what is asked now: step -> ask
         self._news_of: set[str] = set()  # steps that there was news of since they were asked about
         self._posting = 0  # facts from outside that are on their way
@@ -382,6 +383,7 @@ class SagaRunner:
             pass  # a person has said meanwhile what became of it
         elif asked == "resolve" and type(outcome) is e.StepOutcomeUnknown:
             self._asked.add((step, asked))
+            self.in_vain[step] = outcome.reason
             if not self.state.step(step).unresolved:  # asked again, it has the same to say
                 self._number(outcome)
         elif self._is_overtaken(step, outcome):
