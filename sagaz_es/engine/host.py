@@ -338,12 +338,14 @@ class Host:
         runner.cell.lost = True
         logger.warning(
             "saga %s (%s) is let go although %s does not end: its code does not accept that it is "
-            "cancelled. It runs on, unrecorded, and the step is run again by the next owner",
+            "cancelled. It runs on, unrecorded, until it ends or its event loop does, and the step "
+            "is run again by the next owner",
             saga_id,
             runner.definition.name,
             runner.what_runs,
             extra={"saga_id": saga_id},
         )
+        runner.leave_behind()
         self._abandoned[task] = saga_id
         task.add_done_callback(self._abandoned_has_ended)
         self._let_go(runner, parked=False)

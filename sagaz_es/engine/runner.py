@@ -210,6 +210,13 @@ class SagaRunner:
                 answer.set_exception(error)
                 answer.exception()
 
+    def leave_behind(self) -> None:
+        """What still runs here does not accept that it is cancelled: the event loop does not wait
+        for it when it ends, as `asyncio.run` would, without end."""
+        for task in (self._task, *self._running.values()):
+            if task is not None and not task.done():
+                asyncio.tasks._unregister_task(task)
+
     def drain(self) -> None:
         """Start nothing new; end when the running attempts have ended and are recorded."""
         self._draining = True

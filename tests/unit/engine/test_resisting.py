@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -253,3 +255,49 @@ async def test_who_cancels_a_saga_elsewhere_hears_which_step_does_not_end() -> N
         await asking.close()
         world.let_end.set()
         assert (await handle.result(30)).status is SagaStatus.CANCELLED
+
+
+PROGRAM = """
+import asyncio
+
+from sagaz_es import Saga, action, connect
+from sagaz_es.engine import serving
+from sagaz_es.engine.config import EngineConfig
+
+serving.CUT_OFF_SECONDS = 0.05
+begun = asyncio.Event()
+
+
+async def resist(ctx):
+    begun.set()
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            print("swallowed")
+
+
+async def main():
+    saga = Saga("s").add_step("hold", resist, depends_on=[])
+    for name in BESIDE:
+        saga.add_step(name, resist, depends_on=[])
+    config = EngineConfig(drain_seconds=0.01)
+    async with connect("memory://", sagas=[saga], config=config) as engine:
+        await engine.start(saga)
+        await begun.wait()
+    await asyncio.sleep(0)
+
+
+asyncio.run(main())
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("beside", [[], ["a", "b"]], ids=["alone", "beside others"])
+def test_a_program_ends_although_a_step_does_not(beside: list[str]) -> None:
+    program = PROGRAM.replace("BESIDE", repr(beside))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "ended"
+    assert (done.returncode, "step 'hold'" in done.stderr) == (0, True)
