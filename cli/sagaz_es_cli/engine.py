@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import click
 
 from sagaz_es.connect import INSTANCE_VARIABLE, connect
-from sagaz_es.engine.attempts import sagas_in_threads
+from sagaz_es.engine.calling import sagas_in_threads
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
 from sagaz_es.errors import MissingDependencyError, SagaError

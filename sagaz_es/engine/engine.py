@@ -19,8 +19,8 @@ from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
 from sagaz_es.engine import compensations, decisions, replayer, requests, starting
-from sagaz_es.engine.attempts import check_size
 from sagaz_es.engine.config import EngineConfig, SystemClock
+from sagaz_es.engine.fact_sizes import check_size
 from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.late_store import LateStore, opened

@@ -16,7 +16,7 @@ from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.admission import Admission, in_saga
-from sagaz_es.engine.attempts import current_saga
+from sagaz_es.engine.calling import current_saga
 from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.changes import claim
 from sagaz_es.engine.children import Children

@@ -29,19 +29,15 @@ from sagaz_es.core.decide import (
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import DEADLINE, SagaState, dump_state
-from sagaz_es.engine.attempts import (
-    Attempts,
-    Blobs,
-    Children,
-    Outcome,
-    Seen,
-    fact_size,
-    stopped_because,
-)
+from sagaz_es.engine.attempts import Attempts
 from sagaz_es.engine.cell import Cell
+from sagaz_es.engine.child_attempts import Children, Outcome
+from sagaz_es.engine.contexts import Blobs, Seen
 from sagaz_es.engine.deadline import Deadlines, remind
+from sagaz_es.engine.fact_sizes import fact_size
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.saga_time import SagaTime
+from sagaz_es.engine.step_errors import stopped_because
 from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, PivotUndecided, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock
@@ -120,12 +116,12 @@ class SagaRunner:
     @property
     def error(self) -> BaseException | None:
         """The failing step's own exception, while it is at hand."""
-        return self._attempts.error
+        return self._attempts.errors.last
 
     @property
     def scalars(self) -> dict[str, tuple[str, Any]]:
         """What its steps have read: key -> text and value; see `values_of`."""
-        return self._attempts.values
+        return self._attempts.contexts.values
 
     @property
     def state(self) -> SagaState:
@@ -261,12 +257,12 @@ class SagaRunner:
         try:
             while True:
                 attempts, wake_at, stop = self._decide()
-                seen = self._attempts.look(attempts)
+                seen = self._attempts.contexts.look(attempts)
                 if self._out:
                     began = type(self._out[0].fact) is e.SagaStarted
                     await self._send()
-                    if self._attempts.observed:
-                        await self._attempts.tell(began)
+                    if self._attempts.telling is not None:
+                        await self._attempts.telling.tell(began)
                 if self._cancel_decided is not None:
                     if not self._cancel_decided.done():
                         self._cancel_decided.set_result(None)

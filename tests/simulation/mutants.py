@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "a step runs before its start is confirmed",
         "sagaz_es.engine.runner",
-        "                    await self._send()\n                    if self._attempts.observed:",
-        "                    self._send()\n                    if self._attempts.observed:",
+        "                    await self._send()\n                    if self._attempts.telling is",
+        "                    self._send()\n                    if self._attempts.telling is",
     ),
     Mutant(
         "a gap before an append is not read",
@@ -332,13 +332,13 @@ MUTANTS = (
     ),
     Mutant(
         "each attempt has a key of its own",
-        "sagaz_es.engine.attempts",
-        'key = f"{owner}/{step.name}"',
+        "sagaz_es.engine.contexts",
+        'key = f"{owner}/{step.idempotency_key or step.name}"',
         'key = f"{owner}/{step.name}/{state.step(step.name).attempt}"',
     ),
     Mutant(
         "an inherited effect is undone under the branch's own key",
-        "sagaz_es.engine.attempts",
+        "sagaz_es.engine.contexts",
         "owner = (attempt.undo and state.step(step.name).owner) or state.saga_id",
         "owner = state.saga_id",
     ),
@@ -549,7 +549,7 @@ MUTANTS = (
     ),
     Mutant(
         "a step sees what is still on its way to the log",
-        "sagaz_es.engine.attempts",
+        "sagaz_es.engine.contexts",
         "        seen = seen or self._look(attempt)\n",
         "        seen = self._look(attempt)\n",
     ),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es.engine.attempts import current_saga
+from sagaz_es.engine.calling import current_saga
 from sagaz_es.engine.containment import contain_exits
 
 ENDINGS = [SystemExit(3), KeyboardInterrupt()]

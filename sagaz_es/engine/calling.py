@@ -1,0 +1,40 @@
+"""Calls what an author wrote: a coroutine function here, any other function in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+current_saga: ContextVar[str] = ContextVar("sagaz_es_current_saga", default="")
+"""The id of the saga whose code runs, also in its threads: for log lines."""
+
+
+async def call(function: Any, *args: Any) -> Any:
+    """Call a step's function: a coroutine function here, any other one in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*args)
+    value = await asyncio.to_thread(_in_thread, function, args)
+    return await value if inspect.isawaitable(value) else value
+
+
+_in_threads: dict[int, str] = {}  # by the thread's identity: the saga whose code runs in it
+
+
+def sagas_in_threads() -> list[str]:
+    """Sagas of which a thread of this process runs code now, also code that nobody waits for any
+    more: a thread cannot be stopped."""
+    return sorted(set(_in_threads.copy().values()))
+
+
+def _in_thread(function: Any, args: tuple[Any, ...]) -> Any:
+    thread = threading.get_ident()
+    _in_threads[thread] = current_saga.get()
+    try:
+        return function(*args)
+    except StopIteration as error:  # no future can hold it: the step would never end
+        raise RuntimeError("the step raised StopIteration") from error
+    finally:
+        del _in_threads[thread]
