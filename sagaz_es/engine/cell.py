@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from sagaz_es.codec.compress import pack, unpack
+from sagaz_es.core.events import Request
 from sagaz_es.core.state import SagaState, dump_state, load_state
 from sagaz_es.engine.accepted import Accepted
 
@@ -28,6 +29,7 @@ class Cell:
         "_aside",
         "accepted",
         "ahead_us",
+        "asked",
         "begin",
         "checkpointed_at",
         "lost",
@@ -47,6 +49,7 @@ class Cell:
         self.begin = begin  # offset of its first record; -1: not in the log yet
         self.lost = False
         self.quiet_since = LONG_AGO  # of one that is not ours: when something was heard of it
+        self.asked: Request | None = None  # of one that is not ours: the first that came
         self.checkpointed_at = 0  # µs
         self.ahead_us = 0  # how far the saga's own time is before this engine's clock
         self._aside: tuple[bytes, int, str, bool] | None = None  # state, start, graph, under way

@@ -221,6 +221,9 @@ class Serving:
             return
         cell.ours = True
         runner = self._host.carry_on(partition, cell, definition, (claimed,), taken_over=True)
+        asked, cell.asked = cell.asked, None
+        if isinstance(asked, e.CancelRequested) and asked.request_id not in partition.answered:
+            runner.cancel_first(asked)  # what is taken back at once runs no step again
         runner.ready = asyncio.get_running_loop().create_future()
         await asyncio.wait([runner.ready])  # until the claim stands, or is lost
 
@@ -343,6 +346,9 @@ class Serving:
         elif request.request_id not in partition.held:  # else it is being answered
             # It holds the mark also where it is left to the next owner.
             partition.held[request.request_id] = record.offset
+            cell = partition.cells.get(request.saga_id)
+            if cell is not None and not cell.ours and cell.asked is None:
+                cell.asked = request
             if not partition.leaving:
                 self._host.answer(partition, record)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import ParallelFailureStrategy, Saga, SagaStatus
+from sagaz_es import EngineConfig, ParallelFailureStrategy, Saga, SagaStatus
 from sagaz_es.core import events as e
 from sagaz_es.errors import PivotPassed, SagaEnded, SagaNotFound
 from sagaz_es.log.memory import MemoryEventLog
@@ -60,6 +60,30 @@ async def test_a_cancel_returns_once_it_stands_in_the_log() -> None:
         await cancelling
         assert "CompensationStarted" in await story(log, "s")
         assert (await handle.result()).status is SagaStatus.CANCELLED
+
+
+async def test_what_is_to_be_cancelled_runs_no_step_again_where_it_is_taken_over() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    gate = ledger.gate("charge")
+    first = engine_on(log, ledger=ledger, config=EngineConfig(drain_seconds=0))
+    await first.open()
+    await first.start(OrderSaga, saga_id="s")
+    await gate.entered()
+    await first.close()  # and no engine is there
+    asker = engine_on(log, ledger=ledger)
+    await asker.open(join=False)
+    end = (await log.bounds(0)).end
+    cancelling = asyncio.create_task(asker.cancel("s", reason="customer called", actor="ann"))
+    while (await log.bounds(0)).end == end:  # noqa: ASYNC110 - until the request stands
+        await asyncio.sleep(0)
+    async with engine_on(log, ledger=ledger) as engine:
+        await cancelling
+        result = await (await engine.handle("s")).result()
+    await asker.close()
+    assert result.status is SagaStatus.CANCELLED
+    assert result.unknown_step_names == ["charge"]
+    assert ledger.order == ["reserve", "charge", "undo reserve"]
+    assert (await facts(log, "s"))[-1] == e.SagaCancelled("customer called", "ann")
 
 
 async def test_a_cancel_stops_the_running_step_and_undoes_the_finished_ones_in_reverse() -> None:
