@@ -131,6 +131,22 @@ start()
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("where", ["msgspec", "click"])
+def test_an_interruption_while_the_program_is_loaded_is_no_traceback(where: str) -> None:
+    code = f"""
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {where!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from sagaz_es_cli.start import start
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_importing_it_imports_no_optional_package() -> None:
     code = "import json, sys, sagaz_es; print(json.dumps(list(sys.modules)))"
     imported = {name.split(".")[0] for name in json.loads(run(code))}

@@ -180,11 +180,8 @@ def _add_resolve(group: click.Group) -> None:
     )
     @_asking_options
     @click.option("--step", metavar="STEP", required=True, help="The step of unknown outcome.")
-    @click.option(
-        "--happened/--not-happened",
-        default=None,
-        help="Whether its effect is in the world. One of both is required.",
-    )
+    @click.option("--happened", is_flag=True, help="Its effect is in the world.")
+    @click.option("--not-happened", is_flag=True, help="It is not. One of both is required.")
     @click.option(
         "--result",
         type=JsonValue(),
@@ -195,7 +192,8 @@ def _add_resolve(group: click.Group) -> None:
         settings: Settings,
         saga_id: str,
         step: str,
-        happened: bool | None,
+        happened: bool,
+        not_happened: bool,
         result: Any,
         reason: str,
         actor: str | None,
@@ -203,8 +201,8 @@ def _add_resolve(group: click.Group) -> None:
         resources: str | None,
     ) -> None:
         """Say what became of a step of unknown outcome; saga ID goes on from there."""
-        if happened is None:
-            raise click.UsageError("say --happened or --not-happened")
+        if happened == not_happened:
+            raise click.UsageError("say either --happened or --not-happened")
         if result is not None and not happened:
             raise click.UsageError("--result is of a step that happened")
 

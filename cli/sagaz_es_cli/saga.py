@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sagaz_es.core.state import SagaStatus
+from sagaz_es.core.stuck import waits_for_person
 from sagaz_es.engine.engine import Engine
 from sagaz_es.errors import SagaError, SagaExecutionError, SagaNotFound, SagaStepError
 from sagaz_es.reading.historical import HistoricalState, plain
@@ -79,6 +80,8 @@ def start(
         handle = await engine.start(name, context, saga_id=saga_id, actor=user())
         with unless_interrupted(f"saga {handle.saga_id!r}", here=bool(engine.host.partitions)):
             result = await handle.result()
+        if not result.success and (why := waits_for_person(await engine.current(result.saga_id))):
+            note(f"saga {result.saga_id!r} waits for a person: {why}")
         record = {
             "saga_id": result.saga_id,
             "saga_name": result.saga_name,

@@ -54,6 +54,13 @@ def test_a_saga_that_does_not_complete_is_status_1(shop: Shop, ledger: Ledger) -
     assert ledger() == ["reserve", "release"]
 
 
+def test_a_saga_that_waits_for_a_person_says_for_what(shop: Shop, ledger: Ledger) -> None:
+    given = shop.run("saga", "start", "parcel", "--saga-id", "p-1", "--app", "tests.cli.desk")
+    assert (given.status, given.json["status"]) == (1, "forward_recovery")
+    why = "how to go on from step 'ship' (saga recover)"
+    assert given.stderr.splitlines() == [f"saga 'p-1' waits for a person: {why}"]
+
+
 def test_the_same_id_twice_is_the_same_saga(shop: Shop, ledger: Ledger) -> None:
     start = ("saga", "start", "order", "--saga-id", "o-1", "--context", '{"token": "good"}')
     first = shop.run(*start, "--app", APP)

@@ -179,8 +179,13 @@ def test_what_did_not_happen_has_failed(desk: Shop, ledger: Ledger) -> None:
     assert ledger() == ["pay"]
 
 
+EITHER = "say either --happened or --not-happened"
+
+
 def test_whether_it_happened_has_to_be_said(desk: Shop) -> None:
-    assert told(desk, "resolve", "--step", "pay").status == 2
+    for neither_or_both in ((), ("--happened", "--not-happened")):
+        given = told(desk, "resolve", "--step", "pay", *neither_or_both)
+        assert (given.status, given.error) == (2, f"Error: {EITHER}")
     given = told(desk, "resolve", "--step", "pay", "--not-happened", "--result", "1")
     assert (given.status, given.error) == (2, "Error: --result is of a step that happened")
 
