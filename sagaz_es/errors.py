@@ -658,17 +658,23 @@ class ReplayError(SagaError):
 
 
 class PlanBlocked(RequestRefusedError, ReplayError):
-    """A plan holds steps that would have to be undone and cannot be."""
+    """A plan holds steps that would have to be undone and cannot be. `reasons`: of each, why."""
 
-    def __init__(self, saga_id: str, steps: tuple[str, ...]) -> None:
-        super().__init__(saga_id, steps)
-        self.saga_id, self.steps = saga_id, steps
+    def __init__(self, saga_id: str, steps: tuple[str, ...], reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(saga_id, steps, reasons)
+        self.saga_id, self.steps, self.reasons = saga_id, steps, reasons
 
     def __str__(self) -> str:
-        allow = " ".join(f"--allow {step}" for step in self.steps)
+        reasons = self.reasons or ("its effect stands and cannot be undone",) * len(self.steps)
+        steps = [f"step {s!r} ({why})" for s, why in zip(self.steps, reasons, strict=True)]
+        more = f" and {len(steps) - 5} more" if len(steps) > 5 else ""
+        options = " ".join(f"--allow {step}" for step in self.steps)
         return (
-            f"the replay of saga {self.saga_id!r} is blocked by {_names(self.steps)}: the effect "
-            f"stands and cannot be undone; if it may happen again, allow it by name: {allow}"
+            f"the replay of saga {self.saga_id!r} is blocked by {', '.join(steps[:5])}{more}. "
+            f"If it may happen again, allow it by name: allow={list(self.steps)!r} or {options}. "
+            "If not, it has to be reused: replay from a step that it does not depend on "
+            "(from_step or --from-step), and leave what it read as it was (context_override or "
+            "--override)"
         )
 
 

@@ -334,7 +334,8 @@ async def _check_runnable(host: Host, plan: ReplayPlan, dry_run: bool = False) -
             raise RecordedStillRunning(plan.head_saga_id)
         raise SagaStillRunning(plan.head_saga_id, plan.head_status, plan.saga_id)
     if plan.blocked:
-        raise PlanBlocked(plan.saga_id, plan.blockers)
+        reasons = tuple(step.reason for step in plan.steps if step.step in plan.blockers)
+        raise PlanBlocked(plan.saga_id, plan.blockers, reasons)
     head = await current_state(host.log, host.store, plan.head_saga_id)
     if head is None or head.sequence != plan.head_sequence:
         raise PlanOutdated(plan.saga_id, _what_moved(head))

@@ -160,7 +160,7 @@ def test_a_blocked_replay_is_refused(shop: Shop, ledger: Ledger) -> None:
     run = ("replay", "run", "o-1", "--from-step", "ship", "--app", APP)
     given = shop.run(*run)
     assert (given.status, given.stdout) == (3, "")
-    assert "blocked by 'ship'" in given.error and "--allow ship" in given.error
+    assert "blocked by step 'ship'" in given.error and "--allow ship" in given.error
     dry = shop.run(*run, "--dry-run")
     assert (dry.status, dry.json["plan"]["blocked"]) == (3, True)
     assert ledger() == ["reserve", "charge", "ship"]

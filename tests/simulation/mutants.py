@@ -453,8 +453,8 @@ MUTANTS = (
     Mutant(
         "a plan that is blocked is run",
         "sagaz_es.engine.replayer",
-        "    if plan.blocked:\n        raise PlanBlocked",
-        "    if False:\n        raise PlanBlocked",
+        "    if plan.blocked:\n        reasons",
+        "    if False:\n        reasons",
     ),
     Mutant(
         "a plan allows what nobody has allowed",

@@ -206,8 +206,17 @@ async def test_in_a_dag_only_the_point_and_what_depends_on_it_runs_again() -> No
     assert sorted(ledger.standing) == ["a", "b", "c", "d", "e"]
 
 
-@pytest.mark.parametrize("option", ["pivot", "at_most_once", "no compensation"])
-async def test_what_cannot_be_undone_blocks_until_it_is_allowed_by_name(option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("pivot", "it is a pivot"),
+        ("at_most_once", "it may run at most once"),
+        ("no compensation", "it has no compensation"),
+    ],
+)
+async def test_what_cannot_be_undone_blocks_until_it_is_allowed_by_name(
+    option: str, why: str
+) -> None:
     ledger, log = Ledger(), MemoryEventLog(1)
 
     async def undo(result: Any, ctx: Any) -> Any:
@@ -227,11 +236,18 @@ async def test_what_cannot_be_undone_blocks_until_it_is_allowed_by_name(option: 
             True,
             ("pay",),
         )
-        with pytest.raises(PlanBlocked, match="--allow pay"):
+        with pytest.raises(PlanBlocked) as blocked:
             await engine.replay(plan)
         assert (await story(log, "s"), ledger.calls) == (before, calls)
         allowed = await engine.plan_replay("s", "pay", allow=["pay"])
         assert (await engine.replay(allowed)).success
+    assert str(blocked.value) == (
+        "the replay of saga 's' is blocked by step 'pay' (its effect stands, it is the point of "
+        f"the replay, and {why}). If it may happen again, allow it by name: allow=['pay'] or "
+        "--allow pay. If not, it has to be reused: replay from a step that it does not depend on "
+        "(from_step or --from-step), and leave what it read as it was (context_override or "
+        "--override)"
+    )
     assert ledger.standing == ["a", "pay", "pay"], "it was allowed to happen again"
 
 
