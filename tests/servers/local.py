@@ -231,7 +231,7 @@ def postgresql(settings: Mapping[str, str], port: int) -> ProcessBox:
 
 def prepare_postgresql() -> Path:
     """Where PostgreSQL's programs are."""
-    return Path(_fetched("postgresql"))
+    return Path(fetched("postgresql"))
 
 
 def _broker(directory: Path, properties: Mapping[str, str], *options: str) -> ProcessBox:
@@ -246,12 +246,12 @@ def _java(*options: str) -> list[str]:
 
 
 def _kafka() -> Path:
-    return Path(_fetched("kafka"))
+    return Path(fetched("kafka"))
 
 
 @cache
-def _fetched(name: str) -> str:
-    """The directory of a server, fetched first if it is not there yet."""
+def fetched(name: str) -> str:
+    """The directory of what scripts/services.sh fetches by this name, now if need be."""
     environment = os.environ | {"PYTHON": sys.executable}
     command = [str(SERVICES), name]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)

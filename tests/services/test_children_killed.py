@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,10 @@ from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
 from tests.services import children_worker
 from tests.services.children_worker import Order, Payment
+from tests.services.running import Processes
 
-ROOT = Path(__file__).parents[2]
 ORDERS = 6
+PARTITIONS = 3
 PLACES = [
     "order ChildStarted",  # decided, and the child has not begun
     "payment SagaStarted",
@@ -30,37 +27,6 @@ PLACES = [
     "payment CompensationStarted",
     "payment SagaRolledBack",
 ]
-
-
-@pytest.fixture(params=["sqlite", "kafka"])
-def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/log.db"
-    namespace = request.getfixturevalue("kafka_namespace")
-    bootstrap = request.getfixturevalue("kafka_bootstrap")
-    return f"kafka://{bootstrap}/{namespace}?partitions=3"
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def worker(log_url: str, place: str, tmp_path: Path) -> subprocess.Popen[str]:
-    """A process that starts all orders which are not there yet, and dies at this place."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.services.children_worker", log_url, str(ORDERS), place],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "LEDGER": str(tmp_path / "ledger")},
-    )
 
 
 def keys(tmp_path: Path) -> dict[str, set[str]]:
@@ -78,11 +44,12 @@ async def outcome(engine: Engine, saga_id: str) -> str:
 
 
 async def test_killed_between_a_parent_and_its_child_both_end_and_nothing_is_doubled(
-    log_url: str, processes: list[subprocess.Popen[str]], tmp_path: Path
+    log_url: str, processes: Processes, tmp_path: Path
 ) -> None:
     for place in [*PLACES, ""]:
-        process = worker(log_url, place, tmp_path)
-        processes.append(process)
+        # It starts all orders that are not there yet, and dies at this place.
+        ledger = str(tmp_path / "ledger")
+        process = processes.start("children_worker", log_url, str(ORDERS), place, LEDGER=ledger)
         if place:
             assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL, place
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +20,9 @@ from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from tests.services.decisions_worker import SAGAS
+from tests.services.running import Processes
 
-ROOT = Path(__file__).parents[2]
+PARTITIONS = 1
 REQUEST = "r-1"
 Ask = Callable[[Engine, str], Awaitable[object]]
 
@@ -91,39 +90,15 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["sqlite", "kafka"])
-def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/log.db"
-    namespace = request.getfixturevalue("kafka_namespace")
-    bootstrap = request.getfixturevalue("kafka_bootstrap")
-    return f"kafka://{bootstrap}/{namespace}?partitions=1"
-
-
 Worker = Callable[[str], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def worker(log_url: str, tmp_path: Path) -> Iterator[Worker]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start(request_id: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.services.decisions_worker", log_url, request_id],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LEDGER": str(tmp_path / "ledger")},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+def worker(processes: Processes, log_url: str, tmp_path: Path) -> Worker:
+    ledger = str(tmp_path / "ledger")
+    return lambda request_id: processes.start(
+        "decisions_worker", log_url, request_id, LEDGER=ledger
+    )
 
 
 @asynccontextmanager

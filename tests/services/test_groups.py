@@ -16,9 +16,8 @@ from sagaz_es.connect import open_log
 from sagaz_es.errors import SagaIdTaken
 from sagaz_es.sagas.result import SagaHandle
 from tests.helpers import accepted_story, story
+from tests.services.running import Ledger, Workers, until
 from tests.services.takeover_worker import Order as WorkerOrder
-from tests.services.test_takeover import Ledger, until
-from tests.services.test_worker import Workers
 
 pytestmark = pytest.mark.asyncio
 

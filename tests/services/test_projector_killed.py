@@ -6,8 +6,7 @@ import asyncio
 import random
 import signal
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,9 @@ from sagaz_es.ports import EventLog, ProjectionStore
 from sagaz_es.reading.projector import Projector
 from sagaz_es.testing.contracts.histories import declined_facts, history, order_facts
 from sagaz_es_projections.verify import verify
+from tests.services.running import Processes
 
-ROOT = Path(__file__).parents[2]
+PARTITIONS = 3
 BEFORE = dump_policy(SnapshotPolicy(SnapshotStrategy.BEFORE_EACH_STEP))
 SAGAS = {
     **{f"order-{n}": history(f"order-{n}", order_facts(policy=BEFORE)) for n in range(400)},
@@ -30,13 +30,7 @@ SAGAS = {
 
 ENDED = {"completed": 400, "rolled_back": 100}
 
-
-@pytest.fixture(params=["sqlite", "kafka"])
-def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/log.db"
-    namespace = request.getfixturevalue("kafka_namespace")
-    return f"kafka://{request.getfixturevalue('kafka_bootstrap')}/{namespace}?partitions=3"
+Worker = Callable[[int], "subprocess.Popen[str]"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -65,32 +59,16 @@ async def store(store_url: str, log: EventLog) -> AsyncIterator[ProjectionStore]
 
 
 @pytest.fixture
-def start(log_url: str, store_url: str) -> Iterator[Worker]:
-    worker = Worker(log_url, store_url)
-    yield worker
-    for process in worker.started:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+def start(processes: Processes, log_url: str, store_url: str) -> Worker:
+    """Starts a projector with batches of so many records."""
 
-
-class Worker:
-    """Starts projectors in processes of their own."""
-
-    def __init__(self, log_url: str, store_url: str) -> None:
-        self._urls = (log_url, store_url)
-        self.started: list[subprocess.Popen[str]] = []
-
-    def __call__(self, batch: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.services.projector_worker", *self._urls]
-        process = subprocess.Popen(
-            [*command, str(batch)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        self.started.append(process)
+    def started(batch: int) -> subprocess.Popen[str]:
+        process = processes.start("projector_worker", log_url, store_url, str(batch))
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         return process
+
+    return started
 
 
 async def fill(log: EventLog) -> None:

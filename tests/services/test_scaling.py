@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.test_takeover import Ledger, ledger, log_url, processes, said, until, worker
-
-__all__ = ["ledger", "log_url", "processes"]  # fixtures
+from tests.services.running import Ledger, Processes, charges, said, until, worker
 
 STEPS = ("reserve", "charge-begins", "charge", "ship")
 IN_FLIGHT = 4
@@ -29,22 +27,9 @@ def most_at_once(ledger: Ledger, process: subprocess.Popen[str]) -> int:
     return most
 
 
-async def charges(ledger: Ledger, process: subprocess.Popen[str], more: int) -> None:
-    """Until this process has charged so many more orders than now."""
-    pid = str(process.pid)
-
-    def count() -> int:
-        return sum(row[4] == pid for row in ledger.rows("charge"))
-
-    wanted = count() + more
-    async with asyncio.timeout(100):
-        while count() < wanted:  # noqa: ASYNC110 - a file of other processes
-            await asyncio.sleep(0.05)
-
-
 @pytest.mark.timeout(240)
 async def test_from_one_engine_to_four_and_back_under_load_no_step_runs_twice_and_none_is_missing(
-    log_url: str, ledger: Ledger, processes: list[subprocess.Popen[str]], tmp_path: Path
+    log_url: str, ledger: Ledger, processes: Processes, tmp_path: Path
 ) -> None:
     enough = tmp_path / "enough"
     options = {"MAX_IN_FLIGHT": str(IN_FLIGHT), "LOAD_UNTIL": str(enough)}
@@ -73,7 +58,7 @@ async def test_from_one_engine_to_four_and_back_under_load_no_step_runs_twice_an
 
 
 async def test_starts_that_waited_when_their_engine_was_killed_run_in_the_next_one(
-    log_url: str, ledger: Ledger, processes: list[subprocess.Popen[str]]
+    log_url: str, ledger: Ledger, processes: Processes
 ) -> None:
     orders, options = 30, {"MAX_IN_FLIGHT": str(IN_FLIGHT)}
     first = worker(processes, log_url, ledger, orders, 3600, 0, **options)
@@ -96,7 +81,7 @@ async def test_starts_that_waited_when_their_engine_was_killed_run_in_the_next_o
 
 
 async def test_what_was_under_way_in_a_killed_engine_runs_within_the_bound_of_the_next_ones(
-    log_url: str, ledger: Ledger, processes: list[subprocess.Popen[str]]
+    log_url: str, ledger: Ledger, processes: Processes
 ) -> None:
     orders, options = 40, {"MAX_IN_FLIGHT": str(IN_FLIGHT)}
     first = worker(processes, log_url, ledger, orders, 3600, 0, MAX_IN_FLIGHT="0")

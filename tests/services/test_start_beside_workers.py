@@ -9,39 +9,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
-from tests.services.test_takeover import ROOT, Ledger, until
-from tests.services.test_worker import APP, Workers, all_completed, order
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
-
-
-@pytest.fixture(params=["sqlite", "kafka"])
-def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/log.db"
-    namespace = request.getfixturevalue("kafka_namespace")
-    bootstrap = request.getfixturevalue("kafka_bootstrap")
-    return f"kafka://{bootstrap}/{namespace}?partitions=4"
-
-
-@pytest.fixture
-def workers(log_url: str, ledger: Ledger) -> Iterator[Workers]:
-    found = Workers(log_url, ledger)
-    yield found
-    for worker in found.started:
-        worker.process.kill()
-        worker.process.wait()
-        worker.lines.close()
+from tests.services.running import APP, ROOT, Ledger, Workers, until
+from tests.services.test_worker import all_completed, order
 
 
 def command(log: str, ledger: Ledger, *more: str) -> subprocess.Popen[str]:

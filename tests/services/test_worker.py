@@ -3,117 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from sagaz_es import SagaStatus, connect
 from sagaz_es_cli.health import STUCK_SECONDS, alive, ready
 from tests.servers import KafkaServer
+from tests.services.running import Ledger, Workers, until
 from tests.services.takeover_worker import Order
-from tests.services.test_takeover import ROOT, Ledger, until
 
 ORDERS = 12
-APP = "tests.services.takeover_worker:Order"
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
-
-
-@pytest.fixture(params=["sqlite", "kafka"])
-def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/log.db"
-    namespace = request.getfixturevalue("kafka_namespace")
-    bootstrap = request.getfixturevalue("kafka_bootstrap")
-    return f"kafka://{bootstrap}/{namespace}?partitions=4"
-
-
-class Workers:
-    """Starts workers on one log; their charges take `seconds`."""
-
-    def __init__(self, log: str, ledger: Ledger) -> None:
-        self.log, self.ledger = log, ledger
-        self.started: list[Worker] = []
-
-    def start(self, seconds: float, *options: str) -> Worker:
-        run = ("engine", "run", "--log", self.log, "--app", APP, "--health-port", "0", *options)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sagaz_es_cli", *run, "--log-format", "json"],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "LEDGER": str(self.ledger.path),
-                "CHARGE_SECONDS": str(seconds),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.started.append(Worker(process))
-        return self.started[-1]
-
-
-class Worker:
-    """A process that was told `engine run`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        self.process, self.lines = process, process.stderr
-        self.url = self._said("health: ").split()[1].removesuffix("/healthz")
-
-    def _said(self, start: str) -> str:
-        for line in self.lines:
-            message: str = json.loads(line)["message"]
-            if message.startswith(start):
-                return message
-        raise AssertionError(f"the worker ended before it said {start!r}")
-
-    async def probe(self, page: str) -> tuple[int, dict[str, Any]]:
-        return await asyncio.to_thread(self._probe, page)
-
-    def _probe(self, page: str) -> tuple[int, dict[str, Any]]:
-        try:
-            with urllib.request.urlopen(self.url + page, timeout=10) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as refused:
-            return refused.code, json.load(refused)
-
-    async def ready(self) -> dict[str, Any]:
-        """Its health, once it serves."""
-        async with asyncio.timeout(60):
-            while True:
-                status, body = await self.probe("/readyz")
-                if status == 200:
-                    return body
-
-    async def ended(self) -> int:
-        """Its exit status."""
-        async with asyncio.timeout(60):
-            await asyncio.to_thread(self.lines.read)
-            return await asyncio.to_thread(self.process.wait)
-
-
-@pytest.fixture
-def workers(log_url: str, ledger: Ledger) -> Iterator[Workers]:
-    found = Workers(log_url, ledger)
-    yield found
-    for worker in found.started:
-        worker.process.kill()
-        worker.process.wait()
-        worker.lines.close()
 
 
 async def order(log: str, number: int) -> None:

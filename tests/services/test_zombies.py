@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from sagaz_es import SagaStatus, connect
 from sagaz_es.connect import open_log
@@ -20,25 +15,18 @@ from sagaz_es.reading.projector import Projector
 from sagaz_es.storage.postgresql import PostgreSQLProjectionStore
 from sagaz_es.testing.contracts.histories import history
 from sagaz_es_projections.verify import verify
+from tests.services.running import Ledger, Processes, said, until, worker
 from tests.services.takeover_worker import Order
-from tests.services.test_takeover import ROOT, Ledger, processes, said, until, worker
-
-__all__ = ["processes"]  # the fixture
 
 ORDERS = 6
 PATIENCE_S = 90.0
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
 
 
 async def test_an_engine_that_wakes_after_its_sagas_were_taken_over_begins_nothing_more(
     kafka_bootstrap: str,
     kafka_namespace: str,
     ledger: Ledger,
-    processes: list[subprocess.Popen[str]],
+    processes: Processes,
 ) -> None:
     url = f"kafka://{kafka_bootstrap}/{kafka_namespace}?partitions=2&session_timeout_ms=1000"
     frozen = worker(processes, url, ledger, ORDERS, 1.0)
@@ -77,25 +65,11 @@ async def test_an_engine_that_wakes_after_its_sagas_were_taken_over_begins_nothi
     assert {count for order, count in ledger.count("reserve").items()} == {1}
 
 
-@pytest.fixture
-def frozen_projector(
-    tmp_path: Path, postgresql_url: str
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The URL of a log, and a projector of it that will freeze in the middle of a commit."""
-    log = f"sqlite:///{tmp_path}/log.db"
-    command = [sys.executable, "-m", "tests.services.frozen_projector", log, postgresql_url]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    yield log, process
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-
-
 async def test_a_projector_that_freezes_inside_its_transaction_does_not_hold_up_the_next_one(
-    frozen_projector: tuple[str, subprocess.Popen[str]], postgresql_url: str
+    processes: Processes, postgresql_url: str, tmp_path: Path
 ) -> None:
-    url, process = frozen_projector
+    url = f"sqlite:///{tmp_path}/log.db"
+    process = processes.start("frozen_projector", url, postgresql_url)
     log, store = open_log(url), PostgreSQLProjectionStore(postgresql_url)
     await log.open()
     for number in range(40):

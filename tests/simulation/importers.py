@@ -18,6 +18,7 @@ from sagaz_es.core import events as e
 from sagaz_es.errors import SagaError
 from sagaz_es.recording.importing import import_csv
 from sagaz_es.testing.simulation import Process, SimulatedLog, SimulatedStore
+from tests.simulation.programs import Program
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Simulation
@@ -28,11 +29,11 @@ FILES = Path(tempfile.mkdtemp(prefix="sagaz-es-simulation-"))
 atexit.register(shutil.rmtree, FILES, ignore_errors=True)
 
 
-class Import:
+class Import(Program):
     """A file and who imports it, through all lives. `rows`: saga, step and second of each."""
 
     def __init__(self, simulation: Simulation, number: int, seed: int) -> None:
-        self._simulation, self._number = simulation, number
+        super().__init__(simulation, f"importer-{number}")
         random = Random(f"{seed} rows")
         self.rows = [
             (f"{NAME}-{seed}-{random.randrange(3)}", f"row-{row}", random.randrange(20))
@@ -40,29 +41,17 @@ class Import:
         ]
         # A row of a saga that others record may stand or be refused, by who was first.
         self.others = [("recorded-0", "of-others", 5)] if seed == 1 else []
-        self._seed, self._lives = seed, 0
-        self.done = False
-        self.process = Process(simulation.loop, f"importer-{number}.0")
+        self._seed = seed
 
     @property
     def path(self) -> Path:
         return FILES / f"{self._simulation.plan.seed}-{self._seed}.csv"
 
     def boot(self) -> None:
-        self._lives += 1
-        lines = [
-            f"{saga},{step},2025-06-01T10:00:{at:02}" for saga, step, at in self.rows + self.others
-        ]
+        rows = self.rows + self.others
+        lines = [f"{saga},{step},2025-06-01T10:00:{at:02}" for saga, step, at in rows]
         self.path.write_text("\n".join(["case,step,at", *lines]))
-        simulation = self._simulation
-        process = self.process = Process(simulation.loop, f"importer-{self._number}.{self._lives}")
-        process.on_change.append(lambda: self._changed(process))
-        process.spawn(self._serve(process))
-
-    def _changed(self, process: Process) -> None:
-        if not process.alive and not self.done:
-            self._simulation.trace(f"{process.name} dies")
-            self._simulation.loop.in_world(1.0, self.boot)
+        super().boot()
 
     async def _serve(self, process: Process) -> None:
         simulation = self._simulation

@@ -16,6 +16,7 @@ from sagaz_es.core import events as e
 from sagaz_es.errors import SagaError
 from sagaz_es.recording.recorder import SagaRecorder
 from sagaz_es.testing.simulation import Process, SimulatedLog
+from tests.simulation.programs import Program
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Simulation
@@ -23,30 +24,16 @@ if TYPE_CHECKING:
 NAME = "recorded"
 
 
-class Recording:
+class Recording(Program):
     """One service, through all its lives. `confirmed`: what it was told that it stands."""
 
     def __init__(
         self, simulation: Simulation, number: int, saga_id: str, facts: int, remembered: int
     ) -> None:
-        self._simulation, self._number = simulation, number
+        super().__init__(simulation, f"recorder-{number}")
+        self._number = number
         self.saga_id, self._facts, self._remembered = saga_id, facts, remembered
         self.confirmed: list[str] = []  # names of steps
-        self.done = False
-        self._lives = 0
-        self.process = Process(simulation.loop, f"recorder-{number}.0")
-
-    def boot(self) -> None:
-        self._lives += 1
-        simulation = self._simulation
-        process = self.process = Process(simulation.loop, f"recorder-{self._number}.{self._lives}")
-        process.on_change.append(lambda: self._changed(process))
-        process.spawn(self._serve(process))
-
-    def _changed(self, process: Process) -> None:
-        if not process.alive and not self.done:
-            self._simulation.trace(f"{process.name} dies")
-            self._simulation.loop.in_world(1.0, self.boot)
 
     async def _serve(self, process: Process) -> None:
         simulation = self._simulation

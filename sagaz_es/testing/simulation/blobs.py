@@ -11,24 +11,16 @@ from sagaz_es.errors import StorageFailed, Unreachable
 from sagaz_es.testing.simulation.broker import DEADLINE_S, Broker
 from sagaz_es.testing.simulation.points import caller
 from sagaz_es.testing.simulation.processes import Process
+from sagaz_es.testing.simulation.server import Server
 
 
-class Bucket:
+class Bucket(Server):
     """What all processes' blob stores stand on. `gone`: keys that it does not find."""
 
     def __init__(self, broker: Broker) -> None:
-        self.broker = broker
+        super().__init__(broker)
         self.kept: dict[str, bytes] = {}  # whatever was put, for whoever judges
         self.gone: set[str] = set()
-        self.down_until = 0.0
-
-    @property
-    def is_down(self) -> bool:
-        return self.broker.loop.time() < self.down_until
-
-    def restart(self, seconds: float) -> None:
-        """It is away for a while."""
-        self.down_until = self.broker.loop.time() + seconds
 
 
 class SimulatedBlobs:

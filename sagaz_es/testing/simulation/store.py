@@ -11,25 +11,17 @@ from sagaz_es.storage.memory import MemoryProjectionStore
 from sagaz_es.testing.simulation.broker import DEADLINE_S, Broker
 from sagaz_es.testing.simulation.points import PORTS, caller
 from sagaz_es.testing.simulation.processes import Process
+from sagaz_es.testing.simulation.server import Server
 
 WRITES = frozenset({"commit", "save_snapshot", "delete_snapshot", "save_replay", "forget"})
 
 
-class Database:
-    """What all processes' stores stand on, and until when it is gone."""
+class Database(Server):
+    """What all processes' stores stand on; what it had committed it has after an outage, too."""
 
     def __init__(self, broker: Broker) -> None:
-        self.broker = broker
+        super().__init__(broker)
         self.kept = MemoryProjectionStore(clock=broker.loop)
-        self.down_until = 0.0
-
-    @property
-    def is_down(self) -> bool:
-        return self.broker.loop.time() < self.down_until
-
-    def restart(self, seconds: float) -> None:
-        """It is gone for a while; what it had committed it still has."""
-        self.down_until = self.broker.loop.time() + seconds
 
 
 class SimulatedStore:
