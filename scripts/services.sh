@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# services.sh [kafka] [postgresql] [redis] [s3]: fetch pinned real servers for the tests, once.
+# services.sh [kafka] [postgresql] [redis] [s3] [faketime]: fetch pinned real servers for the tests, once.
 #
 # Without names: kafka and postgresql. They go to ${XDG_CACHE_HOME:-~/.cache}/sagaz-es, one directory a
 # server and version; what is there already is not asked for again, so a second run needs no network.
 # Java and Maven are installed when missing, where that is possible (as root on Debian or Ubuntu).
-# On standard output: a line `name=directory` for each server (PostgreSQL: its bin directory).
+# On standard output: a line `name=directory` for each server (PostgreSQL: its bin directory). faketime is
+# no server: libfaketime, which has a process see another time of day, for tests of clocks that differ.
 # SAGAZ_ES_POSTGRESQL_BIN, the bin directory of an installed PostgreSQL, is used instead of a fetched one.
 set -euo pipefail
 
@@ -176,10 +177,24 @@ s3() { # SeaweedFS
     echo "s3=$directory"
 }
 
+faketime() { # Debian's package, unpacked beside the system
+    local directory=$cache/faketime
+    if [ ! -d "$directory" ]; then
+        command -v apt-get >/dev/null || fail "libfaketime is fetched with apt-get, which is not there"
+        fetching "libfaketime"
+        mkdir -p "$new/faketime/deb"
+        [ "$(id -u)" != 0 ] || apt-get update -qq >&2
+        (cd "$new/faketime/deb" && apt-get download -qq libfaketime >&2)
+        dpkg -x "$new"/faketime/deb/*.deb "$new/faketime"
+        mv "$new/faketime" "$directory"
+    fi
+    echo "faketime=$directory"
+}
+
 [ $# -gt 0 ] || set -- kafka postgresql
 for server; do
     case $server in
-    kafka | postgresql | redis | s3) "$server" ;;
-    *) fail "unknown server $server; known: kafka postgresql redis s3" ;;
+    kafka | postgresql | redis | s3 | faketime) "$server" ;;
+    *) fail "unknown server $server; known: kafka postgresql redis s3 faketime" ;;
     esac
 done
