@@ -397,11 +397,15 @@ async def verify_checkpoint(log: EventLog, checkpoint: Checkpoint, store: str = 
     await verify_record(log, checkpoint.partition, checkpoint.last_identity)
 
 
+_OFFSET_DIGITS = 18  # what a log can be asked for
+
+
 async def verify_record(log: EventLog, partition: int, identity: str) -> None:
     """Whether the log still holds a record, by its `identity_of`; if not, raises LogReplaced,
-    LogTruncated. One that retention has passed, or without identity, is taken to have stood."""
+    LogTruncated. One that retention has passed, or whose identity is missing or damaged (people can
+    write into a mark's note), is taken to have stood."""
     place, _, expected = identity.partition("/")
-    if not expected:
+    if not expected or not (place.isascii() and place.isdecimal()) or len(place) > _OFFSET_DIGITS:
         return
     offset = int(place)
     try:

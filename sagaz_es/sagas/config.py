@@ -168,7 +168,7 @@ class SagaConfig:
     def from_env(cls, load_dotenv: bool = True) -> SagaConfig:
         """From SAGAZ_ES_LOG and SAGAZ_ES_STORE, or sagaz's SAGAZ_STORAGE_URL and SAGAZ_BROKER_URL;
         SAGAZ_METRICS, SAGAZ_TRACING and SAGAZ_LOGGING are true or false. `load_dotenv`: variables
-        that are not set are read from `.env`."""
+        that are not set are read from `.env`. Raises ConfigurationError."""
         known = dict(_dotenv(Path(".env"))) if load_dotenv else {}
         known.update(os.environ)
         log, store = known.get("SAGAZ_ES_LOG") or None, known.get("SAGAZ_ES_STORE") or None
@@ -345,8 +345,12 @@ def _variable(match: re.Match[str]) -> str:
 def _dotenv(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
     pairs = []
-    for line in path.read_text().splitlines():
+    for line in text.splitlines():
         key, found, value = line.removeprefix("export ").partition("=")
         if found and not key.lstrip().startswith("#"):
             pairs.append((key.strip(), value.strip().strip("'\"")))

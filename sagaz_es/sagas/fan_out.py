@@ -21,6 +21,7 @@ EACH = "*"
 RESULTS = "results"
 MAX_CHILDREN = 1000
 """Of one step: the recorded graph, and the work of each decision, grow with them."""
+_DIGITS = len(str(MAX_CHILDREN))
 
 
 def child_name(child: str, start: Mapping[str, str]) -> str:
@@ -31,9 +32,10 @@ def child_name(child: str, start: Mapping[str, str]) -> str:
 def one_of(name: str) -> tuple[str, int] | None:
     """Of which saga, and how many, a saga of this name starts; None: it is no such saga."""
     child, star, count = name.rpartition(EACH)
-    if not (child and star and count.isascii() and count.isdecimal()) or int(count) > MAX_CHILDREN:
-        return None
-    return (child, int(count)) if str(int(count)) == count else None
+    if not (child and star and count.isascii() and count.isdecimal()) or len(count) > _DIGITS:
+        return None  # any text may stand there, also a number that is too long for `int`
+    number = int(count)
+    return (child, number) if number <= MAX_CHILDREN and str(number) == count else None
 
 
 def starts_of(step: str, value: Any) -> dict[str, str]:

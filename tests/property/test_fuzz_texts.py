@@ -4,6 +4,7 @@ parser's docstring says. Nothing else is raised, nothing hangs, nothing takes me
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -19,22 +20,28 @@ from sagaz_es.codec.values import from_text, to_text
 from sagaz_es.connect import LOG_SCHEMES, STORE_SCHEMES, open_log, open_store, parse_url
 from sagaz_es.core.effects import load_effects
 from sagaz_es.core.graph import parse_graph
+from sagaz_es.core.history import parse_path, value_at
 from sagaz_es.core.snapshot import parse_policy
 from sagaz_es.engine.groups import read_note
 from sagaz_es.errors import (
     ConfigurationError,
     InvalidOverride,
+    LogReplaced,
+    LogTruncated,
     SagaError,
     UndecodableRecord,
     UnknownRecordType,
     UnstorableValue,
 )
 from sagaz_es.log.memory import MemoryEventLog
+from sagaz_es.reading.historical import as_point
+from sagaz_es.reading.projection import verify_record
 from sagaz_es.recording.importing import import_csv
-from sagaz_es_cli.options import When
+from sagaz_es.sagas.fan_out import one_of
+from sagaz_es_cli.options import JsonObject, JsonValue, Time, When
 from sagaz_es_cli.overrides import parse_object, parse_overrides, parse_value
 from sagaz_es_cli.times import parse_time
-from tests.property.mutation import fuzzed, mutated_text, slowly
+from tests.property.mutation import fuzzed, mutated_bytes, mutated_text, slowly
 
 URLS = st.sampled_from(
     [
@@ -132,6 +139,88 @@ def test_a_time_or_point_is_read_or_refused(text: str) -> None:
         When().convert(text, None, None)
     except click.BadParameter:
         pass
+
+
+@fuzzed
+@given(mutated_text(TIMES) | st.text(max_size=20))
+@example("9" * 5000)
+@example("0001-01-01T00:00:00+23:59")
+@example("9999-12-31T23:59:59-23:59")
+def test_a_point_or_a_time_that_a_program_gives_is_read_or_refused(text: str) -> None:
+    try:
+        assert as_point(text) is not None
+    except ConfigurationError:
+        pass
+    try:
+        Time().convert(text, None, None)
+    except click.BadParameter:
+        pass
+
+
+@fuzzed
+@given(mutated_text(OBJECTS) | st.text(max_size=20))
+@example("[" * 5000)
+@example("-1" + "0" * 5000)
+def test_json_on_the_command_line_is_read_or_refused(text: str) -> None:
+    if text.startswith("@") or text == "-":
+        return  # a file, or what is piped in
+    for kind in (JsonValue(), JsonObject()):
+        try:
+            kind.convert(text, None, None)
+        except click.BadParameter:
+            pass
+
+
+@fuzzed
+@given(
+    mutated_text(st.sampled_from(["order.items[3].price", "['a.b'].c[\"d\"]"]))
+    | st.text(max_size=20)
+)
+@example("a[" + "9" * 5000 + "]")
+def test_a_path_into_a_context_leads_somewhere_or_nowhere(text: str) -> None:
+    try:
+        parse_path(text)
+    except ValueError:
+        pass
+    value_at({"order": {"items": [{}, {"price": 3}]}, "a.b": {"c": {"d": 1}}}, text)
+
+
+@fuzzed
+@given(mutated_text(st.just("payment*12")) | st.text(max_size=20))
+@example("payment*" + "9" * 5000)
+@example("payment*²")
+def test_a_sagas_name_says_what_it_starts_or_nothing(text: str) -> None:
+    found = one_of(text)
+    assert found is None or f"{found[0]}*{found[1]}" == text
+
+
+@fuzzed
+@given(mutated_text(st.just("0/StepStarted order-17 3")) | st.text(max_size=20))
+@example("9" * 30 + "/x")
+@example("²/x")
+def test_a_place_in_the_log_that_is_damaged_is_taken_to_have_stood_or_refused(text: str) -> None:
+    async def verified() -> None:
+        log = MemoryEventLog(1)
+        await log.open()
+        await verify_record(log, 0, text)
+
+    try:
+        asyncio.run(verified())
+    except (LogReplaced, LogTruncated):
+        pass
+
+
+@slowly
+@given(mutated_bytes(st.just(b"SAGAZ_ES_LOG=kafka://h/o\nexport SAGAZ_METRICS='no'\n")))
+@example(b"SAGAZ_STORAGE_URL=\xff\n")
+@example(b"SAGAZ_STORAGE_URL=redis://[::1\n")
+def test_a_dotenv_file_is_read_or_refused(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        Path(".env").write_bytes(data)
+        try:
+            SagaConfig.from_env()
+        except ConfigurationError:
+            pass
 
 
 @fuzzed
