@@ -217,6 +217,11 @@ class Summary(Struct, frozen=True, gc=False):
     replay_id: str = ""
     recorded: bool = False
 
+    @property
+    def place(self) -> tuple[int, str]:
+        """Where it stands in lists; see `ProjectionStore.summaries`."""
+        return self.started_at, self.saga_id
+
 
 class DefinitionCount(Struct, frozen=True, gc=False):
     """How many sagas of one name, recorded definition and status there are."""
@@ -318,9 +323,15 @@ class ProjectionStore(Protocol):
         saga_name: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        after: tuple[int, str] | None = None,
     ) -> tuple[Summary, ...]:
         """Newest start first; of equal starts, by saga id. With the starts that wait, as pending,
-        of sequence 0."""
+        of sequence 0.
+
+        `after`: only those that come behind this place, a start (µs) and a saga id; see
+        `Summary.place`. A list is read to its end by it: each page costs the same, and sagas that
+        begin meanwhile move nothing. `offset` counts from there.
+        """
 
     async def count_by_status(self) -> dict[str, int]: ...
     async def count_by_definition(self) -> tuple[DefinitionCount, ...]:

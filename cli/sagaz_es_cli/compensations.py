@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.ports import ProjectionStore
 from sagaz_es_cli import exits
 from sagaz_es_cli.asking import STATE_KEYS, asked, state_record, user
+from sagaz_es_cli.listed import go_on, place_of
 from sagaz_es_cli.opening import reading, run
 from sagaz_es_cli.options import (
     LIMIT,
@@ -19,6 +21,7 @@ from sagaz_es_cli.options import (
     Group,
     Settings,
     actor_option,
+    after_option,
     command,
     resources_option,
     timeout_option,
@@ -46,31 +49,35 @@ def compensations() -> None:
     examples="""
         sagaz-es compensations list
         sagaz-es compensations list --name order --format json
+        sagaz-es compensations list --after order-4711
         """,
 )
 @click.option("--name", metavar="NAME", help="Only of sagas of this name.")
 @click.option("--limit", type=LIMIT, default=100, show_default=True)
-def list_stuck(settings: Settings, name: str | None, limit: int) -> None:
-    """List compensations that failed for good, of the newest sagas first.
+@after_option
+def list_stuck(settings: Settings, name: str | None, limit: int, after: str | None) -> None:
+    """List compensations that failed for good, of the newest sagas first, a page at a time:
+    as many as --limit says, and all of the last saga.
 
     `since` is when their saga ended. Those that were let be, or that a branch of their saga has to
     do now, are not among them.
     """
 
-    async def work() -> list[tuple[SagaState, str]]:
+    async def work() -> tuple[list[_Stuck], bool]:
         async with reading(settings) as opened:
-            return await _stuck(await opened.up_to_date_store(), name, limit + 1)
+            store = await opened.up_to_date_store()
+            return await _page(store, name, limit, await place_of(store, after))
 
-    found = run(work())
+    found, more = run(work())
     records = [
         {
-            "saga_id": state.saga_id,
-            "saga_name": state.saga_name,
-            "step": step,
-            "error": f"{state.step(step).error_type}: {state.step(step).error_message}",
-            "since": iso(state.ended_at),
+            "saga_id": one.saga_id,
+            "saga_name": one.saga_name,
+            "step": one.step,
+            "error": one.error,
+            "since": iso(one.ended_at),
         }
-        for state, step in found[:limit]
+        for one in found
     ]
 
     def view() -> list[Block]:
@@ -88,36 +95,51 @@ def list_stuck(settings: Settings, name: str | None, limit: int) -> None:
                 record["saga_name"],
                 record["step"],
                 shown(record["since"])[:19],
-                age(state.ended_at),
+                age(one.ended_at),
                 record["error"],
             )
-            for record, (state, _) in zip(records, found, strict=False)
+            for record, one in zip(records, found, strict=True)
         ]
         return [Rows(columns, rows, empty="no compensation is stuck")]
 
     emit(settings.format, records, view)
-    if len(found) > limit:
-        note(f"there are more than these {limit}; see --limit and --name")
+    if more:
+        note(go_on(len(found), found[-1].saga_id, "--limit and --name"))
 
 
-async def _stuck(
-    store: ProjectionStore, name: str | None, limit: int
-) -> list[tuple[SagaState, str]]:
-    found: list[tuple[SagaState, str]] = []
-    offset = 0
-    while len(found) < limit:
-        page = await store.summaries(
-            status=SagaStatus.FAILED, saga_name=name, limit=PAGE, offset=offset
-        )
+@dataclass(frozen=True, slots=True)
+class _Stuck:
+    saga_id: str
+    saga_name: str
+    step: str
+    error: str
+    ended_at: int
+
+
+async def _page(
+    store: ProjectionStore, name: str | None, limit: int, after: tuple[int, str] | None
+) -> tuple[list[_Stuck], bool]:
+    """Those of whole sagas, and whether there are more. Law (memory): no more is held at a time
+    than they are, and the heads of one page of failed sagas."""
+    found: list[_Stuck] = []
+    while page := await store.summaries(
+        status=SagaStatus.FAILED, saga_name=name, limit=PAGE, after=after
+    ):
         heads = await store.heads([summary.saga_id for summary in page])
         for summary in page:
             state = heads.get(summary.saga_id)
-            if state is not None and not state.branch:
-                found += [(state, step) for step in stuck_steps(state)]
-        if len(page) < PAGE:
-            break
-        offset += PAGE
-    return found[:limit]
+            steps = () if state is None or state.branch else stuck_steps(state)
+            if steps and len(found) >= limit:
+                return found, True
+            found += [_stuck(state, step) for step in steps if state is not None]
+        after = page[-1].place
+    return found, False
+
+
+def _stuck(state: SagaState, step: str) -> _Stuck:
+    now = state.step(step)
+    error = f"{now.error_type}: {now.error_message}"
+    return _Stuck(state.saga_id, state.saga_name, step, error, state.ended_at)
 
 
 # --- retry, skip ----------------------------------------------------------------------------------

@@ -102,6 +102,16 @@ LIMIT = click.IntRange(1, 2**31 - 1)
 """How many of something: what every store can count."""
 
 
+def after_option(function: AnyFunction) -> AnyFunction:
+    """For lists that are longer than a page."""
+    option = click.option(
+        "--after",
+        metavar="ID",
+        help="Go on behind this saga: the last one of the page before, with the same options.",
+    )
+    return option(function)
+
+
 class JsonValue(click.ParamType[Any]):
     """JSON; `@file` reads it from a file, `-` from stdin."""
 

@@ -60,12 +60,9 @@ async def look(
     found = {fingerprint: Looked() for fingerprint in most}
     seen: set[str] = set()  # a saga may move to another page, or status, meanwhile
     for status in (status for status in SagaStatus if status not in ENDED):
-        offset = 0
+        last: tuple[int, str] | None = None
         while any(looked.at < most[key] for key, looked in found.items()):
-            page = await store.summaries(
-                status=status, saga_name=saga_name, limit=PAGE, offset=offset
-            )
-            offset += len(page)
+            page = await store.summaries(status=status, saga_name=saga_name, limit=PAGE, after=last)
             ours = [one.saga_id for one in page if one.definition in found and not one.recorded]
             heads = await store.heads(saga_id for saga_id in ours if saga_id not in seen)
             seen.update(ours)
@@ -84,4 +81,5 @@ async def look(
                     looked.why = looked.why or exits.sentence_of(error)
             if len(page) < PAGE:
                 break
+            last = page[-1].place
     return found

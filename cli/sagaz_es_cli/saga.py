@@ -15,7 +15,7 @@ from sagaz_es.reading.lookup import current_state
 from sagaz_es_cli import exits
 from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
-from sagaz_es_cli.listed import Listed, listed, waiting_sagas
+from sagaz_es_cli.listed import Listed, go_on, listed, place_of, waiting_sagas
 from sagaz_es_cli.opening import Reading, reading, run, unless_interrupted
 from sagaz_es_cli.options import (
     LIMIT,
@@ -23,6 +23,7 @@ from sagaz_es_cli.options import (
     JsonObject,
     Settings,
     actor_option,
+    after_option,
     command,
     resources_option,
     timeout_option,
@@ -128,6 +129,7 @@ def _told(error: BaseException | None) -> str | None:
         sagaz-es saga list
         sagaz-es saga list --status failed --name order --limit 20
         sagaz-es saga list --waiting
+        sagaz-es saga list --status failed --after order-4711
         sagaz-es saga list --log kafka://broker:9092/orders --store postgresql://db/sagas
         """,
 )
@@ -142,10 +144,18 @@ def _told(error: BaseException | None) -> str | None:
     "--waiting", is_flag=True, help="Only sagas that are paused, or wait for a person otherwise."
 )
 @click.option("--limit", type=LIMIT, default=100, show_default=True)
+@after_option
 def list_sagas(
-    settings: Settings, status: str | None, name: str | None, waiting: bool, limit: int
+    settings: Settings,
+    status: str | None,
+    name: str | None,
+    waiting: bool,
+    limit: int,
+    after: str | None,
 ) -> None:
-    """List sagas, newest first; those that are pending are starts that wait for room in an engine.
+    """List sagas, newest first, a page at a time.
+
+    Those that are pending are starts that wait for room in an engine.
 
     `error` also says where a saga is set aside: its status is that before the record that cannot be
     read. --waiting looks at each saga that can be waiting: at those unfinished, and at failed ones.
@@ -154,11 +164,14 @@ def list_sagas(
     async def work() -> tuple[list[Listed], dict[str, str]]:
         async with reading(settings) as opened:
             store = await opened.up_to_date_store()
+            place = await place_of(store, after)
             # One more than asked for tells whether there are more.
             if waiting:
-                found = await waiting_sagas(store, status, name, limit + 1)
+                found = await waiting_sagas(store, status, name, limit + 1, place)
             else:
-                some = await store.summaries(status=status, saga_name=name, limit=limit + 1)
+                some = await store.summaries(
+                    status=status, saga_name=name, limit=limit + 1, after=place
+                )
                 found = await listed(store, some)
             return found, await opened.set_aside([one.summary.saga_id for one in found])
 
@@ -203,12 +216,12 @@ def list_sagas(
             for one in found
             for summary in (one.summary,)
         ]
-        chosen = "no saga fits" if status or name or waiting else "there are no sagas yet"
+        chosen = "no saga fits" if status or name or waiting or after else "there are no sagas yet"
         return [Rows(columns, rows, empty=chosen)]
 
     emit(settings.format, records, view)
     if len(all_found) > limit:
-        note(f"there are more than these {limit}; see --limit, --status and --name")
+        note(go_on(limit, found[-1].summary.saga_id, "--limit, --status and --name"))
     if aside:
         note("some are set aside, see their error and `sagaz-es doctor`")
 

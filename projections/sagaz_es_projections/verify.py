@@ -190,9 +190,9 @@ class _Check:
 
     async def foreign(self, partitions: frozenset[int]) -> None:
         """Compare the list of sagas: what it says of each, and that the log knows them."""
-        offset = 0
+        last: tuple[int, str] | None = None
         while True:
-            page = await self._store.summaries(limit=PAGE, offset=offset)
+            page = await self._store.summaries(limit=PAGE, after=last)
             heads = await self._store.heads([summary.saga_id for summary in page])
             for summary in page:
                 if self._log.partition_of(summary.saga_id) not in partitions:
@@ -208,7 +208,7 @@ class _Check:
                         self._differs(summary.saga_id, "summary", "it is not what the head says")
             if len(page) < PAGE:
                 return
-            offset += PAGE
+            last = page[-1].place
 
     def _differs(self, saga_id: str, what: str, detail: str) -> None:
         if len(self.differences) < self._max:

@@ -103,15 +103,17 @@ async def summaries(
 ) -> list[dict[str, Any]]:
     """Sagas as plain data, newest first; `limit=None`: all of them."""
     found: list[Summary] = []
+    last: tuple[int, str] | None = None
     async with standalone.engine_of(config) as engine:
         while engine.store is not None and (limit is None or len(found) < limit):
             size = PAGE if limit is None else min(PAGE, limit - len(found))
             page = await engine.store.summaries(
-                status=status, saga_name=saga_name, limit=size, offset=len(found)
+                status=status, saga_name=saga_name, limit=size, after=last
             )
             found += page
             if len(page) < size:
                 break
+            last = page[-1].place
     return [
         {
             "saga_id": each.saga_id,

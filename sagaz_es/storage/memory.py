@@ -112,6 +112,7 @@ class MemoryProjectionStore:
         saga_name: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        after: tuple[int, str] | None = None,
     ) -> tuple[Summary, ...]:
         chosen = [
             head
@@ -119,7 +120,10 @@ class MemoryProjectionStore:
             if (status is None or head.status == status)
             and (saga_name is None or head.saga_name == saga_name)
         ]
-        chosen.sort(key=lambda head: (-head.started_at, head.saga_id))
+        chosen.sort(key=_place)
+        if after is not None:
+            behind = (-after[0], after[1])
+            chosen = [head for head in chosen if _place(head) > behind]
         return tuple(summary_of(head) for head in chosen[offset : offset + limit])
 
     async def count_by_status(self) -> dict[str, int]:
@@ -333,3 +337,8 @@ class InMemorySnapshotStorage(StoreSnapshotStorage[MemoryProjectionStore]):
         opener: Opener | None = None,
     ) -> None:
         super().__init__(store or MemoryProjectionStore(), blobs=blobs, opener=opener)
+
+
+def _place(head: SagaState) -> tuple[int, str]:
+    """Its place in lists."""
+    return -head.started_at, head.saga_id

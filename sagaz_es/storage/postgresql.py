@@ -180,13 +180,19 @@ class PostgreSQLProjectionStore:
         saga_name: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        after: tuple[int, str] | None = None,
     ) -> tuple[Summary, ...]:
         name = None if saga_name is None else key_of(saga_name)
         chosen = {"status": status, "saga_name": name}
         given = {column: value for column, value in chosen.items() if value is not None}
-        where = " AND ".join(f"{column} = ${n}" for n, column in enumerate(given, 3)) or "true"
+        wanted = [f"{column} = ${n}" for n, column in enumerate(given, 3)]
+        values: list[Any] = list(given.values())
+        if after is not None:
+            wanted.append(sql.BEHIND.format(start=len(values) + 3, saga_id=len(values) + 4))
+            values += [after[0], key_of(after[1])]
+        where = " AND ".join(wanted) or "true"
         query = f"{sql.SUMMARY} WHERE {where} ORDER BY started_at DESC, saga_id LIMIT $1 OFFSET $2"
-        rows = await self.database.rows(query, limit, offset, *given.values())
+        rows = await self.database.rows(query, limit, offset, *values)
         return tuple(map(self._summary, rows))
 
     def _summary(self, row: Record) -> Summary:

@@ -86,6 +86,7 @@ SUMMARY = f"""SELECT saga_id, saga_name, status, sequence, started_at, updated_a
     definition, parent_saga_id, root_saga_id, replay_id, recorded,
     CASE WHEN {HASHED.format(column="saga_id")} OR {HASHED.format(column="saga_name")}
     THEN head END AS head FROM sagaz_sagas"""
+BEHIND = "started_at <= ${start} AND (started_at < ${start} OR saga_id > ${saga_id})"
 COUNT_BY_DEFINITION = """SELECT counted.status, counted.count, one.head FROM (
     SELECT status, count(*) AS count, min(saga_id) AS saga_id FROM sagaz_sagas
     WHERE sequence > 0 GROUP BY saga_name, definition, status) AS counted

@@ -194,12 +194,17 @@ class SQLiteProjectionStore:
         saga_name: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        after: tuple[int, str] | None = None,
     ) -> tuple[Summary, ...]:
         chosen = {"status": status, "saga_name": saga_name}
         given = {column: value for column, value in chosen.items() if value is not None}
-        where = " AND ".join(f"{column} = ?" for column in given) or "1"
+        wanted, values = [f"{column} = ?" for column in given], list[Any](given.values())
+        if after is not None:
+            wanted.append(sql.BEHIND)
+            values += [after[0], *after]
+        where = " AND ".join(wanted) or "1"
         query = f"{sql.SUMMARY} WHERE {where} ORDER BY started_at DESC, saga_id LIMIT ? OFFSET ?"
-        rows = await self._rows(query, *given.values(), limit, offset)
+        rows = await self._rows(query, *values, limit, offset)
         return tuple(Summary(*(*row[:-1], bool(row[-1]))) for row in rows)
 
     async def count_by_status(self) -> dict[str, int]:

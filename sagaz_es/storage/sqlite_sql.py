@@ -66,6 +66,7 @@ PUT_SAGA = """INSERT INTO sagaz_sagas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
     recorded = excluded.recorded, head = excluded.head"""
 SUMMARY = """SELECT saga_id, saga_name, status, sequence, started_at, updated_at, ended_at, error,
     definition, parent_saga_id, root_saga_id, replay_id, recorded FROM sagaz_sagas"""
+BEHIND = "started_at <= ? AND (started_at < ? OR saga_id > ?)"
 ARCHIVE = "INSERT OR IGNORE INTO sagaz_archive VALUES (?, ?, ?, ?, ?, ?)"
 ARCHIVED = """SELECT sequence, log_offset, event, replay_id FROM sagaz_archive
     WHERE saga_id = ? AND sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?"""

@@ -83,7 +83,10 @@ def test_list_chooses_by_name_and_says_that_there_are_more(desk: Shop) -> None:
     assert listed(desk, "--name", "other") == []
     first = desk.run("compensations", "list", "--limit", "1")
     assert [found["saga_id"] for found in first.json] == ["t-2"]
-    assert "there are more than these 1" in first.stderr
+    assert "there are more than these 1; go on with --after t-2" in first.stderr
+    rest = desk.run("compensations", "list", "--limit", "1", "--after", "t-2")
+    assert ([found["saga_id"] for found in rest.json], rest.stderr) == (["t-1"], "")
+    assert desk.run("compensations", "list", "--after", "nobody").status == 4
 
 
 def test_nothing_stuck_is_no_error_and_says_so(shop: Shop) -> None:
@@ -153,3 +156,18 @@ def test_skip_lets_the_effect_stand_and_who_and_why_are_in_the_history(
     changes = desk.run("replay", "list-changes", "t-1").json
     assert "StepSkipped" in [change["type"] for change in changes]
     assert skip(desk, *HERE).status == 4  # it is stuck no more
+
+
+def test_sagas_that_wait_come_in_pages_that_go_on_behind_each_other(
+    desk: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagaz_es_cli.listed.PAGE", 1)  # read of the store at a time
+    monkeypatch.setattr("sagaz_es_cli.compensations.PAGE", 1)
+    for number in range(2, 5):
+        trip(desk, f"t-{number}")
+    given, seen = desk.run("saga", "list", "--waiting", "--limit", "2"), list[str]()
+    while given.json:
+        seen += [row["saga_id"] for row in given.json]
+        given = desk.run("saga", "list", "--waiting", "--limit", "2", "--after", seen[-1])
+    assert seen == ["t-4", "t-3", "t-2", "t-1"]
+    assert [row["saga_id"] for row in listed(desk)] == seen

@@ -176,7 +176,11 @@ def test_list_chooses_by_status_and_name(shop: Shop) -> None:
 def test_list_says_that_there_are_more(shop: Shop) -> None:
     for number in range(3):
         shop.order(f"o-{number}")
-    assert "there are more than these 2" in shop.run("saga", "list", "--limit", "2").stderr
+    first = shop.run("saga", "list", "--limit", "2")
+    assert "there are more than these 2; go on with --after o-1, or" in first.stderr
+    rest = shop.run("saga", "list", "--limit", "2", "--after", "o-1")
+    assert ([saga["saga_id"] for saga in rest.json], rest.stderr) == (["o-0"], "")
+    assert shop.run("saga", "list", "--after", "nobody").status == 4
     assert shop.run("saga", "list", "--limit", "3").stderr == ""
 
 

@@ -367,7 +367,7 @@ class ProjectionStoreContract(StoredSnapshotsContract, CapturedSnapshotsContract
         ]
         await store.commit(Projection(Checkpoint(0, 1), tuple(heads)), expected=0)
 
-        async def ids(**asked: str | int) -> list[str]:
+        async def ids(**asked: object) -> list[str]:
             found = await store.summaries(**asked)  # type: ignore[arg-type]
             return [summary.saga_id for summary in found]
 
@@ -375,6 +375,13 @@ class ProjectionStoreContract(StoredSnapshotsContract, CapturedSnapshotsContract
         assert await ids(limit=2) == ["a", "b"]
         assert await ids(limit=2, offset=2) == ["c", "d"]
         assert await ids(offset=9) == []
+        assert await ids(after=(NOON + 2, "a")) == ["b", "c", "d"]
+        assert await ids(after=(NOON + 2, "b"), limit=1) == ["c"]
+        assert await ids(after=(NOON + 2, "a"), limit=1, offset=1) == ["c"]
+        assert await ids(after=(NOON + 1, "c"), status="completed") == []
+        assert await ids(after=(NOON + 2, "a"), status="executing", saga_name="trip\0") == ["d"]
+        assert await ids(after=(NOON + 1, "gone")) == ["d"], "whether it is there or not"
+        assert await ids(after=(NOON, "d")) == []
         assert await ids(status="completed") == ["a", "b"]
         assert await ids(status="executing", saga_name="trip\0") == ["d"]
         assert await ids(status="completed", saga_name="trip\0") == []
@@ -390,6 +397,8 @@ class ProjectionStoreContract(StoredSnapshotsContract, CapturedSnapshotsContract
         await store.commit(Projection(Checkpoint(0, 1), waiting=waiting), expected=0)
         listed = await store.summaries(status="pending")
         assert [summary.saga_id for summary in listed] == list(reversed(ODD_IDS))
+        behind = await store.summaries(after=listed[0].place)
+        assert [summary.saga_id for summary in behind] == list(reversed(ODD_IDS))[1:]
         assert {(summary.saga_name, summary.sequence) for summary in listed} == {("order", 0)}
         assert await store.count_by_status() == {"pending": len(ODD_IDS)}
         assert await store.heads(ODD_IDS) == {}
