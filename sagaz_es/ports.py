@@ -59,8 +59,11 @@ engine's drain limit); only then does the log let another member have them.
 class Membership(Protocol):
     """This process' share of a namespace's partitions. A hint, never a fence: the fold decides."""
 
-    async def leave(self) -> None:
-        """Give everything back and stop; calling it twice is harmless."""
+    async def leave(self, *, for_good: bool = False) -> None:
+        """Give everything back and stop; calling it twice is harmless.
+
+        Where a member with an `instance_id` keeps its place for a while, it does not `for_good`.
+        """
 
     async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:
         """Nothing before `offset` belongs to an unfinished saga or an unhandled request.

@@ -49,7 +49,13 @@ def engine() -> None:
     show_envvar=True,
     help="A name that no other process has: after a crash the next one of this name goes on at "
     "once, without waiting for the session time-out. A clean stop keeps its partitions for that "
-    "time, too.",
+    "time, too, unless --leave.",
+)
+@click.option(
+    "--leave",
+    is_flag=True,
+    help="When it stops, give the place of --instance-id up: the others go on at once. SIGUSR1 "
+    "does so once, for a worker that is not to come back.",
 )
 @click.option(
     "--health-port",
@@ -86,6 +92,7 @@ def engine() -> None:
 def run_engine(
     settings: Settings,
     instance_id: str | None,
+    leave: bool,
     health_port: int | None,
     health_host: str,
     drain_seconds: float,
@@ -97,7 +104,8 @@ def run_engine(
     """Serve a share of the log's sagas until told to stop.
 
     Workers of one log share its partitions. SIGTERM, SIGHUP or Ctrl-C drains: nothing new starts,
-    running steps finish, the other workers go on; status 0. What has not finished within
+    running steps finish, the other workers go on; status 0. SIGUSR1 does, too, and a worker with an
+    --instance-id leaves its place to the others at once. What has not finished within
     --drain-seconds is left, also in threads, and runs again. A second signal stops at once, as a
     crash would.
     What is logged goes to stderr; what the code of sagas prints stays on stdout.
@@ -116,7 +124,7 @@ def run_engine(
             )
             with _told_to_stop() as stop:
                 async with _probed(worker, health_host, health_port):
-                    await _serve(worker, stop, drain_seconds)
+                    await _serve(worker, stop, drain_seconds, leave)
         _leave_what_runs_on(worker.host.abandoned)
 
     with logs.logging_as(log_format, log_level):
@@ -128,7 +136,7 @@ def run_engine(
             raise click.exceptions.Exit(exits.status_of(error)) from error
 
 
-async def _serve(worker: Engine, stop: asyncio.Event, drain_seconds: float) -> None:
+async def _serve(worker: Engine, stop: Stop, drain_seconds: float, leave: bool) -> None:
     stopping = asyncio.create_task(stop.wait())
     opening = asyncio.create_task(worker.open())
     try:
@@ -146,7 +154,7 @@ async def _serve(worker: Engine, stop: asyncio.Event, drain_seconds: float) -> N
         await asyncio.gather(opening, stopping, return_exceptions=True)
         if stop.is_set():
             logger.info("stopping: running steps may take up to %g s to finish", drain_seconds)
-        await worker.close()
+        await worker.close(for_good=leave or stop.for_good)
     logger.info("stopped; what is unfinished goes on where another worker runs")
 
 
@@ -170,20 +178,27 @@ def _leave_what_runs_on(abandoned: list[str]) -> None:
     os._exit(0)
 
 
+class Stop(asyncio.Event):
+    """Set once the worker is told to stop. `for_good`: no process of its name comes back."""
+
+    for_good = False
+
+
 @contextmanager
-def _told_to_stop() -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once.
+def _told_to_stop() -> Iterator[Stop]:
+    """What the first SIGTERM, SIGINT or SIGUSR1 sets; the second one ends the process at once.
 
     So does SIGHUP, where nobody (nohup) wants it to be passed over: a terminal that closes.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), Stop()
 
     def tell(number: int) -> None:
         if stop.is_set():
             os._exit(exits.SIGNALLED + number)
+        stop.for_good = number == signal.SIGUSR1
         stop.set()
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     for number in numbers:

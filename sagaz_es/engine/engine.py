@@ -147,13 +147,17 @@ class Engine:
     async def _find(self, late: LateStore) -> None:
         self.store = self.host.store = await late.found(self.log)
 
-    async def close(self) -> None:
+    async def close(self, *, for_good: bool = False) -> None:
         """Let running steps finish (`drain_seconds`), release, disconnect. Unfinished sagas go on
-        when an engine of this log starts. Calling it twice is harmless."""
+        when an engine of this log starts. Calling it twice is harmless.
+
+        On Kafka an engine with an `instance_id` keeps its partitions for a session, for one of the
+        same name that comes at once; `for_good`: none comes, the others go on at once.
+        """
         if self.host.closing:
             return
         served = frozenset(self._projecting if self._shares else self.host.partitions)
-        await self.host.close()
+        await self.host.close(for_good=for_good)
         away = isinstance(self.store, LateStore)  # it was never there: nothing to wait for
         if self._projector is not None and served and not away:
             try:

@@ -96,11 +96,11 @@ class Host:
         self.spawn(self._serving.keep_house(), "housekeeping")
         self.spawn(self.parked.alarms.run(), "alarms")
 
-    async def close(self) -> None:
+    async def close(self, *, for_good: bool) -> None:
         """Hand everything over and leave; whoever still waits gets EngineClosed."""
         self.closing = True
         if self.membership is not None:
-            await self.membership.leave()
+            await self.membership.leave(for_good=for_good)
         await self._serving.on_change(frozenset())
         for task in list(self._background):
             task.cancel()

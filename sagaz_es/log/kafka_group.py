@@ -185,9 +185,9 @@ class KafkaMembership:
 
     # --- Membership --------------------------------------------------------------------------
 
-    async def leave(self) -> None:
+    async def leave(self, *, for_good: bool = False) -> None:
         if self._leaving is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+            self._leaving = asyncio.get_running_loop().create_task(self._leave(for_good))
         await asyncio.shield(self._leaving)
 
     async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:
@@ -403,26 +403,40 @@ class KafkaMembership:
             if not self._changed.is_set():
                 self._settled.set()
 
-    async def _leave(self) -> None:
+    async def _leave(self, for_good: bool) -> None:
         # Handed over while we are still a member, so that nobody else begins too early.
         if self._tasks:
             self._share = frozenset()
             self._settled.clear()
             self._changed.set()
             await self._settled.wait()
-        await self.end()
+        await self.end(for_good=for_good)
 
-    async def end(self) -> None:
+    async def _say_goodbye(self) -> None:
+        request = LeaveGroupRequest(self._group, self._member_id)
+        try:
+            answer = await self._coordinator.ask(
+                request, lane="leave", within_s=self._deadlines.close_s
+            )
+            self._coordinator.check(answer.error_code)
+        except (KafkaError, SagaError) as error:
+            if not self._replaced:
+                _log.warning(
+                    "group %s was not told that this engine leaves (%s): its partitions go to the "
+                    "others after the session time-out, %g s",
+                    *(self._group, error or type(error).__name__, self._session_s),
+                )
+
+    async def end(self, *, for_good: bool = False) -> None:
         """Leave the group at once, without asking the engine."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        # A static member stays one for a session: so a restart finds its partitions again.
-        if self._member_id and self._instance_id is None:
-            request = LeaveGroupRequest(self._group, self._member_id)
-            with contextlib.suppress(KafkaError, SagaError):
-                await self._coordinator.ask(request, lane="leave", within_s=self._deadlines.close_s)
+        # A static member stays one for a session: so a restart finds its partitions again. That is
+        # so because a client says nothing when it stops (KIP-345); brokers take its word, too.
+        if self._member_id and (for_good or self._instance_id is None):
+            await self._say_goodbye()
             self._member_id = ""
         await self._brokers.close()
         self._on_end(self)

@@ -101,7 +101,7 @@ class MemoryMembership:
         except Exception:  # the others must get their partitions whatever happens in this one
             _log.exception("an engine failed to follow the change of its partitions")
 
-    async def leave(self) -> None:
+    async def leave(self, *, for_good: bool = False) -> None:
         await self._group.leave(self)
 
     async def commit_low_water_mark(self, partition: int, offset: int, note: str = "") -> None:

@@ -40,7 +40,7 @@ class FileMembership:
             raise
         self._polling = asyncio.get_running_loop().create_task(self._poll())
 
-    async def leave(self) -> None:
+    async def leave(self, *, for_good: bool = False) -> None:
         self._leaving.set()
         polling, self._polling = self._polling, None
         if polling is not None:

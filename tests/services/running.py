@@ -173,6 +173,12 @@ class Worker:
                 if status == 200:
                     return body
 
+    async def serves(self, partitions: int) -> None:
+        """Wait until it has so many."""
+        async with asyncio.timeout(20):
+            while len((await self.ready())["partitions"]) != partitions:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
     async def ended(self) -> int:
         """Its exit status."""
         async with asyncio.timeout(PATIENCE_S):

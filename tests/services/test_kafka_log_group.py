@@ -319,6 +319,22 @@ async def test_when_the_session_of_a_static_member_that_left_is_over_others_have
         await engine.until(lambda share: share == ALL)
 
 
+async def test_when_a_static_member_leaves_for_good_others_have_its_partitions_at_once(
+    log: KafkaEventLog,
+) -> None:
+    engine, other = Engine(), Engine()
+    patient = log_on(log.access.address, log.namespace, PATIENT_MS)
+    await patient.open()
+    async with joined(log, engine, "engine-1"):
+        leaving = await patient.join(other.on_change, instance_id="engine-2")
+        await other.until(lambda share: len(share) == 2)
+        await engine.until(lambda share: len(share) == 2)
+        await leaving.leave(for_good=True)
+        await engine.until(lambda share: share == ALL)  # long before the session is over
+        assert other.share == frozenset()
+    await patient.close()
+
+
 async def test_of_two_processes_with_one_instance_id_the_older_stops_loudly(
     log: KafkaEventLog, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,8 @@ import signal
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from sagaz_es import SagaStatus, connect
 from sagaz_es_cli.health import STUCK_SECONDS, alive, ready
 from tests.servers import KafkaServer
@@ -96,6 +98,21 @@ async def test_a_second_signal_stops_at_once(workers: Workers, ledger: Ledger) -
             pass
     worker.process.send_signal(signal.SIGTERM)
     assert await worker.ended() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("log_url", ["kafka"], indirect=True)
+async def test_of_a_named_worker_that_is_not_to_come_back_the_others_have_all_at_once(
+    workers: Workers,
+) -> None:
+    workers.log += "&session_timeout_ms=30000"  # longer than anybody waits here
+    stays = workers.start(0, "--instance-id", "w-0")
+    await stays.ready()
+    for options, number in ([], signal.SIGUSR1), (["--leave"], signal.SIGTERM):
+        leaves = workers.start(0, "--instance-id", "w-1", *options)
+        await leaves.serves(2)
+        leaves.process.send_signal(number)
+        assert await leaves.ended() == 0
+        await stays.serves(4)
 
 
 async def test_while_the_group_does_not_answer_a_worker_is_not_ready(

@@ -152,7 +152,7 @@ class SimulatedMembership:
             if not self._changed.is_set():
                 self.settled.set()
 
-    async def leave(self) -> None:
+    async def leave(self, *, for_good: bool = False) -> None:
         if self.gone:
             return
         if not self.leaving:
@@ -164,7 +164,7 @@ class SimulatedMembership:
                 self._group.rebalance()
         await self.settled.wait()
         self.gone = True
-        if self._group.members.get(self.name) is self and not self.static:
+        if self._group.members.get(self.name) is self and (for_good or not self.static):
             del self._group.members[self.name]
             self._group.rebalance()
 

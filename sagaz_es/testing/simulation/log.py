@@ -179,11 +179,11 @@ class _Member:
     def __init__(self, log: SimulatedLog, membership: Membership) -> None:
         self._log, self._membership = log, membership
 
-    def leave(self) -> Coroutine[Any, Any, None]:
-        return self._log._call(f"{caller(2)}: membership.leave", self._leave())
+    def leave(self, *, for_good: bool = False) -> Coroutine[Any, Any, None]:
+        return self._log._call(f"{caller(2)}: membership.leave", self._leave(for_good))
 
-    async def _leave(self) -> None:
-        await self._membership.leave()
+    async def _leave(self, for_good: bool) -> None:
+        await self._membership.leave(for_good=for_good)
 
     def commit_low_water_mark(
         self, partition: int, offset: int, note: str = ""
