@@ -56,6 +56,8 @@ class Step:
     not_before: int = 0  # µs: when its next attempt, or the next one to undo it, may begin
     max_retries: int = 0
     tries: int = 0  # how often it was to be tried again
+    max_undo_retries: int = 0
+    undo_tries: int = 0  # the same of its compensation
     child: str = ""  # the name of the saga that it is
     child_id: str = ""  # the last one that it started
     child_runs: bool = False  # it waits for that, and has not heard
@@ -315,6 +317,7 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
         return "it had begun"
     steps = REGISTRY.by_name(saga.name).steps
     for node in json.loads(fact.graph):
+        compensation = steps[node["name"]].compensation
         saga.steps[node["name"]] = Step(
             tuple(node.get("depends_on", ())),
             node.get("compensable", False),
@@ -324,6 +327,7 @@ def _started(log: Log, saga: Saga, fact: e.SagaStarted, _: Placed) -> Reason:
             node.get("effects", True),
             child=node.get("child", ""),
             max_retries=steps[node["name"]].retry.max_retries,
+            max_undo_retries=compensation.retry.max_retries if compensation else 0,
         )
     saga.caller = fact.caller_saga_id, fact.caller_step
     saga.replay_id, saga.parent = fact.replay_id, fact.head_saga_id
@@ -501,7 +505,7 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
         return f"{behind} are behind a completed pivot"
     stuck = [name for name in names if saga.steps[name].status == "undo_failed"]
     for name in stuck:
-        saga.steps[name].status = "completed"
+        saga.steps[name].status, saga.steps[name].undo_tries = "completed", 0
     if reopened and not taken_back:
         if fact.goal == "undone":
             wanted = {n for n, s in saga.steps.items() if _stands(s) and not s.owner and s.effects}
@@ -615,7 +619,7 @@ def _undone(log: Log, saga: Saga, fact: e.StepCompensated, _: Placed) -> Reason:
         step.status = "undone"
     else:  # a branch goes forward from here
         step.status, step.owner, step.attempt, step.undo_attempt = "pending", "", 0, 0
-        step.tries = 0
+        step.tries = step.undo_tries = 0
     step.maybe = step.child_runs = False
     if step.child:
         child, step.child_id = log.sagas.get(step.child_id), ""
@@ -632,10 +636,16 @@ def _undo_failed(log: Log, saga: Saga, fact: e.StepCompensationFailed, _: Placed
     step = saga.steps[fact.step]
     before, attempt = step.status, step.undo_attempt
     step.not_before = fact.retry_at
+    step.undo_tries += bool(fact.retry_at)
     if fact.retry_at:
         step.interrupted = True  # it may start again
     else:
         step.status = "undo_failed"
+    strategy = REGISTRY.by_name(saga.name).rules.compensation_failure
+    if fact.retry_at and strategy is not CompensationFailureStrategy.RETRY_THEN_CONTINUE:
+        return f"by its strategy, {strategy}, it is not tried again"
+    if step.undo_tries > step.max_undo_retries:
+        return f"it may be tried again {step.max_undo_retries} times"
     if fact.error_type == "CompensationSkipped":
         return None if saga.status == "compensating" else f"the saga is {saga.status}"
     if before != "undoing" or attempt != fact.attempt:

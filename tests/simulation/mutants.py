@@ -553,6 +553,24 @@ MUTANTS = (
         "        seen = seen or self._look(attempt)\n",
         "        seen = self._look(attempt)\n",
     ),
+    Mutant(
+        "a branch undoes what it inherited with its overrides",
+        "sagaz_es.engine.attempts",
+        '        if attempt.undo and state.status == "executing":\n',
+        "        if False:\n",
+    ),
+    Mutant(
+        "a compensation is tried again whatever the strategy",
+        "sagaz_es.engine.attempts",
+        "            may_retry &= strategy is CompensationFailureStrategy.RETRY_THEN_CONTINUE\n",
+        "",
+    ),
+    Mutant(
+        "a compensation is tried again for ever",
+        "sagaz_es.core.fold",
+        "undo_failures=step.undo_failures + 1,",
+        "undo_failures=0,",
+    ),
 )
 
 

@@ -34,6 +34,12 @@ class Values:
     """The context from each sequence at which it changed."""
     payloads: dict[tuple[str, int], Any] = field(default_factory=dict)
     """By step and attempt: the payload that it started with."""
+    graph: tuple[str, ...] = ()  # its steps, in their order
+    inherited: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Of a branch, by step: the keys that an effect of another saga has set, and deleted."""
+    going_back: bool = False
+    undone_with: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By the sequence of its start: the context that a compensation sees."""
 
     def change(self, sequence: int, keys_set: str, keys_deleted: str = "") -> None:
         if keys_set or keys_deleted:
@@ -69,12 +75,15 @@ def values_of(saga: Saga) -> Values:
 def _started(values: Values, fact: e.SagaStarted, sequence: int) -> None:
     values.start, values.overrides = _object(fact.context), _object(fact.overrides)
     context = dict(values.start)
+    values.graph = tuple(node["name"] for node in json.loads(fact.graph))
     verdicts = {step: verdict for step, verdict, _ in _object(fact.plan)}
     for effect in _object(fact.standing):
         verdict = verdicts[effect["step"]]
         if verdict in ("reuse", "undo_first"):
             told = effect.get("result", ""), effect.get("reads", "")
             values.done[effect["step"]] = told
+            keys = effect.get("keys_set", ""), effect.get("keys_deleted", "")
+            values.inherited[effect["step"]] = keys
         if verdict == "reuse":
             context |= _object(effect.get("keys_set", ""))
             for key in _object(effect.get("keys_deleted", "")):
@@ -89,6 +98,7 @@ def _claimed(values: Values, fact: e.SagaClaimed | e.RecoveryDecided, sequence: 
 
 def _completed(values: Values, fact: e.StepCompleted, sequence: int) -> None:
     values.done[fact.step] = fact.result, fact.reads
+    values.inherited.pop(fact.step, None)
     values.change(sequence, fact.keys_set, fact.keys_deleted)
 
 
@@ -119,6 +129,30 @@ def _received(values: Values, fact: e.SignalReceived, _: int) -> None:
     values.signals.setdefault(fact.name, []).append(json.loads(fact.payload or "null"))
 
 
+def _going_back(values: Values, fact: e.CompensationStarted, _: int) -> None:
+    values.going_back = True
+
+
+def _undo_started(values: Values, fact: e.StepCompensationStarted, sequence: int) -> None:
+    if values.going_back:
+        # An override may stand where the step had kept what its undoing needs.
+        kept, _ = values.inherited.get(fact.step, ("", ""))
+        values.undone_with[sequence] = values.context | _object(kept)
+        return
+    context = dict(values.start)  # in which it was made: overrides are meant for what comes
+    for name in values.graph:
+        keys_set, keys_deleted = values.inherited.get(name, ("", ""))
+        context |= _object(keys_set)
+        for key in _object(keys_deleted):
+            context.pop(key, None)
+    values.undone_with[sequence] = context
+
+
+def _undone(values: Values, fact: e.StepCompensated, _: int) -> None:
+    if not values.going_back:  # a branch does it again now
+        values.inherited.pop(fact.step, None)
+
+
 _RULES: Mapping[type[e.Fact], Any] = {
     e.SagaStarted: _started,
     e.SagaClaimed: _claimed,
@@ -129,6 +163,9 @@ _RULES: Mapping[type[e.Fact], Any] = {
     e.StepStarted: _step_started,
     e.StepFailed: _step_failed,
     e.SignalReceived: _received,
+    e.CompensationStarted: _going_back,
+    e.StepCompensationStarted: _undo_started,
+    e.StepCompensated: _undone,
 }
 
 
@@ -165,16 +202,24 @@ def unlike_what_was_seen(
 ) -> Iterator[str]:
     """Steps that saw another context, or another signal, than the log has for them."""
     for run in executions:
-        if run.what == "undo" or run.saga_id not in values:
+        if run.saga_id not in values:
             continue
-        place = ("do", run.saga_id, run.step, run.attempt)
+        what = "undo" if run.what == "undo" else "do"
+        place = (what, run.saga_id, run.step, run.attempt)
         starts = [p for p in log.starts.get(place, ()) if p.event.writer == run.writer]
-        if not starts:
+        # A branch may count its compensations of one step twice: what it inherited, and its own.
+        sequence = max((p.event.sequence for p in starts if p.offset < run.seen), default=0)
+        if not sequence:
             continue
         ours = values[run.saga_id]
         words = f"{run.saga_id}/{run.step} attempt {run.attempt}"
+        if what == "undo":
+            if run.context != ours.undone_with[sequence]:
+                expected = ours.undone_with[sequence]
+                yield f"context: undo {words} saw {run.context}, the model: {expected}"
+            continue
         # Not one of later: an outcome beside it may never come to stand.
-        if run.context != ours.at(starts[0].event.sequence):
+        if run.context != ours.at(sequence):
             yield f"context: {words} saw {run.context}, the model: {ours.versions}"
         payload = ours.payloads.get((run.step, run.attempt))
         if run.signal != payload:
