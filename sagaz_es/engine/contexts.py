@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sagaz_es.codec.values import from_text
 from sagaz_es.core.decide import Attempt
@@ -29,9 +28,8 @@ class Blobs(Protocol):
     async def load(self, texts: Mapping[str, str]) -> Mapping[str, str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What of its saga an attempt sees, in texts."""
+class Seen(NamedTuple):
+    """What of its saga an attempt sees, in texts: its own, whatever the saga does meanwhile."""
 
     texts: Mapping[str, str]
     results: Mapping[str, str]  # of the steps that have one
