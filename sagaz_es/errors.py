@@ -333,6 +333,24 @@ class LogTruncated(SagaError):
         )
 
 
+class LogGone(Unreachable):
+    """The log's topic was there, and no broker knows it any more. `address` holds no password."""
+
+    def __init__(self, topic: str, address: str) -> None:
+        super().__init__("Kafka", address, f"no broker knows topic {topic!r} any more")
+        self.topic = topic
+
+    def __reduce__(self) -> tuple[type[LogGone], tuple[str, str]]:
+        return type(self), (self.topic, self.address)  # an OSError has its own way with arguments
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic!r} is gone from Kafka at {self.address}: no broker knows it any "
+            "more; it was deleted, and with it what its sagas have done. Stop the engines and "
+            "restore it from a copy, or start them again: they make an empty one"
+        )
+
+
 class LogReplaced(SagaError):
     """The log is another one than the store was made from."""
 

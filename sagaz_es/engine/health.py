@@ -21,7 +21,7 @@ LAG_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class Health:
     """An engine at a moment. `serving`: joined, what was unfinished is found, not closing, and its
-    group, where it tells, still counts it a member; if not, `why_not` says which."""
+    group and its log, where they tell, are there; if not, `why_not` says which."""
 
     serving: bool
     partitions: tuple[int, ...]
@@ -59,7 +59,8 @@ def _why_not(host: Host) -> str:
         return "draining"
     if host.membership is None:
         return "starting"
-    return str(getattr(host.membership, "trouble", ""))  # where a membership tells
+    # Where a membership and a log tell.
+    return str(getattr(host.membership, "trouble", "") or getattr(host.log, "trouble", ""))
 
 
 def _oldest_append(host: Host) -> float:

@@ -31,6 +31,7 @@ from sagaz_es.errors import (
     LogBusy,
     LogForbidden,
     LogFull,
+    LogGone,
     LogTruncated,
     LostOwnership,
     SagaError,
@@ -381,7 +382,8 @@ class Partition:
                 self._owner.on_broken(self, error)
                 return
             except (SagaError, OSError) as error:
-                logger.warning("partition %d: %s; trying again", self.index, error)
+                level = logging.CRITICAL if isinstance(error, LogGone) else logging.WARNING
+                logger.log(level, "partition %d: %s; trying again", self.index, error)
                 await asyncio.sleep(0.5)
             except Exception as error:
                 logger.exception("partition %d stopped", self.index)

@@ -208,6 +208,13 @@ class KafkaEventLog:
         """Since when the oldest append waits for Kafka, in µs since 1970; None: none does."""
         return self._parts.appender.pending_since if self._parts else None
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be read or appended now; empty: nothing says so."""
+        if self._parts is None or not self._parts.brokers.topic_is_gone:
+            return ""
+        return f"no broker knows topic {self.topic!r} any more: was it deleted?"
+
     def partition_of(self, saga_id: str) -> int:
         return partition_of(saga_id, self._partitions)
 
@@ -226,7 +233,12 @@ class KafkaEventLog:
 
     async def _append(self, partition: int, records: Sequence[Encoded]) -> int:
         check_partition(partition, self._partitions)
-        return await self._opened.appender.append(partition, records)
+        try:
+            return await self._opened.appender.append(partition, records)
+        except AppendUnknown as error:
+            if self.trouble:
+                raise AppendUnknown(partition, self.trouble) from error
+            raise
 
     async def read(
         self, partition: int, offset: int, *, limit: int = 1000, wait_s: float = 0.0

@@ -36,7 +36,7 @@ from aiokafka.errors import (
 from aiokafka.helpers import create_ssl_context
 from aiokafka.structs import TopicPartition
 
-from sagaz_es.errors import ConfigurationError, Unreachable
+from sagaz_es.errors import ConfigurationError, LogGone, Unreachable
 from sagaz_es.log import kafka_quiet
 
 T = TypeVar("T")
@@ -151,6 +151,7 @@ class Brokers:
     def __init__(self, access: KafkaAccess, deadlines: Deadlines, topic: str) -> None:
         self.access, self.deadlines, self.topic = access, deadlines, topic
         self._client: Any = AIOKafkaClient(**access.options(deadlines))
+        self._followed = False  # the topic's leaders are known
         self._asking = 0  # requests under way
         self._closed = False
         self._polls: set[asyncio.Task[Any]] = set()
@@ -233,7 +234,12 @@ class Brokers:
     async def follow_topic(self) -> None:
         """Keep the leaders of the topic known. Not before it exists: asking may create it."""
         self._client.set_topics([self.topic])
-        await self._client.force_metadata_update()
+        self._followed = bool(await self._client.force_metadata_update())
+
+    @property
+    def topic_is_gone(self) -> bool:
+        """Whether the brokers, as far as they answer, do not know the topic any more."""
+        return self._followed and self._client.cluster.partitions_for_topic(self.topic) is None
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -279,8 +285,8 @@ class Brokers:
     async def retry(self, attempt: Callable[[], Awaitable[T]], until: float, what: str) -> T:
         """What `attempt` gives in the end; between two attempts the leaders are looked up anew.
 
-        Raises Unreachable at `until`; at once OffsetOutOfRangeError, and ConfigurationError for
-        what we have no right to.
+        Raises Unreachable at `until`, LogGone if the topic is; at once OffsetOutOfRangeError, and
+        ConfigurationError for what we have no right to.
         """
         why = "no answer"
         try:
@@ -299,6 +305,8 @@ class Brokers:
                         why = str(error)
                     await self.look_again()
         except TimeoutError:
+            if self.topic_is_gone:
+                raise LogGone(self.topic, self.access.address) from None
             raise self._unreachable(f"{what}: {why}") from None
 
     async def look_again(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from sagaz_es import SagaStatus, connect
+from sagaz_es.errors import LogGone
 from sagaz_es_cli.health import STUCK_SECONDS, alive, ready
 from tests.servers import KafkaServer
 from tests.services.running import Ledger, Workers, until
@@ -113,6 +115,25 @@ async def test_of_a_named_worker_that_is_not_to_come_back_the_others_have_all_at
         leaves.process.send_signal(number)
         assert await leaves.ended() == 0
         await stays.serves(4)
+
+
+async def test_a_topic_that_is_deleted_under_an_engine_is_told_as_that(
+    kafka_server: KafkaServer, kafka_namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"kafka://{kafka_server.bootstrap}/{kafka_namespace}"
+    async with connect(url, sagas=[Order]) as engine, asyncio.timeout(60):
+        await asyncio.to_thread(kafka_server.delete_topics, kafka_namespace)
+        while (await engine.health()).serving:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        topic = f"topic '{kafka_namespace}.saga-events'"
+        why_not = f"no broker knows {topic} any more: was it deleted?"
+        assert (await engine.health()).why_not == why_not
+        with pytest.raises(LogGone, match=f"{topic} is gone from Kafka .* restore it from a copy"):
+            await engine.current("o-0")
+        while not any(one.levelno == logging.CRITICAL for one in caplog.records):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    told = {record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL}
+    assert all(f"{topic} is gone from Kafka" in line for line in told)
 
 
 async def test_while_the_group_does_not_answer_a_worker_is_not_ready(
