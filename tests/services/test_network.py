@@ -140,6 +140,65 @@ async def test_through_connections_that_break_at_any_byte_every_step_runs_once(
     assert Counter(world.begun) == once
 
 
+async def test_through_a_slow_network_that_resets_connections_every_step_runs_once(
+    kafka_server: KafkaServer, kafka_namespace: str, proxy: Proxy
+) -> None:
+    world, orders = World(), 40
+    world.gate.open()
+    url = f"kafka://{kafka_server.through_proxy}/{kafka_namespace}?partitions=2"
+    async with asyncio.timeout(PATIENCE_S), world.engine("cut off", url) as engine:
+        made = proxy.connections
+        proxy.delay_s = 0.05
+        ids, handles = [f"order-{number}" for number in range(orders)], []
+        for first in range(0, orders, 8):
+            starts = [engine.start(Order, {}, saga_id=each) for each in ids[first : first + 8]]
+            started = asyncio.gather(*starts)
+            await asyncio.sleep(0.1)  # into the middle of it
+            proxy.reset()
+            handles += await started
+        for handle in handles:
+            assert (await handle.result()).status is SagaStatus.COMPLETED
+        assert proxy.connections > made + 5  # they were reset
+    once = Counter({("cut off", step, 1): orders for step in ("reserve", "charge", "ship")})
+    assert Counter(world.begun) == once
+
+
+@pytest.mark.parametrize("how", ["in order", "kill -9"])
+async def test_while_the_broker_restarts_again_and_again_every_step_runs_once(
+    kafka_server: KafkaServer, kafka_namespace: str, how: str
+) -> None:
+    world, ids, enough = World(), list[str](), asyncio.Event()
+    world.gate.open()
+    url = f"kafka://{kafka_server.bootstrap}/{kafka_namespace}?partitions=2"
+    async with asyncio.timeout(PATIENCE_S * 2), world.engine("only", url) as engine:
+
+        async def order() -> None:
+            while not enough.is_set():
+                await engine.start(Order, {}, saga_id=f"order-{len(ids)}")
+                ids.append(f"order-{len(ids)}")
+                await asyncio.sleep(0.01)
+
+        async def until_more(number: int) -> None:
+            wanted = len(ids) + number
+            while len(ids) < wanted:  # noqa: ASYNC110 - only counted
+                await asyncio.sleep(0.01)
+
+        ordering = asyncio.create_task(order())
+        for _ in range(2):
+            await until_more(20)
+            if how == "kill -9":
+                await asyncio.to_thread(kafka_server.kill)
+            await asyncio.to_thread(kafka_server.restart)
+        await until_more(20)
+        enough.set()
+        await ordering
+        for saga_id in ids:
+            handle = await engine.handle(saga_id)
+            assert (await handle.result()).status is SagaStatus.COMPLETED
+    once = Counter({("only", step, 1): len(ids) for step in ("reserve", "charge", "ship")})
+    assert Counter(world.begun) == once
+
+
 async def test_a_projector_whose_connections_break_at_any_byte_keeps_the_fold(
     postgresql_server: PostgreSQLServer, postgresql_url: str
 ) -> None:
