@@ -41,6 +41,9 @@ WAIT_SECONDS = 2.0
 FAILURES = 3
 """So often in a row, within half a second, a store may fail before a command goes on without."""
 
+BRIEFLY = EngineConfig(refuse_unknown=False)
+"""For an engine that stands in for workers, which have more classes than it."""
+
 IDLE_SECONDS = 0.25
 """An embedded store that does not move for so long has no projector at work."""
 
@@ -274,7 +277,8 @@ async def serving(
 ) -> AsyncIterator[Engine]:
     """An engine that runs sagas of one name, also those that it finds unfinished.
 
-    Of all code that `--app` names it has only this: what else is unfinished it leaves to others.
+    Of all code that `--app` names it has only this: what else is unfinished, or asked for, it
+    leaves to others.
     `resources`: where they are, as module:name.
     """
     found = sources.load(settings.apps)
@@ -283,7 +287,9 @@ async def serving(
     sagas = {saga_name: found[saga_name]}
     with redirect_stdout(sys.stderr):
         async with resources_of(resources) as live:
-            made = connect(settings.log, store=settings.store, sagas=sagas, resources=live)
+            made = connect(
+                settings.log, store=settings.store, sagas=sagas, resources=live, config=BRIEFLY
+            )
             async with _opened(made, join=True) as it:
                 yield it
 

@@ -37,6 +37,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     group: str = ""
     """Engines of one group share the partitions. One of a named group serves only sagas of classes
     that it has, and leaves all others to other groups; without a name it answers for all."""
+    refuse_unknown: bool = True
+    """Without a group: whether it refuses what is asked of sagas whose class it does not have.
+    False: that stays in the log for the next engine that serves the partition. For a program that
+    has one class of many and serves the log for a moment."""
 
     def __post_init__(self) -> None:
         self.limits.check("value_")

@@ -31,6 +31,7 @@ from sagaz_es.errors import (
     SagaIsRecorded,
     SagaNotFound,
     StorageFailed,
+    UnknownSagaName,
 )
 from sagaz_es.ports import Record
 from sagaz_es.reading.lookup import current_state, waiting_start
@@ -209,6 +210,8 @@ class Answers:
             except (StorageFailed, OSError) as failure:
                 error = failure  # ours, not the request's: it is answered once that is over
             except (SagaError, TypeError, ValueError) as refused:
+                if self._is_left(request, refused):
+                    return  # the request holds the mark, and the next owner finds it
                 await _refuse(self._host, partition, request, refused)
                 break
             if partition.leaving or partition.closed:
@@ -217,6 +220,15 @@ class Answers:
                 logger.warning("request %s: %s; trying again", request.request_id, error)
             await asyncio.sleep(ASK_AGAIN_S if error is None else ANSWER_AGAIN_S)
         partition.held.pop(request.request_id, None)
+
+    def _is_left(self, request: e.Request, error: Exception) -> bool:
+        """Whether another engine is to answer, which has the class. Not where a saga here waits for
+        it: a child runs in its parent's partition, which nobody else serves meanwhile."""
+        if self._host.config.refuse_unknown:
+            return False
+        if isinstance(request, e.StartRequested) and request.caller_saga_id:
+            return False
+        return any(isinstance(each, UnknownSagaName) for each in (error, error.__cause__))
 
     async def _begin(self, partition: Partition, request: e.Request) -> None:
         if isinstance(request, e.CancelRequested | decisions.Decision):

@@ -13,7 +13,7 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import fold
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.errors import SagaIdTaken
+from sagaz_es.errors import SagaIdTaken, UnknownSagaName
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Record
 from tests.helpers import QUIET, Gate, Ledger, OrderSaga, engine_on
@@ -284,3 +284,56 @@ async def test_a_start_that_waits_in_line_has_its_id_for_itself() -> None:
             await engine.start(Refund, saga_id="id-1")
         gate.open()
         assert (await waits.result()).saga_name == "order"
+
+
+# --- an engine that lacks the class -------------------------------------------------------------
+
+BRIEFLY = msgspec.structs.replace(QUIET, refuse_unknown=False)
+
+
+@pytest.mark.parametrize("config", [QUIET, BRIEFLY], ids=["refuses", "leaves"])
+async def test_who_has_not_the_class_refuses_a_start_or_leaves_it_to_the_next_engine(
+    config: EngineConfig,
+) -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    asker = engine_on(log, Refund, ledger=ledger)
+    await asker.open(join=False)
+    async with asyncio.timeout(20), engine_on(log, ledger=ledger, config=config) as engine:
+        end = (await log.bounds(0)).end
+        running = asyncio.create_task(asker.run(Refund, saga_id="r-1"))
+        while (await log.bounds(0)).end == end:  # noqa: ASYNC110 - until the request stands
+            await asyncio.sleep(0)
+        await engine.run(OrderSaga, saga_id="o-1")  # it has read as far
+        if config is QUIET:
+            with pytest.raises(UnknownSagaName):
+                await running
+    if config is BRIEFLY:
+        assert not running.done()
+        async with engine_on(log, OrderSaga, Refund, ledger=ledger):
+            assert (await running).status is SagaStatus.COMPLETED
+    ran = [call.saga_id for call in ledger.of("reserve")]
+    assert ran == (["o-1", "r-1"] if config is BRIEFLY else ["o-1"])
+    await asker.close()
+
+
+async def test_a_cancel_of_an_unfinished_saga_is_left_to_who_has_its_class() -> None:
+    log, ledger = MemoryEventLog(1), Ledger()
+    charging = ledger.gate("charge")
+    at_once = msgspec.structs.replace(QUIET, drain_seconds=0)
+    async with engine_on(log, Refund, ledger=ledger, config=at_once) as engine:
+        await engine.start(Refund, saga_id="r-1")
+        await charging.entered()
+    charging.open()
+    asker = engine_on(log, Refund, ledger=ledger)
+    await asker.open(join=False)
+    async with asyncio.timeout(20), engine_on(log, ledger=ledger, config=BRIEFLY) as engine:
+        end = (await log.bounds(0)).end
+        cancelling = asyncio.create_task(asker.cancel("r-1", reason="late"))
+        while (await log.bounds(0)).end == end:  # noqa: ASYNC110 - until the request stands
+            await asyncio.sleep(0)
+        await engine.run(OrderSaga, saga_id="o-1")
+    assert not cancelling.done()
+    async with engine_on(log, OrderSaga, Refund, ledger=ledger) as engine:
+        await cancelling
+        assert (await (await engine.handle("r-1")).result()).status is SagaStatus.CANCELLED
+    await asker.close()
