@@ -48,8 +48,7 @@ def plan_of(seed: int) -> Plan:
         *_operators(Random(f"{seed} operators"), heals_at),
         *(_blobs(big, heals_at) if large else ()),
         *_left_behind(Random(f"{seed} behind"), engines, heals_at),
-        # What one group appends behind what was lost hides from the other that its mark was there.
-        *(_lost_tail(Random(f"{seed} tail"), partitions, heals_at) if len(groups) == 1 else ()),
+        *_lost_tail(Random(f"{seed} tail"), partitions, heals_at),
     ]
     doings += _recordings(Random(f"{seed} recorders"), heals_at)
     doings += _imports(Random(f"{seed} imports"), heals_at)
