@@ -16,7 +16,7 @@ from sagaz_es.core.fold import Verdict, fold_into
 from sagaz_es.core.state import SagaState
 from sagaz_es.log.partitioning import partition_of
 from tests.simulation.machine import Simulation
-from tests.simulation.model import DEADLINE, ENDINGS, Saga, read_log
+from tests.simulation.model import DEADLINE, ENDINGS, STOPPED, Saga, read_log
 from tests.simulation.recorders import judge_recorded
 from tests.simulation.store_judge import judge_stores
 from tests.simulation.values import (
@@ -148,6 +148,9 @@ class Judge:
             if isinstance(p.event.fact, e.ChildStarted)
             and (p.event.fact.step, p.event.fact.attempt) == (fact.step, fact.attempt)
         )
+        if isinstance(told, list):
+            yield from self._gathered(saga, fact.step, told, self.log.sagas[started])
+            return
         for name, step in self.log.sagas[started].steps.items():
             effect = self.simulation.world.effects.get(f"{started}/{name}")
             if (
@@ -159,6 +162,20 @@ class Judge:
                     f"event without its effect: {saga.saga_id}/{fact.step} completed with "
                     f"{told}, {name} of its child made {effect.token}"
                 )
+
+    def _gathered(self, saga: Saga, step: str, told: list[Any], each: Saga) -> Iterator[str]:
+        """The result of one for each item of a list is what each has ended with, in its order."""
+        ended = {
+            placed.event.fact.step: self._whole(json.loads(placed.event.fact.result))
+            for placed in each.accepted
+            if isinstance(placed.event.fact, e.StepCompleted)
+        }
+        expected = [ended[name] for name in each.steps if each.steps[name].child]
+        if told != expected:
+            yield (
+                f"event without its effect: {saga.saga_id}/{step} completed with {told}, "
+                f"its children with {expected}"
+            )
 
     def _whole(self, value: Any) -> Any:
         """A value, from the blob store if it is kept there."""
@@ -262,12 +279,15 @@ class Judge:
 
     def _is_excused(self, words: str) -> bool:
         """Whether it is wrong because of a clock, or of what else was lost: a branch that was begun
-        in the first append after its head was gone, or a parent whose child was."""
+        in the first append after its head was gone, a parent whose child was, or a saga whose
+        cancel was."""
         if self.simulation.counts["clock jumps"] and words.endswith(DEADLINE):
             return True  # an event's time never falls, its writer's clock may have
         if not self.lost.sagas:
             return False
         saga_id = words.removeprefix("illegal transition: ").partition(" ")[0]
+        if words.endswith(STOPPED) and saga_id in self.lost.sagas:
+            return True
         children = any(lost.startswith(f"{saga_id}/") for lost in self.lost.sagas)
         return children or words.endswith("its head was not branched")
 

@@ -34,6 +34,10 @@ DEADLINE = "deadline has passed"
 """Of what is wrong: by its writer's clock, which may have jumped."""
 
 
+STOPPED = "was stopped for a failure beside it"
+"""The same; or by a cancel that is gone with the log's tail."""
+
+
 @dataclass(slots=True)
 class Step:
     """A step as the log has it. `status`: pending waiting started completed failed skipped unknown
@@ -494,7 +498,7 @@ def _going_back(log: Log, saga: Saga, fact: e.CompensationStarted, _: Placed) ->
         if step.status == "started" and not step.interrupted:
             return f"step {name} runs"
     if saga.stopped and fact.goal == "rolled_back" and not fact.cause:
-        return f"{saga.stopped} was stopped for a failure beside it"
+        return f"{saga.stopped} {STOPPED}"
     if list(names) != _reverse(saga, names):
         return f"{names} are not in reverse order"
     taken_back = fact.cause.startswith("take back ")
@@ -716,12 +720,19 @@ def _child_started(log: Log, saga: Saga, fact: e.ChildStarted, _: Placed) -> Rea
     log.children[fact.child_saga_id] = fact
     if before != "started" or interrupted or step.attempt != fact.attempt:
         return f"attempt {fact.attempt}, but the step is {before}, attempt {step.attempt}"
-    if fact.child_saga_name != step.child:
-        return f"the step is a saga {step.child}"
+    many = len(json.loads(fact.context)) if step.child.endswith("*") else ""
+    if fact.child_saga_name != f"{step.child}{many}":
+        return f"the step is a saga {step.child}{many}"
     if partition_of(saga.saga_id, log.partitions) != partition_of(
         fact.child_saga_id, log.partitions
     ):
         return "it lives in another partition"
+    if "*" in saga.name and "$blob" not in fact.context:  # one for each item of a list
+        first = saga.accepted[0].event.fact
+        assert isinstance(first, e.SagaStarted)
+        item = json.loads(first.context)[fact.step]
+        if "$blob" not in item and json.loads(fact.context) != item:
+            return f"it starts with {fact.context}, its item is {item}"
     return "another child has its id" if used else None
 
 

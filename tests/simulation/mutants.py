@@ -571,6 +571,18 @@ MUTANTS = (
         "undo_failures=step.undo_failures + 1,",
         "undo_failures=0,",
     ),
+    Mutant(
+        "each child of a list starts with the first item",
+        "sagaz_es.sagas.fan_out",
+        "        return ctx[number]\n",
+        '        return ctx["1"]\n',
+    ),
+    Mutant(
+        "the results of the children of a list are in any order",
+        "sagaz_es.sagas.fan_out",
+        "for number in numbers]}",
+        "for number in reversed(numbers)]}",
+    ),
 )
 
 

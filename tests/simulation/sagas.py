@@ -38,6 +38,11 @@ async def begins_with(ctx: Any) -> Any:
     return await ctx.resources["world"].begins_with(ctx)
 
 
+async def begin_with(ctx: Any) -> Any:
+    """What the children of a list start with."""
+    return await ctx.resources["world"].begin_with(ctx)
+
+
 async def did_it_happen(ctx: Any) -> Any:
     return ctx.resources["world"].did_it_happen(ctx)
 
@@ -206,12 +211,24 @@ def _parents() -> tuple[Saga, ...]:
         "buy", begins_with, child="trip", max_retries=1, pivot=False
     )  # by its name: another group has it
     step("sign", do, undo, max_retries=0)
-    return part, whole, pair, house, deal
+
+    fleet, step = _made("fleet")
+    step("load", do, undo, max_retries=0)
+    step("send", begin_with, child=part, for_each=True, max_retries=1)
+    step("close", do, undo, max_retries=1)
+
+    convoy, step = _made("convoy", failure_strategy=ParallelFailureStrategy.WAIT_ALL)
+    step("go", begin_with, child=whole, for_each=True, depends_on=[], max_retries=0)
+    step("watch", do, undo, depends_on=[], max_retries=0)
+    step("close", do, undo, depends_on=["go", "watch"], max_retries=0)
+    return part, whole, pair, house, deal, fleet, convoy
 
 
 ALL = (*_sagas(), *_parents(), _fare())
 PLAIN = Registry(_sagas()).names
 PARENTS = ("whole", "pair", "house")
+FLEETS = ("fleet", "convoy")
+"""Parents with a child for each item of a list."""
 REGISTRY = Registry(ALL)
 """Shared by all simulated processes: what a definition is does not change."""
 

@@ -9,7 +9,7 @@ from sagaz_es.core.children import child_id
 from sagaz_es.core.snapshot import SnapshotPolicy, SnapshotStrategy
 from sagaz_es.testing.simulation import Weather
 from tests.simulation.machine import Doing, Plan
-from tests.simulation.sagas import GROUPS, PARENTS, PLAIN, REGISTRY
+from tests.simulation.sagas import FLEETS, GROUPS, PARENTS, PLAIN, REGISTRY
 from tests.simulation.world import Habits
 
 POLICIES = (
@@ -54,6 +54,7 @@ def plan_of(seed: int) -> Plan:
     doings += _imports(Random(f"{seed} imports"), heals_at)
     if len(groups) == 1 and not crowd:
         doings += _fares(Random(f"{seed} fares"), engines, heals_at)
+        doings += _fleets(Random(f"{seed} fleets"), engines, heals_at)
     doings += _cancels(Random(f"{seed} cancels"), doings)
     doings.sort(key=lambda doing: doing.at)
     return Plan(
@@ -147,7 +148,13 @@ def _kin(random: Random, name: str, saga_id: str) -> tuple[str, str]:
     if not children or random.random() < 0.6:
         return saga_id, name
     node = random.choice(children)
-    return _kin(random, node.child, child_id(saga_id, node.name))
+    child = child_id(saga_id, node.name)
+    if not node.child.endswith("*"):
+        return _kin(random, node.child, child)
+    if random.random() < 0.3:
+        return child, f"{node.child}3"
+    number = str(random.choice((1, 1, 2, 3)))
+    return _kin(random, node.child.removesuffix("*"), child_id(child, number))
 
 
 def _family(random: Random, engines: int, until: float, names: tuple[str, ...]) -> list[Doing]:
@@ -177,6 +184,19 @@ def _fares(random: Random, engines: int, until: float) -> Iterator[Doing]:
         override = random.choice((None, 1, {"price": "low"}, {"price": "high"}))
         allow = random.random() < 0.5
         yield _ask(random, at, engines, "replay", "fare-0", step, override, allow, mark)
+
+
+def _fleets(random: Random, engines: int, until: float) -> Iterator[Doing]:
+    """A parent with a child for each item of a list, and who wants something of one of them."""
+    if random.random() < 0.94:
+        return
+    name = random.choice(FLEETS)
+    saga_id, at = f"{name}-0", random.uniform(0.2, until * 0.4)
+    yield _ask(random, at, engines, "run", name, saga_id, 0)
+    for _ in range(random.choice((0, 1, 2))):
+        yield from _wish(random, engines, *_kin(random, name, saga_id), at, until)
+    for _ in range(random.choice((0, 0, 1, 2, 4))):
+        yield from _replays(random, engines, *_kin(random, name, saga_id), until, 1)
 
 
 def _wish(

@@ -42,7 +42,8 @@ def test_no_law_is_broken() -> None:
 def test_what_was_found_behind_the_range_stays_fixed() -> None:
     """A cancel that a closing engine refused for good; a start that was told and stood nowhere; a
     pause that was told by a fact that the fold rejects; steps that ran on behind a hand-over; one
-    saga too many, of an id that two started at once; starts out of turn; a branch begun twice."""
+    saga too many, of an id that two started at once; starts out of turn; a branch begun twice.
+    Of the judge: the cancel that had stopped a step went with the log's tail."""
     simulate(
         "seeds",
         "26282",
@@ -54,6 +55,7 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
         "5001764",
         "5001982",
         "5002370",
+        "5000100",
     )
 
 

@@ -165,6 +165,11 @@ class World:
         execution.ended = "returned"
         return {"first": ctx.get("first", 0)} | ({"bulk": papers("bulk")} if self.large else {})
 
+    async def begin_with(self, ctx: Any) -> list[dict[str, Any]]:
+        """As `begins_with`, for each child of a list."""
+        first = await self.begins_with(ctx)
+        return [{**first, "number": n} for n in range(self.random.choice((0, 1, 2, 2, 3)))]
+
     def did_it_happen(self, ctx: Any) -> Any:
         """What became of an attempt of unknown outcome."""
         if self.random.random() < 0.3 and self.habits.fails:
