@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import NoReturn
 
 import click
 
@@ -23,6 +24,9 @@ from sagaz_es_cli.options import Group, Settings, command, resources_option
 from sagaz_es_cli.resources import resources_of
 
 logger = logging.getLogger("sagaz_es.worker")
+
+STOP_SECONDS = 15.0
+"""Behind the drain limit: for the last words to a log, a group and a store that do not answer."""
 
 NAMED = 10
 """So many sagas are named in one line."""
@@ -149,13 +153,32 @@ async def _serve(worker: Engine, stop: Stop, drain_seconds: float, leave: bool) 
             logger.info("serving %s; partitions: %s", name, served)
             await stopping
     finally:
-        for task in (opening, stopping):
-            task.cancel()
-        await asyncio.gather(opening, stopping, return_exceptions=True)
         if stop.is_set():
             logger.info("stopping: running steps may take up to %g s to finish", drain_seconds)
-        await worker.close(for_good=leave or stop.for_good)
+        for task in (opening, stopping):
+            task.cancel()
+        closing = asyncio.create_task(_closed(worker, opening, leave or stop.for_good))
+        _, late = await asyncio.wait({closing}, timeout=drain_seconds + STOP_SECONDS)
+        if late:
+            _give_up(worker.log.name, drain_seconds + STOP_SECONDS)
+        closing.result()
     logger.info("stopped; what is unfinished goes on where another worker runs")
+
+
+async def _closed(worker: Engine, opening: asyncio.Task[None], for_good: bool) -> None:
+    await asyncio.wait({opening})  # it closes what it has opened
+    await worker.close(for_good=for_good)
+
+
+def _give_up(log: str, seconds: float) -> NoReturn:
+    """End the process although it is not closed: that is as harmless as any crash."""
+    logger.critical(
+        "ending without a word to %s, or its store, which have not answered within %g s of the "
+        "stop: steps whose end is not recorded run again, and the others have the partitions after "
+        "the session time-out",
+        *(log, seconds),
+    )
+    _end(exits.FAILED)
 
 
 def _leave_what_runs_on(abandoned: list[str]) -> None:
@@ -171,11 +194,15 @@ def _leave_what_runs_on(abandoned: list[str]) -> None:
     named = ", ".join(left[:NAMED]) + (", …" if len(left) > NAMED else "")
     how = "in threads" if threads else "although they were cancelled"
     logger.warning("ending while steps still run %s, which run again; sagas: %s", how, named)
+    _end(exits.DONE)
+
+
+def _end(status: int) -> NoReturn:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 class Stop(asyncio.Event):

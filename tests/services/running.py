@@ -123,8 +123,8 @@ class Workers:
         self.log, self.ledger = log, ledger
         self.started: list[Worker] = []
 
-    def start(self, seconds: float, *options: str) -> Worker:
-        run = ("engine", "run", "--log", self.log, "--app", APP, "--health-port", "0", *options)
+    def start(self, seconds: float, *options: str, app: str = APP) -> Worker:
+        run = ("engine", "run", "--log", self.log, "--app", app, "--health-port", "0", *options)
         process = subprocess.Popen(
             [sys.executable, "-m", "sagaz_es_cli", *run, "--log-format", "json"],
             cwd=ROOT,
@@ -181,9 +181,15 @@ class Worker:
 
     async def ended(self) -> int:
         """Its exit status."""
+        status, _ = await self.last_words()
+        return status
+
+    async def last_words(self) -> tuple[int, list[str]]:
+        """Its exit status, and what it logged until then."""
         async with asyncio.timeout(PATIENCE_S):
-            await asyncio.to_thread(self.lines.read)
-            return await asyncio.to_thread(self.process.wait)
+            text = await asyncio.to_thread(self.lines.read)
+            status = await asyncio.to_thread(self.process.wait)
+        return status, [json.loads(line)["message"] for line in text.splitlines()]
 
     def end(self) -> None:
         self.process.kill()

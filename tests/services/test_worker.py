@@ -103,6 +103,30 @@ async def test_a_second_signal_stops_at_once(workers: Workers, ledger: Ledger) -
 
 
 @pytest.mark.parametrize("log_url", ["kafka"], indirect=True)
+async def test_a_log_that_does_not_answer_does_not_hold_up_a_stop(
+    workers: Workers, ledger: Ledger, kafka_server: KafkaServer
+) -> None:
+    worker = workers.start(3600, "--drain-seconds", "0.5", app="tests.services.impatient:Order")
+    await worker.ready()
+    await order(workers.log, 1)
+    await until(ledger, "charge-begins", 1)
+    kafka_server.pause()
+    try:
+        worker.process.send_signal(signal.SIGTERM)
+        status, said = await worker.last_words()
+    finally:
+        kafka_server.resume()
+    assert status == 1
+    assert said[-1].startswith(
+        f"ending without a word to {workers.log.split('?')[0]}, or its store"
+    )
+
+    workers.start(0)
+    await all_completed(workers.log, 1)
+    assert ledger.count("charge") == once(1)
+
+
+@pytest.mark.parametrize("log_url", ["kafka"], indirect=True)
 async def test_of_a_named_worker_that_is_not_to_come_back_the_others_have_all_at_once(
     workers: Workers,
 ) -> None:
