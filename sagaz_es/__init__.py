@@ -1,4 +1,4 @@
-"""Durable sagas with nothing but the Kafka one already runs. The public names, and nothing else."""
+"""Durable sagas on a Kafka log, or on one SQLite file. The public names, and nothing else."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

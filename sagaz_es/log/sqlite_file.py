@@ -276,11 +276,15 @@ def explain(error: sqlite3.Error) -> str:
 
 
 def _explained(path: str, error: sqlite3.Error) -> str:
-    """The same of a file that cannot be opened: without space for what stands beside it, SQLite
-    speaks of an I/O error only."""
-    kinds = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-    if _code(error) in kinds and shutil.disk_usage(Path(path).parent).free < FULL_BYTES:
-        return f"the disk is full ({error})"
+    """The same of a file that cannot be opened: where nothing can be made beside it, SQLite speaks
+    of an I/O error or of a file only."""
+    if _code(error) in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        place = Path(path).parent
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            return f"its file system is read-only ({error})"
+        space = shutil.disk_usage(place)
+        if space.total and space.free < FULL_BYTES:  # /proc and its like count none
+            return f"the disk is full ({error})"
     return explain(error)
 
 

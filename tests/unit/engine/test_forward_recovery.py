@@ -139,6 +139,22 @@ async def test_a_handler_that_cannot_say_leaves_it_to_a_person(answers: list[Any
     assert not {"unpack", "refund", "release"} & set(saga.calls)
 
 
+async def test_a_handler_that_hangs_leaves_it_to_a_person() -> None:
+    class Hanging(Parcel):
+        saga_name = "hanging"
+
+        @forward_recovery("ship", timeout_seconds=0.01)
+        async def recover(self, ctx: Any, error: Exception) -> RecoveryAction:
+            self.calls.append("recover")
+            await asyncio.Event().wait()
+            return RecoveryAction.SKIP
+
+    saga = Hanging()
+    result = await run(saga)
+    assert result.status is SagaStatus.FORWARD_RECOVERY
+    assert saga.calls == [*BEFORE, "recover"]
+
+
 async def test_a_person_decides_later_and_in_another_process(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -199,6 +200,24 @@ async def test_a_log_that_is_opened_on_a_full_disk_says_so(small_disk: Path) -> 
     (small_disk / "ballast").unlink()
     async with opened(small_disk / "sagas.db") as log:
         assert await entries_of(log) == steps("a", 1)
+
+
+async def test_a_log_on_a_file_system_that_became_read_only_says_so(small_disk: Path) -> None:
+    async with opened(small_disk / "sagas.db") as log:
+        await log.append(0, steps("a", 1))
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    # As the system does after an error of the disk.
+    await asyncio.to_thread(subprocess.run, remount, check=True)
+    with pytest.raises(LogFileUnusable, match="its file system is read-only"):
+        async with opened(small_disk / "sagas.db"):
+            pass
+
+
+async def test_a_file_system_that_counts_no_space_is_not_full() -> None:
+    with pytest.raises(LogFileUnusable) as refused:
+        async with opened(Path("/proc/sagas.db")):
+            pass
+    assert "the disk is full" not in str(refused.value)
 
 
 # --- many at once ---------------------------------------------------------------------------------
