@@ -31,6 +31,7 @@ from sagaz_es.engine import starting
 from sagaz_es.engine.accepted import Accepted
 from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.groups import with_last
+from sagaz_es.engine.other_owners import OtherOwners
 from sagaz_es.engine.partition import Partition
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import (
@@ -72,6 +73,7 @@ class Serving:
         self._strange: dict[str, list[str]] = {}
         """Unfinished sagas of names that are not here, found just now, to be told of together."""
         self._told: set[str] = set()  # those: their take-over need not say so
+        self._others = OtherOwners(host.config.group, host.config.takeover_seconds)
 
     # --- assignment ---
 
@@ -79,6 +81,7 @@ class Serving:
         """Serve exactly these partitions; returns when the others are handed over."""
         async with self._rebalance:
             self._wanted = wanted
+            self._others.forget()
             lost = [index for index in self._host.partitions if index not in wanted]
             await _all(self._let_go(index) for index in lost)
             if not self._host.closing:
@@ -366,6 +369,7 @@ class Serving:
         if partition.leaving:
             return  # to whoever has the partition now; the mark stays before it
         logger.warning("saga %s was taken over by another engine", saga_id)
+        self._others.heard(event.saga_name, saga_id)
         self._host.spawn(self._look_at(partition, event, offset), f"adopt {saga_id}")
 
     def on_taken_up(self, partition: Partition, event: e.Event, offset: int) -> None:
@@ -413,6 +417,7 @@ class Serving:
         """Somebody else started a saga in our partition: housekeeping takes it over if it is
         silent."""
         logger.info("saga %s was started here by another engine", cell.state.saga_id)
+        self._others.heard(cell.state.saga_name, cell.state.saga_id)
         if cell.state.saga_id in partition.waiting:
             self.on_awaited(partition, cell.state.saga_id, None)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -73,3 +76,48 @@ async def test_nor_does_a_start_or_a_factory_bring_another_class_in() -> None:
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=UNSAID):
             made.registry.by_name("Shop")
+
+
+def alarms(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+
+
+async def engines(stack: AsyncExitStack, log: MemoryEventLog, *groups: str) -> list[Engine]:
+    made = []
+    for group in groups:
+        config = EngineConfig(group=group, takeover_seconds=0.1, housekeeping_seconds=0.02)
+        made.append(await stack.enter_async_context(Engine(log, sagas=[Parcel], config=config)))
+    return made
+
+
+@pytest.mark.parametrize("groups", [("orders", "billing"), ("orders", "")])
+async def test_a_class_in_two_groups_is_told_of_once_by_each_that_hears_of_it(
+    groups: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack, asyncio.timeout(30):
+        both = await engines(stack, MemoryEventLog(1), *groups)
+        while len(alarms(caplog)) < 2:
+            for engine in both:
+                await engine.run(Parcel)
+        for engine in both:
+            await engine.run(Parcel)
+    told = alarms(caplog)
+    assert len(told) == 2
+    for group in groups:
+        ours = f"belongs to group {group!r};" if group else "belongs to no named group;"
+        assert sum(ours in line for line in told) == 1
+    assert all("class 'Parcel' is run by another engine, too" in line for line in told)
+
+
+async def test_of_engines_of_one_group_that_come_and_go_nobody_tells_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = MemoryEventLog(2)
+    async with AsyncExitStack() as stack, asyncio.timeout(30):
+        (stays,) = await engines(stack, log, "orders")
+        for _ in range(10):
+            async with AsyncExitStack() as other:
+                (comes,) = await engines(other, log, "orders")
+                for number in range(8):
+                    await (stays if number % 2 else comes).run(Parcel)
+    assert alarms(caplog) == []
