@@ -31,6 +31,10 @@ class Mutant:
     also: tuple[tuple[str, str], ...] = ()
     """Further texts of the module, and what they become: where one thing is made sure of twice."""
 
+    @property
+    def changes(self) -> tuple[tuple[str, str], ...]:
+        return (self.old, self.new), *self.also
+
 
 MUTANTS = (
     Mutant(
@@ -320,8 +324,8 @@ MUTANTS = (
     Mutant(
         "a store that knows more than the log is believed",
         "sagaz_es.engine.serving",
-        "await self._check_store(index, must_answer=whole)",
-        "pass",
+        "                await verify_checkpoint(log, checkpoint, store.name)\n",
+        "                pass\n",
         needs="lose_tail",
     ),
     Mutant(
@@ -513,7 +517,7 @@ MUTANTS = (
     Mutant(
         "an effect is kept whatever it has read",
         "sagaz_es.core.plan",
-        "        stale = _stale_because(node, effect, seen, again)",
+        "        stale = _stale_because(node, effect, changed, again)",
         "        stale = ''",
     ),
     Mutant(
@@ -555,7 +559,7 @@ MUTANTS = (
     ),
     Mutant(
         "a branch undoes what it inherited with its overrides",
-        "sagaz_es.engine.attempts",
+        "sagaz_es.engine.contexts",
         '        if attempt.undo and state.status == "executing":\n',
         "        if False:\n",
     ),
@@ -608,7 +612,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> object:  # type: ignore[override]
         source = self.get_data(self.path).decode()
-        for old, new in ((self._mutant.old, self._mutant.new), *self._mutant.also):
+        for old, new in self._mutant.changes:
             if source.count(old) != 1:
                 raise AssertionError(
                     f"{self._mutant.name!r}: {self.path} has its place {source.count(old)} times, "

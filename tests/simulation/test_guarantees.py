@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from sagaz_es.testing.simulation.points import PORTS, places_in
 from tests.simulation.crashes import FOLDERS, NEVER, OTHERS, places
+from tests.simulation.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 CALL = re.compile(r"\b_?(log|store|membership)\.(\w+)\(")
@@ -44,3 +48,12 @@ def test_what_is_left_out_is_still_there() -> None:
     found = places_in(*FOLDERS)
     assert set(found) >= NEVER.keys()
     assert {place.partition(" ")[0] for place in found} >= OTHERS.keys()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_planted_bug_has_its_place(mutant: Mutant) -> None:
+    """Who moves or changes the code moves the bug along."""
+    spec = find_spec(mutant.module)
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).read_text()
+    assert [source.count(old) for old, _ in mutant.changes] == [1] * len(mutant.changes)
