@@ -98,7 +98,7 @@ class SagaRunner:
         self._asking: dict[str, str] = {}  # what is asked now: step -> ask
         self._news_of: set[str] = set()  # steps that there was news of since they were asked about
         self._posting = 0  # facts from outside that are on their way
-        self._posted: dict[str, asyncio.Future[int]] = {}  # those that are sent, by request
+        self._posted: dict[str, asyncio.Future[Any]] = {}  # those that are sent, by request
         self._news = False  # something was posted since the last decision
         self._cancel_request: e.CancelRequested | None = None
         self._cancelled: asyncio.Future[None] | None = None
@@ -187,6 +187,12 @@ class SagaRunner:
             self._posting -= 1
             self._news = True
             self._wake()
+
+    def posted_first(self, request_id: str) -> None:
+        """A fact for this request is among the first, and stands with them."""
+        assert self.ready is not None
+        self._posted[request_id] = self.ready
+        self.ready.add_done_callback(lambda _: self._posted.pop(request_id, None))
 
     def look_again(self) -> None:
         """Decide anew, also if the loop is about to park: something outside has changed."""

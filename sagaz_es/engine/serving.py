@@ -223,11 +223,19 @@ class Serving:
         if state.ended or cell.ours or partition.leaving or state.saga_id not in partition.cells:
             return
         cell.ours = True
-        runner = self._host.carry_on(partition, cell, definition, (claimed,), taken_over=True)
+        # What is held, or taken back at once, runs no step again.
         asked, cell.asked = cell.asked, None
-        if isinstance(asked, e.CancelRequested) and asked.request_id not in partition.answered:
-            runner.cancel_first(asked)  # what is taken back at once runs no step again
+        if asked is not None and asked.request_id in partition.answered:
+            asked = None
+        first: tuple[e.Fact, ...] = (claimed,)
+        if isinstance(asked, e.PauseRequested):
+            first = (claimed, e.SagaPaused(asked.reason, asked.actor, asked.request_id))
+        runner = self._host.carry_on(partition, cell, definition, first, taken_over=True)
         runner.ready = asyncio.get_running_loop().create_future()
+        if isinstance(asked, e.CancelRequested):
+            runner.cancel_first(asked)
+        elif isinstance(asked, e.PauseRequested):
+            runner.posted_first(asked.request_id)
         await asyncio.wait([runner.ready])  # until the claim stands, or is lost
 
     async def _let_its_owner_finish(self, partition: Partition, state: SagaState) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, compensate
 from sagaz_es.core import events as e
 from sagaz_es.errors import ConfigurationError, SagaEnded, SagaNotFound, SagaTimeoutError
 from sagaz_es.log.memory import MemoryEventLog
-from tests.helpers import SetClock, facts
+from tests.helpers import QUIET, Ledger, OrderSaga, SetClock, engine_on, facts
 
 HOUR = 3_600_000_000
 
@@ -205,6 +206,33 @@ class Deadline(Saga):
     async def two(self, ctx: Any) -> None:
         self.begun.set()
         await asyncio.sleep(3600)
+
+
+async def test_what_is_to_be_held_runs_no_step_again_where_it_is_taken_over() -> None:
+    ledger, log = Ledger(), MemoryEventLog(1)
+    gate = ledger.gate("charge")
+    at_once = msgspec.structs.replace(QUIET, drain_seconds=0)
+    async with engine_on(log, ledger=ledger, config=at_once) as first:
+        await first.start(OrderSaga, saga_id="s")
+        await gate.entered()
+    gate.open()
+    asker = engine_on(log, ledger=ledger)
+    await asker.open(join=False)
+    end = (await log.bounds(0)).end
+    pausing = asyncio.create_task(asker.pause("s", reason="strike", actor="ann"))
+    while (await log.bounds(0)).end == end:  # noqa: ASYNC110 - until the request stands
+        await asyncio.sleep(0)
+    async with engine_on(log, ledger=ledger) as engine, asyncio.timeout(20):
+        await pausing
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert ledger.order == ["reserve", "charge"]
+        paused = [fact for fact in await facts(log, "s") if isinstance(fact, e.SagaPaused)]
+        assert [(fact.reason, fact.actor) for fact in paused] == [("strike", "ann")]
+        await engine.resume("s")
+        assert (await (await engine.handle("s")).result()).status is SagaStatus.COMPLETED
+    assert ledger.order == ["reserve", "charge", "charge", "ship"]
+    await asker.close()
 
 
 async def test_a_saga_that_passes_its_deadline_is_rolled_back_also_in_the_middle_of_a_step() -> (
