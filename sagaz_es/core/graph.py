@@ -93,14 +93,6 @@ class Graph:
         return found
 
     @cached_property
-    def children(self) -> dict[str, tuple[str, ...]]:
-        """For each step, those that name it in depends_on."""
-        return {
-            name: tuple(step.name for step in self.steps if name in step.depends_on)
-            for name in self.by_name
-        }
-
-    @cached_property
     def pivots(self) -> tuple[str, ...]:
         """Steps behind which there is no way back."""
         return tuple(step.name for step in self.steps if step.pivot)

@@ -306,9 +306,10 @@ class Attempts:
         outcome is unknown for good, and a person has to."""
         step = self._definition.steps[attempt.step]
         assert callable(step.resolve), attempt.step  # bound to the saga by now
+        limit = asyncio.timeout(step.timeout_seconds)
         try:
             context = await self.contexts.of(step, attempt)
-            async with asyncio.timeout(step.timeout_seconds) as limit:
+            async with limit:
                 answer = await call(step.resolve, context)
             if answer is False:
                 return not_happened(attempt.step, attempt.attempt)

@@ -49,7 +49,7 @@ class Cell:
         self.begin = begin  # offset of its first record; -1: not in the log yet
         self.lost = False
         self.quiet_since = LONG_AGO  # of one that is not ours: when something was heard of it
-        self.asked: Request | None = None  # of one that is not ours: the first that came
+        self.asked: Request | None = None  # of one that is not ours: what was asked of it first
         self.checkpointed_at = 0  # µs
         self.ahead_us = 0  # how far the saga's own time is before this engine's clock
         self._aside: tuple[bytes, int, str, bool] | None = None  # state, start, graph, under way

@@ -111,7 +111,7 @@ class _Drawing:
                 yield f"{_id(need)} --> {_id(name)}"
         if self._markers and not self._trail.failed:
             for name in self._shown:
-                if not graph.children[name]:
+                if not graph.dependents[name]:
                     yield f"{_id(name)} --> SUCCESS"
         for name in self._undone:
             yield f"{_id(name)} -. compensate .-> {_id(name, 'comp_')}"
