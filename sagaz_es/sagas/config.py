@@ -8,7 +8,8 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,14 @@ class SagaConfig:
         object.__setattr__(self, "log", self.log or log)
         object.__setattr__(self, "store", self.store or store)
 
+    def __repr__(self) -> str:
+        """Without the passwords of URLs: settings are logged."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("storage", "log", "store"):
+            if isinstance(values[name], str):
+                values[name] = _without_password(values[name])
+        return f"SagaConfig({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
     @property
     def limits(self) -> Limits:
         """How large values may be."""
@@ -201,35 +210,55 @@ class SagaConfig:
                 data = _substitute(data)
         except RecursionError:
             raise ConfigurationError(f"{path}: a section holds itself") from None
-        fields = {
-            key: data[key]
-            for key in (
-                "log",
-                "store",
-                "default_timeout",
-                "default_max_retries",
-                "value_warn_bytes",
-                "value_inline_bytes",
-                "value_max_bytes",
-            )
-            if data.get(key) is not None
-        }
+        given = {key: data[key] for key in ("log", "store") if data.get(key) is not None}
+        given |= {key: _number(data[key]) for key in _NUMBERS if data.get(key) is not None}
         if data.get("failure_strategy"):
-            fields["failure_strategy"] = data["failure_strategy"]
+            given["failure_strategy"] = data["failure_strategy"]
         if data.get("storage"):
-            fields["storage"] = _storage_section(data["storage"])
+            given["storage"] = _storage_section(data["storage"])
         broker = _section(data, "broker")
         url = broker.get("url") or _section(broker, "connection").get("url")
-        if url and not fields.get("log"):
-            fields["log"] = _broker_log(str(url))
+        if url and not given.get("log"):
+            given["log"] = _broker_log(str(url))
         observed = _section(data, "observability")
-        for field, section in (("metrics", "prometheus"), ("tracing", "tracing")):
-            fields[field] = bool(_section(observed, section).get("enabled", field == "metrics"))
-        fields["logging"] = bool(_section(observed, "logging").get("enabled", True))
-        for field in ("log", "store"):
-            if not isinstance(fields.get(field), str | None):
-                raise ConfigurationError(f"{path}: {field} is a URL, not {fields[field]!r}")
-        return cls(**fields)
+        for name, section in _OBSERVED.items():
+            enabled = _section(observed, section).get("enabled", name != "tracing")
+            given[name] = _is_on(enabled) if isinstance(enabled, str) else bool(enabled)
+        for name in ("log", "store"):
+            if not isinstance(given.get(name), str | None):
+                raise ConfigurationError(f"{path}: {name} is a URL, not {given[name]!r}")
+        return cls(**given)
+
+
+_NUMBERS = (
+    "default_timeout",
+    "default_max_retries",
+    "value_warn_bytes",
+    "value_inline_bytes",
+    "value_max_bytes",
+)
+_OBSERVED = {"metrics": "prometheus", "tracing": "tracing", "logging": "logging"}
+"""What is said about it, by its section in a file."""
+
+
+def _number(value: Any) -> Any:
+    """The number that a variable holds as text; else the value, to be refused by its name."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
+
+
+def _without_password(url: str) -> str:
+    """Scheme, hosts and path: a password stands before the hosts, or among the options."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "…"
+    if not parts.scheme or "@" in parts.path:  # taken apart at the wrong place, or no URL
+        return "…"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -359,7 +388,11 @@ def _dotenv(path: Path) -> list[tuple[str, str]]:
 
 def _flag(known: Mapping[str, str], name: str, default: bool) -> bool:
     text = known.get(name)
-    return default if text is None else text.strip().lower() in ("1", "true", "yes", "on")
+    return default if text is None else _is_on(text)
+
+
+def _is_on(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on")
 
 
 # --- for all sagas --------------------------------------------------------------------------------

@@ -192,6 +192,57 @@ def test_a_file_in_json(tmp_path: Path) -> None:
         SagaConfig.from_file(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "enabled"), [("false", False), ("0", False), ("true", True), ("on", True)]
+)
+def test_a_variable_may_be_a_number_or_a_truth_value(
+    text: str, enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENABLED", text)
+    path = tmp_path / "sagaz.json"
+    switch = {"enabled": "${ENABLED}"}
+    path.write_text(
+        json.dumps(
+            {
+                "default_timeout": "${LIMIT:-7.5}",
+                "default_max_retries": "${RETRIES:-2}",
+                "observability": {"prometheus": switch, "tracing": switch, "logging": switch},
+            }
+        )
+    )
+    config = SagaConfig.from_file(path)
+    assert (config.default_timeout, config.default_max_retries) == (7.5, 2)
+    assert (config.metrics, config.tracing, config.logging) == (enabled,) * 3
+
+
+def test_what_is_no_number_is_still_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sagaz.json"
+    path.write_text(json.dumps({"default_timeout": "${LIMIT:-soon}"}))
+    with pytest.raises(ConfigurationError, match="default_timeout: above 0, not 'soon'"):
+        SagaConfig.from_file(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"log": "kafka://ann:s3cret@h:9092/shop?ssl_password=s3cret"},
+        {"store": "postgresql://ann:s3cret@h/db?password=s3cret"},
+        {"storage": "postgresql://ann:s3cret@h/db"},
+        {"storage": "postgresql://ann:s3cret/x@h/db"},  # taken apart at the wrong place
+        {"log": "s3cret"},
+    ],
+)
+def test_no_password_is_shown(settings: dict[str, Any]) -> None:
+    shown = repr(SagaConfig(**settings))
+    assert "s3cret" not in shown and "ann" not in shown
+    assert shown.startswith("SagaConfig(storage=") and "default_timeout=60.0" in shown
+
+
+def test_where_sagas_are_kept_is_shown() -> None:
+    shown = repr(SagaConfig(log="sqlite:///a.db", store="postgresql://ann:s3cret@h:1/db"))
+    assert "log='sqlite:///a.db', store='postgresql://h:1/db'" in shown
+
+
 # --- the orchestrator -----------------------------------------------------------------------------
 
 
