@@ -55,7 +55,6 @@ logger = logging.getLogger("sagaz_es.engine")
 
 MAX_CHECKPOINTS = 100  # old sagas carried forward in one round of housekeeping
 TAKEN_AT_ONCE = 500  # unfinished sagas of a partition that are being claimed
-MANY = 2000  # unfinished sagas of a partition that are packed until they are claimed
 CUT_OFF_SECONDS = 1.0  # for a step to accept that it is cancelled, twice
 RELEASE_SECONDS = 5.0  # for the last word about a partition that is handed over
 
@@ -156,15 +155,11 @@ class Serving:
         partition.served_from = found.position
         partition.seen, partition.answered = found.ended, found.answered
         partition.refused = found.refused
-        many = len(found.unfinished) > MANY
+        for saga_name, saga_ids in found.by_class.items():
+            self._are_strange(saga_name, saga_ids)
         for saga_id in sorted(found.unfinished, key=found.begins.__getitem__):  # the oldest first
-            state = found.unfinished.pop(saga_id)
-            cell = Cell(state, Accepted.of(state), ours=False, begin=found.begins[saga_id])
+            cell = partition.cells[saga_id] = found.unfinished[saga_id]
             cell.quiet_since = asyncio.get_running_loop().time()
-            self._is_strange(state)
-            if many:
-                cell.put_aside()
-            partition.cells[saga_id] = cell
         self._host.partitions[index] = partition
         partition.start()
         # Not what is heard from here on: a late copy of a start looks like a new saga.
@@ -569,12 +564,14 @@ class Serving:
             except (SagaError, OSError) as error:
                 logger.warning("the low-water mark was not committed: %s", error)
 
-    def _is_strange(self, state: SagaState) -> None:
-        """Remember an unfinished saga of a class that is not here, to be told of with the others:
-        a program that runs one class of a log with many would warn of each, each time."""
-        if state.saga_name not in self._host.registry and state.saga_id not in self._unfit:
-            self._strange.setdefault(state.saga_name, []).append(state.saga_id)
-            self._told.add(state.saga_id)
+    def _are_strange(self, saga_name: str, saga_ids: list[str]) -> None:
+        """Remember unfinished sagas of a class that is not here, to be told of with the others: a
+        program that runs one class of a log with many would warn of each, each time."""
+        if saga_name not in self._host.registry:
+            new = [saga_id for saga_id in saga_ids if saga_id not in self._unfit]
+            if new:
+                self._strange.setdefault(saga_name, []).extend(new)
+                self._told.update(new)
 
     def _tell_of_strangers(self) -> None:
         strange, self._strange = self._strange, {}

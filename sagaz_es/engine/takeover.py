@@ -4,6 +4,8 @@ Law (nothing before the mark matters): no unfinished saga or unhandled request s
 Law (whole folds): what looks unfinished here is returned as the whole fold has it; a late copy of a
 long-ended saga's start looks like a new saga to whoever reads from the mark.
 Law (others' sagas are theirs): of a saga that belongs to another group only the id is kept.
+Law (memory): of a saga that was read only what the acceptance rule needs is kept; whole states are
+looked up for some at a time, and packed if there are many.
 """
 
 from __future__ import annotations
@@ -14,17 +16,25 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from sagaz_es.core import events as e
-from sagaz_es.core.fold import Verdict, fold_into
+from sagaz_es.core.fold import Verdict, judge
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
 from sagaz_es.engine.accepted import Accepted, pass_by
 from sagaz_es.engine.admission import Waiting
+from sagaz_es.engine.cell import Cell
 from sagaz_es.errors import LogReplaced, LogTruncated
 from sagaz_es.ports import EventLog, ProjectionStore, Record
-from sagaz_es.reading.lookup import current_states
+from sagaz_es.reading.lookup import asked, current_states
 from sagaz_es.reading.projection import identity_of, verify_record
 
 logger = logging.getLogger("sagaz_es.engine")
+
+READ = 5000
+"""Records that are read at a time."""
+
+MANY = 2000
+"""Unfinished sagas of a partition that are packed until they are claimed, and looked up at a time;
+and records that may be read again for each time."""
 
 
 @dataclass(slots=True)
@@ -33,7 +43,8 @@ class Found:
 
     start: int  # the mark, or further back where a class has come to the group
     position: int  # the next offset to fold
-    unfinished: dict[str, SagaState] = field(default_factory=dict)
+    unfinished: dict[str, Cell] = field(default_factory=dict)
+    by_class: dict[str, list[str]] = field(default_factory=dict)  # their ids
     begins: dict[str, int] = field(default_factory=dict)  # first offset of each saga since the mark
     ended: dict[str, Accepted] = field(default_factory=dict)
     """Sagas since the mark that are nothing to carry on: they ended, are recorded, or are another
@@ -71,11 +82,9 @@ async def read_from_mark(
         whole = True
     if whole:
         found.mark, found.start, found.position = found.start, bounds.start, bounds.start
-    states: dict[str, SagaState] = {}
-    older: set[str] = set()  # began before the mark: their base comes later, for all at once
-    branched: list[tuple[e.Event, int]] = []
+    read = _Read(found)
     while found.position < bounds.end:
-        chunk = await log.read(index, found.position, limit=5000, wait_s=0.1)
+        chunk = await log.read(index, found.position, limit=READ, wait_s=0.1)
         found.position = chunk.next_offset
         if chunk.records:
             found.last = identity_of(chunk.records[-1])
@@ -97,39 +106,59 @@ async def read_from_mark(
                     pass_by(found.ended, entry, record.offset)
                     continue
                 if entry.epoch == e.RECORDED_EPOCH:
-                    if entry.saga_id not in states:
+                    if entry.saga_id not in read.known:
                         pass_by(found.ended, entry, record.offset)
                     continue
-                _fold(found, entry, record.offset, states, older)
-                if isinstance(entry.fact, e.ReplayBranched):
-                    branched.append((entry, record.offset))
+                read.take(entry, record.offset)
         await asyncio.sleep(0)
         bounds = await log.bounds(index)
     if found.position > bounds.end:  # it was lost while it was read
         raise LogTruncated(index, found.position, bounds.end)
-    doubtful = older | {saga_id for saga_id, state in states.items() if not state.ended}
-    for saga_id in doubtful:
-        states.pop(saga_id, None)  # of very many, not two states each at a time
-    folded = await current_states(log, store, index, doubtful)
-    states.update(folded)
-    for saga_id in older & states.keys():
-        found.answered.update(states[saga_id].answered)
-    for saga_id, state in folded.items():
-        if state.ended or state.recorded:
-            found.ended[saga_id] = Accepted.of(state)
-            found.ended[saga_id].end_offset = found.position
-        else:
-            found.unfinished[saga_id] = state
-            found.ended.pop(saga_id, None)
+    doubtful = read.doubtful()
+    found.ended.update((key, one) for key, one in read.known.items() if key not in doubtful)
+    many = len(doubtful) > MANY
+    for some in await _parts(log, store, index, doubtful, bounds.end):
+        for saga_id, state in (await current_states(log, store, index, some)).items():
+            if saga_id in read.older:
+                found.answered.update(state.answered)
+            if saga_id in read.branches:
+                read.branches[saga_id] = state.branch
+            _keep(found, state, many)
     found.requests = [
         record for record in found.requests if _may_be_ours(record.entry, found.others)
     ]
-    for event, offset in branched:
-        head = states.get(event.saga_id)
+    for event, offset in read.branched:
         assert isinstance(event.fact, e.ReplayBranched)
-        if head is not None and head.branch == event.fact.branch_saga_id:
+        if read.branches.get(event.saga_id) == event.fact.branch_saga_id:
             found.branched.append((event, offset))
     return found
+
+
+async def _parts(
+    log: EventLog, store: ProjectionStore | None, index: int, saga_ids: set[str], end: int
+) -> list[list[str]]:
+    """The sagas to look up at a time: some, where that means to read little of the log again."""
+    ids = list(saga_ids)
+    if store is None or len(ids) <= MANY:
+        return [ids] if ids else []
+    checkpoint = await asked(log, store, index, lambda: store.checkpoint(index))
+    if checkpoint is None or end - checkpoint.next_offset > MANY:
+        return [ids]
+    return [ids[first : first + MANY] for first in range(0, len(ids), MANY)]
+
+
+def _keep(found: Found, state: SagaState, many: bool) -> None:
+    """What was looked up of a saga."""
+    saga_id, accepted = state.saga_id, Accepted.of(state)
+    if state.ended or state.recorded:
+        found.ended[saga_id] = accepted
+        accepted.end_offset = found.position
+        return
+    cell = Cell(state, accepted, ours=False, begin=found.begins[saga_id])
+    found.by_class.setdefault(state.saga_name, []).append(saga_id)
+    if many:
+        cell.put_aside()
+    found.unfinished[saga_id] = cell
 
 
 async def _start(log: EventLog, index: int, group: str, classes: Collection[str]) -> Found:
@@ -162,26 +191,48 @@ def _may_be_ours(request: object, others: Collection[str]) -> bool:
     return not (isinstance(request, e.Request) and request.saga_id in others)
 
 
-def _fold(
-    found: Found, event: e.Event, offset: int, states: dict[str, SagaState], older: set[str]
-) -> None:
-    saga_id, fact = event.saga_id, event.fact
-    found.begins.setdefault(saga_id, offset)
-    if isinstance(fact, e.SagaCheckpointed):
-        found.begins[saga_id] = offset  # whatever stands before it is carried by it
-    if saga_id in older:
-        return
-    state = states.get(saga_id)
-    if state is None:
-        if type(fact) is not e.SagaStarted:
-            older.add(saga_id)
-            return
-        state = states[saga_id] = SagaState()
-    # What the fold rejects answers nothing: its writer had lost the saga.
-    if fold_into(state, event) is Verdict.ACCEPTED and (request_id := e.request_of(fact)):
-        found.answered.add(request_id)
-    if state.ended:
-        accepted = found.ended[saga_id] = Accepted.of(state)
-        accepted.end_offset = offset
-    else:
-        found.ended.pop(saga_id, None)
+class _Read:
+    """What the events since the mark say, as much as the acceptance rule tells from them alone."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+        self.known: dict[str, Accepted] = {}  # sagas that began since the mark
+        self.older: set[str] = set()  # began before it
+        self._again: set[str] = set()  # something was accepted of them behind their end
+        self.branched: list[tuple[e.Event, int]] = []
+        self.branches: dict[str, str] = {}  # of those that branched: the last branch
+
+    def take(self, event: e.Event, offset: int) -> None:
+        """The next event of a saga that has an engine."""
+        saga_id, fact = event.saga_id, event.fact
+        self._found.begins.setdefault(saga_id, offset)
+        if isinstance(fact, e.SagaCheckpointed):
+            self._found.begins[saga_id] = offset  # whatever stands before it is carried by it
+        if isinstance(fact, e.ReplayBranched):
+            self.branched.append((event, offset))
+            self.branches.setdefault(saga_id, "")
+        if saga_id not in self.older:
+            self._judge(event, offset)
+
+    def _judge(self, event: e.Event, offset: int) -> None:
+        saga_id, fact = event.saga_id, event.fact
+        accepted = self.known.get(saga_id)
+        if accepted is None:
+            if type(fact) is not e.SagaStarted:
+                self.older.add(saga_id)
+                return
+            accepted = self.known[saga_id] = Accepted()
+        # What the fold rejects answers nothing: its writer had lost the saga.
+        if judge(accepted, event) is Verdict.ACCEPTED:
+            if accepted.ended:
+                self._again.add(saga_id)
+            accepted.take(event, offset)
+            if request_id := e.request_of(fact):
+                self._found.answered.add(request_id)
+        if accepted.ended:
+            accepted.end_offset = offset
+
+    def doubtful(self) -> set[str]:
+        """Sagas of which only the whole fold says what they are."""
+        unfinished = {saga_id for saga_id, accepted in self.known.items() if not accepted.ended}
+        return self.older | self._again | unfinished
