@@ -393,12 +393,12 @@ class Judge:
             for what in unlike_the_fold(ours, self.states[saga_id]):
                 yield f"fold is not the model: {saga_id}: {what}"
         yield from lost_overrides(self.log, values, self.simulation.overridden)
-        if self.simulation.world.large or self.simulation.broker.losses:
-            return  # what a step saw has left its event; or it saw what is lost
+        if self.simulation.broker.losses:
+            return  # a step may have seen what is lost
         executions = self.simulation.world.executions
-        yield from unlike_what_was_seen(self.log, values, executions)
+        yield from unlike_what_was_seen(self.log, values, executions, self._whole)
         heads = [s for s in self.log.sagas.values() if s.status == "completed" and not s.branch]
-        yield from stale_effects(heads, values, executions)
+        yield from stale_effects(heads, values, executions, self._whole)
 
     def _engines(self) -> Iterator[str]:
         for node in self.simulation.nodes:

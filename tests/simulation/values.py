@@ -8,7 +8,7 @@ stands.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,10 +197,18 @@ def _loaded(texts: Mapping[str, str]) -> dict[str, Any]:
     return {key: json.loads(text) for key, text in texts.items()}
 
 
+Whole = Callable[[Any], Any]
+"""Gives a value, from the blob store if that is where it is kept."""
+
+
 def unlike_what_was_seen(
-    log: Log, values: Mapping[str, Values], executions: list[Execution]
+    log: Log, values: Mapping[str, Values], executions: list[Execution], whole: Whole
 ) -> Iterator[str]:
     """Steps that saw another context, or another signal, than the log has for them."""
+
+    def of_whole(context: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: whole(value) for key, value in context.items()}
+
     for run in executions:
         if run.saga_id not in values:
             continue
@@ -214,14 +222,14 @@ def unlike_what_was_seen(
         ours = values[run.saga_id]
         words = f"{run.saga_id}/{run.step} attempt {run.attempt}"
         if what == "undo":
-            if run.context != ours.undone_with[sequence]:
-                expected = ours.undone_with[sequence]
+            expected = of_whole(ours.undone_with[sequence])
+            if run.context != expected:
                 yield f"context: undo {words} saw {run.context}, the model: {expected}"
             continue
         # Not one of later: an outcome beside it may never come to stand.
-        if run.context != ours.at(sequence):
+        if run.context != of_whole(ours.at(sequence)):
             yield f"context: {words} saw {run.context}, the model: {ours.versions}"
-        payload = ours.payloads.get((run.step, run.attempt))
+        payload = whole(ours.payloads.get((run.step, run.attempt)))
         if run.signal != payload:
             yield f"signal: {words} was given {run.signal!r}, the model: {payload!r}"
 
@@ -261,7 +269,7 @@ def _written_by(saga: Saga) -> set[str]:
 
 
 def stale_effects(
-    heads: list[Saga], values: Mapping[str, Values], executions: list[Execution]
+    heads: list[Saga], values: Mapping[str, Values], executions: list[Execution], whole: Whole
 ) -> Iterator[str]:
     """Effects that stand in a saga that has completed, and were made with other values than it
     has."""
@@ -273,7 +281,7 @@ def stale_effects(
                 continue
             for key, value in read.get((step.owner or head.saga_id, name), {}).items():
                 ours = key not in head.steps  # or else the step of that name has left another
-                if ours and value is not None and value != context.get(key):
+                if ours and value is not None and value != whole(context.get(key)):
                     yield (
                         f"stale effect: {name} of {step.owner or head.saga_id} stands in "
                         f"{head.saga_id}, made with {key} {value!r}; it is {context.get(key)!r}"
