@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,9 +39,9 @@ from aiokafka.protocol.group import (
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from sagaz_es.errors import ConfigurationError, SagaError
-from sagaz_es.log.assignment import assign
 from sagaz_es.log.kafka_admin import session_timeouts
 from sagaz_es.log.kafka_brokers import Brokers, Deadlines, KafkaAccess, check
+from sagaz_es.log.kafka_shares import Claim, Holding, shares
 from sagaz_es.ports import Rebalanced
 
 _log = logging.getLogger("sagaz_es.log")
@@ -56,30 +56,6 @@ OUTDATED = (ILLEGAL_GENERATION, UNKNOWN_MEMBER, REBALANCE)
 
 TOLD_AGAIN_S = 1.0
 """After this pause an engine that failed to follow its share is told again."""
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """What a member says of itself: the partitions that it has, by which generation's word."""
-
-    has: tuple[int, ...] = ()
-    generation: int = -1
-
-
-def shares(claims: Mapping[str, Claim], partitions: int) -> dict[str, frozenset[int]]:
-    """What each member gets now.
-
-    Law (kept or free): a member gets only what it has or what nobody has.
-    Law (settles): when everybody has let go of what they did not get, all is given out, fairly.
-    """
-    owners: dict[int, str] = {}
-    # If two have the same one, one was out of the group meanwhile: the later word counts.
-    for member in sorted(claims, key=lambda each: (claims[each].generation, each)):
-        owners |= dict.fromkeys(claims[member].has, member)
-    wanted = assign(sorted(claims), owners, partitions)
-    return {
-        member: frozenset(each for each in share if owners.get(each, member) == member)
-        for member, share in wanted.items()
-    }
 
 
 class Coordinator:
@@ -172,7 +148,7 @@ class KafkaMembership:
         self._member_id, self._generation = "", -1
         self._heard_at = 0.0  # loop time of the last good answer
         self._replaced = False
-        self._has: frozenset[int] = frozenset()  # given to us and not handed over yet
+        self._holding = Holding()
         self._share: frozenset[int] = frozenset()  # what the group wants us to serve
         self._told: frozenset[int] | None = frozenset()  # what the engine knows; None: who knows
         self._marks: dict[int, int] = {}  # committed, as far as known in this generation
@@ -205,7 +181,7 @@ class KafkaMembership:
                 self._marks[partition] = offset
 
         async with self._committing:
-            if partition not in self._has:
+            if partition not in self._holding.partitions:
                 return  # handed over: the mark is somebody else's now
             if partition not in self._marks:
                 self._marks[partition], _ = await self._coordinator.mark(partition, until)
@@ -300,7 +276,7 @@ class KafkaMembership:
         self._take(share)
 
     async def _joined(self) -> Any:
-        claim = Claim(tuple(sorted(self._has)), self._generation)
+        claim = self._holding.claim(self._generation)
         metadata = ConsumerProtocolMemberMetadata(0, [self._topic], msgspec.json.encode(claim))
         session_ms = round(self._session_s * 1000)
         while True:
@@ -377,7 +353,7 @@ class KafkaMembership:
     def _take(self, share: frozenset[int]) -> None:
         if self._leaving is None:
             self._share = share
-            self._has |= share
+            self._holding.take(share, self._generation)
         self._settled.clear()
         self._changed.set()
 
@@ -396,8 +372,8 @@ class KafkaMembership:
                     self._told = None
                     asyncio.get_running_loop().call_later(TOLD_AGAIN_S, self._changed.set)
             keeps = share | self._share  # it may have changed again meanwhile
-            if self._has - keeps:
-                self._has &= keeps
+            if self._holding.partitions - keeps:
+                self._holding.keep(keeps)
                 if self._leaving is None:
                     self._rejoin.set()
             if not self._changed.is_set():

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sagaz_es.codec.avro import AvroCodec
 from sagaz_es.errors import ConfigurationError
 from sagaz_es.log.kafka import KafkaEventLog
-from sagaz_es.log.kafka_group import Claim, shares
+from sagaz_es.log.kafka_shares import Claim, shares
 from sagaz_es.ports import Membership
 from tests.servers import KafkaServer
 
