@@ -66,11 +66,13 @@ class DefinitionChanged(SagaError):
         recorded: str = "",
         code: str = "",
         declared: bool = False,
+        obstacles: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(saga_id, saga_name, differences, recorded, code, declared)
+        super().__init__(saga_id, saga_name, differences, recorded, code, declared, obstacles)
         self.saga_id, self.saga_name, self.differences = saga_id, saga_name, differences
         self.recorded, self.code = recorded, code  # fingerprints
         self.declared = declared  # the class says that it can, and it cannot
+        self.obstacles = obstacles  # why it could not either if it said so
 
     def __str__(self) -> str:
         if not self.recorded:  # by services that did not say how its steps hang together
@@ -87,6 +89,11 @@ class DefinitionChanged(SagaError):
             return (
                 f"{what}no compatible_with can cover that: what has begun must stay as it was; run "
                 "it with the code that fits"
+            )
+        if self.obstacles:
+            return (
+                f"{what}run it with the code that fits; compatible_with would not do, as what has "
+                f"begun must stay as it was: {'; '.join(self.obstacles)}"
             )
         return (
             f"{what}run it with the code that fits, or, if this code may carry it on, declare "

@@ -53,10 +53,8 @@ def _check(state: SagaState, definition: Definition, begun: Iterable[str]) -> No
             raise DefinitionChanged(state.saga_id, state.saga_name, missing, "", code.fingerprint)
         return
     declared = state.definition in definition.compatible_with
-    if declared:
-        differences = obstacles(begun, state.step_graph, code)
-    else:
-        differences = state.step_graph.differences(code)
+    stops = obstacles(begun, state.step_graph, code)
+    differences = stops if declared else state.step_graph.differences(code)
     if differences or not declared:
         raise DefinitionChanged(
             state.saga_id,
@@ -65,6 +63,7 @@ def _check(state: SagaState, definition: Definition, begun: Iterable[str]) -> No
             state.definition,
             code.fingerprint,
             declared,
+            () if declared else stops,
         )
 
 

@@ -7,6 +7,7 @@ allowed: in the middle of a saga it would be the failure of a step.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from math import isfinite
@@ -167,6 +168,25 @@ def check_saga(whose: str, said: Mapping[str, Any]) -> None:
     """What a class or an object says about its sagas, by attribute. Raises ConfigurationError."""
     for attribute, value in said.items():
         _CHECKS[attribute](whose, attribute, value)
+
+
+def check_compatible_with(whose: str, value: Any) -> None:
+    """Fingerprints of other definitions; one that is none fits no saga, ever. Raises
+    DefinitionError."""
+    such_as = f"({value!r},)" if isinstance(value, str) else '("4a0e64f1b0cf3c0b",)'
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise DefinitionError(
+            f"{whose}: compatible_with is a tuple of fingerprints, such as {such_as}"
+        )
+    for one in value:
+        if not isinstance(one, str) or not _FINGERPRINT.fullmatch(one):
+            raise DefinitionError(
+                f"{whose}: compatible_with names fingerprints, 16 hex digits as `sagaz-es "
+                f"versions` and Saga.fingerprint() show them, not {one!r}"
+            )
+
+
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 def said_by(cls: type) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,10 +58,11 @@ class Saga(Inspection):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._collected = collect(cls)
-        if isinstance(cls.compatible_with, str):
+        check.check_compatible_with(cls.__name__, cls.compatible_with)
+        if inspect.iscoroutinefunction(cls.migrate):
             raise DefinitionError(
-                f"{cls.__name__}: compatible_with is a tuple of fingerprints, such as "
-                f"({cls.compatible_with!r},)"
+                f"{cls.__name__}: migrate is a plain function, as it only computes: write "
+                "def migrate(self, saga)"
             )
         check.check_saga(cls.__name__, check.said_by(cls))
         if cls._collected:  # a base for others may have none

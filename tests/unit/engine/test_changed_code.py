@@ -283,6 +283,41 @@ def test_a_fingerprint_that_is_no_tuple_is_refused_where_it_is_written() -> None
             compatible_with = "0123456789abcdef"  # type: ignore[assignment]
 
 
+@pytest.mark.parametrize("one", ["v1", "4A0E64F1B0CF3C0B", "", 5, None])
+def test_what_can_be_no_fingerprint_is_refused_where_it_is_written(one: Any) -> None:
+    with pytest.raises(DefinitionError, match="compatible_with names fingerprints, 16 hex digits"):
+
+        class _Wrong(Saga):
+            compatible_with = ("4a0e64f1b0cf3c0b", one)
+
+
+def test_a_migrate_that_nobody_would_await_is_refused_where_it_is_written() -> None:
+    with pytest.raises(DefinitionError, match=r"write def migrate\(self, saga\)$"):
+
+        class _Wrong(Saga):
+            async def migrate(self, saga: RecordedSaga) -> Any:  # type: ignore[override]
+                return {}
+
+
+async def test_no_declaration_is_suggested_that_would_be_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Silent(WithoutReserve):
+        saga_name: ClassVar[str | None] = "order"
+        compatible_with = ()  # type: ignore[assignment]
+
+    log = await interrupted(Ledger())
+    async with engine_on(log, Silent, ledger=Ledger()) as engine:
+        await asyncio.sleep(0)
+        assert await engine.status("order-1") is SagaStatus.EXECUTING
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "declare compatible_with" not in told
+    assert told.endswith(
+        "compatible_with would not do, as what has begun must stay as it was: step 'reserve' has "
+        "begun and is missing"
+    )
+
+
 class Approved(LedgerSaga):
     """Waits for a word before it acts."""
 
