@@ -4,6 +4,7 @@ forward behind a pivot, what became of an at-most-once step). Each becomes a fac
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from sagaz_es.codec.values import from_text
 from sagaz_es.core import events as e
@@ -21,7 +22,9 @@ from sagaz_es.errors import (
     StepNotFound,
 )
 from sagaz_es.reading.lookup import current_state, waiting_start
-from sagaz_es.sagas.definition import RecoveryAction
+from sagaz_es.sagas.definition import Definition, RecoveryAction
+
+logger = logging.getLogger("sagaz_es.engine")
 
 Decision = (
     e.SignalSent | e.PauseRequested | e.ResumeRequested | e.RecoveryRequested | e.OutcomeReported
@@ -97,6 +100,23 @@ async def answer(host: Host, request: Decision) -> None:
         changed = {**runner.state.context, **split_object(request.keys_set)}
         await host.check_context(runner.definition, changed, "after the override")
     await runner.post(request.request_id, lambda state: fact_of(state, request))
+    if isinstance(request, e.SignalSent):
+        _warn_of_unawaited(request, runner.definition)
+
+
+def _warn_of_unawaited(signal: e.SignalSent, definition: Definition) -> None:
+    """It is kept, as later code may wait for it; far more often its name is wrong."""
+    awaited = sorted({wait.signal for wait in definition.rules.waits.values() if wait.signal})
+    if signal.name not in awaited:
+        logger.warning(
+            "saga %s (%s) was sent a signal %r, and no step of its class waits for that; they wait "
+            "for: %s",
+            signal.saga_id,
+            definition.name,
+            signal.name,
+            ", ".join(map(repr, awaited)) or "none",
+            extra={"saga_id": signal.saga_id},
+        )
 
 
 def fact_of(state: SagaState, request: Decision) -> e.Fact:

@@ -337,7 +337,8 @@ class Engine:
     ) -> None:
         """Tell the saga something a step waits for (`wait_for`); returns once it is recorded.
 
-        A signal that no step waits for yet is kept. `request_id`, here and below: whoever does not
+        A signal that no step waits for yet is kept; of one that no step of the class waits for, the
+        engine that runs the saga warns in its log. `request_id`, here and below: whoever does not
         know what became of a request asks again with the same id, and it counts once.
         Raises SagaNotFound, SagaEnded.
         """

@@ -273,6 +273,24 @@ async def test_who_signals_a_saga_that_is_not_there_or_has_ended_is_told() -> No
             await engine.signal(result.saga_id, "go")
 
 
+async def test_a_signal_that_no_step_of_the_class_waits_for_is_warned_of_and_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, saga = MemoryEventLog(), Approval()
+    async with Engine(log, sagas=[saga]) as engine:
+        handle = await engine.start(saga, saga_id="a-1")
+        await engine.signal("a-1", "decison")
+        await engine.signal("a-1", "decision", {"by": "ann"})
+        assert (await handle.result(5)).success
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == (
+        "saga a-1 (approval) was sent a signal 'decison', and no step of its class waits for that; "
+        "they wait for: 'decision'"
+    )
+    kept = [fact.name for fact in await facts(log, "a-1") if isinstance(fact, e.SignalReceived)]
+    assert kept == ["decison", "decision"]
+
+
 def test_waits_that_make_no_sense_are_refused_when_the_step_is_declared() -> None:
     with pytest.raises(ConfigurationError, match="wait_seconds goes with wait_for"):
         Saga(name="s").add_step("a", lambda ctx: None, wait_seconds=5)
