@@ -8,6 +8,7 @@ appends that fact.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 from collections.abc import Mapping
@@ -101,15 +102,19 @@ class Attempts:
             task = asyncio.current_task(self._loop)
             assert task is not None
             seconds, saga_id = plan.timeout_seconds, self._state.saga_id
-            limit = Deadline(self._deadlines, task, seconds, saga_id, attempt.step)
+            args: tuple[Any, ...] = (context,)
+            if isinstance(plan, Compensation):
+                args = plan.arguments(attempt.step, context)
+                here = inspect.iscoroutinefunction(plan.function)
+            else:
+                here = attempt.step in self._definition.coroutines
+            limit = Deadline(self._deadlines, task, seconds, saga_id, attempt.step, waits=not here)
             try:
                 with limit:
-                    if attempt.undo and isinstance(plan, Compensation):
-                        value = await call(plan.function, *plan.arguments(attempt.step, context))
-                    elif not attempt.undo and attempt.step in self._definition.coroutines:
-                        value = await step.function(context)
+                    if here:
+                        value = await plan.function(*args)
                     else:
-                        value = await call(plan.function, context)
+                        value = await call(plan.function, *args, begins=limit.begin)
             except TimeoutError as error:
                 if not limit.expired:
                     raise  # the step's own

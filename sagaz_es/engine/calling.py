@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 current_saga: ContextVar[str] = ContextVar("sagaz_es_current_saga", default="")
 """The id of the saga whose code runs, also in its threads: for log lines."""
 
 
-async def call(function: Any, *args: Any) -> Any:
-    """Call a step's function: a coroutine function here, any other one in a thread."""
+async def call(function: Any, *args: Any, begins: Callable[[], object] | None = None) -> Any:
+    """Call a step's function: a coroutine function here, any other one in a thread.
+
+    `begins` is called here when the function is: there may be no thread to be had for a while.
+    """
     if inspect.iscoroutinefunction(function):
+        if begins is not None:
+            begins()
         return await function(*args)
-    value = await asyncio.to_thread(_in_thread, function, args)
+    loop = asyncio.get_running_loop()
+    told = None if begins is None else partial(loop.call_soon_threadsafe, begins)
+    value = await asyncio.to_thread(_in_thread, function, args, told)
     return await value if inspect.isawaitable(value) else value
 
 
@@ -29,7 +38,11 @@ def sagas_in_threads() -> list[str]:
     return sorted(set(_in_threads.copy().values()))
 
 
-def _in_thread(function: Any, args: tuple[Any, ...]) -> Any:
+def _in_thread(
+    function: Any, args: tuple[Any, ...], begins: Callable[[], object] | None = None
+) -> Any:
+    if begins is not None:
+        begins()  # raises where the loop is closed: nobody would hear of what is done here
     thread = threading.get_ident()
     _in_threads[thread] = current_saga.get()
     try:

@@ -86,6 +86,8 @@ class Deadline:
     That cancellation leaves the block as TimeoutError, and `expired` says so; one that came from
     elsewhere, before or at the same time, goes on as CancelledError. What does not accept it is
     waited for, and the log tells of it: beside it no other attempt may begin.
+
+    With `waits` the time counts from `begin` on: what runs in a thread has to get one first.
     """
 
     __slots__ = (
@@ -96,6 +98,7 @@ class Deadline:
         "_seconds",
         "_step",
         "_task",
+        "_waits",
         "expired",
     )
 
@@ -106,15 +109,25 @@ class Deadline:
         seconds: float,
         saga_id: str = "",
         step: str = "",
+        *,
+        waits: bool = False,
     ) -> None:
         self._deadlines, self._task, self._seconds = deadlines, task, seconds
         self._saga_id, self._step = saga_id, step
+        self._waits = waits
         self.expired = False
 
     def __enter__(self) -> Deadline:
         self._cancelling = self._task.cancelling()
-        self._deadlines.add(self, self._seconds)
+        if not self._waits:
+            self._deadlines.add(self, self._seconds)
         return self
+
+    def begin(self) -> None:
+        """The time counts from now on, unless it did or the block has been left."""
+        if self._waits:
+            self._waits = False
+            self._deadlines.add(self, self._seconds)
 
     def expire(self, loop: asyncio.AbstractEventLoop) -> None:
         self.expired = True
@@ -128,6 +141,7 @@ class Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._waits = False
         self._deadlines.drop(self)
         if not self.expired:
             return

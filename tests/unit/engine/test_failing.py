@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -278,6 +279,44 @@ async def test_a_sync_step_has_a_limit_too() -> None:
         result = await engine.run(saga)
         released.set()
     assert isinstance(result.error, SagaTimeoutError)
+
+
+async def test_the_limit_of_a_sync_step_begins_once_it_has_a_thread() -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    held, released = asyncio.Event(), threading.Event()
+    waits, calls = asyncio.Event(), list[str]()
+    loop = asyncio.get_running_loop()
+
+    def holds(ctx: Any) -> None:
+        loop.call_soon_threadsafe(held.set)
+        released.wait(10)
+
+    async def hangs(ctx: Any) -> None:
+        await asyncio.Event().wait()
+
+    first = Saga("first").add_step("hold", holds)
+    second = Saga("second").add_step(
+        "quick",
+        lambda ctx: calls.append("quick"),
+        timeout_seconds=0.05,
+        max_retries=0,
+        on_enter=lambda ctx, step: waits.set(),
+    )
+    clock = Saga("clock").add_step("hang", hangs, timeout_seconds=0.05, max_retries=0)
+    async with asyncio.timeout(20), engine_on(None, first, second, clock) as engine:
+        try:
+            holding = await engine.start("first")
+            await held.wait()
+            waiting = await engine.start("second")
+            await waits.wait()
+            # Its limit began later than that of the step that waits would have.
+            assert isinstance((await engine.run("clock")).error, SagaTimeoutError)
+            assert calls == []
+        finally:
+            released.set()
+        assert (await waiting.result()).status is SagaStatus.COMPLETED
+        assert (await holding.result()).status is SagaStatus.COMPLETED
+    assert calls == ["quick"]
 
 
 # --- errors of every kind -------------------------------------------------------------------------
