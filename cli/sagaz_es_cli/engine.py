@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import NoReturn
 
@@ -90,6 +91,13 @@ def engine() -> None:
     show_default=True,
     help="How many sagas run here at once; starts beyond that wait in the log. 0: any number.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How many plain functions (def) of sagas run at once; others wait for a thread. Default: "
+    "four more than there are cores, at most 32.",
+)
 @click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @resources_option
@@ -101,6 +109,7 @@ def run_engine(
     health_host: str,
     drain_seconds: float,
     max_in_flight: int,
+    threads: int | None,
     log_format: str,
     log_level: str,
     resources: str | None,
@@ -117,6 +126,8 @@ def run_engine(
     settings.need_code("engine run")
 
     async def work() -> None:
+        if threads is not None:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
         async with resources_of(resources) as live:
             worker = connect(
                 settings.log,

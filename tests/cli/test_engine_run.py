@@ -267,6 +267,34 @@ def test_a_task_of_a_step_that_exits_does_not_end_the_worker(project: Project) -
         assert stopped(process)[0] == 0
 
 
+WIDE = """
+    import os, threading
+    from sagaz_es import Saga
+
+    WIDTH = min(32, (os.cpu_count() or 1) + 4) + 1  # one more than there are by default
+    ALL = threading.Barrier(WIDTH)
+
+    def wide(name):
+        saga = Saga(name)
+        for number in range(WIDTH):
+            saga.add_step(
+                f"s{number}", lambda ctx: ALL.wait(20) and None, depends_on=[], max_retries=0
+            )
+        return saga
+
+    SAGAS = {"wide": wide}
+"""
+
+
+def test_it_has_as_many_threads_as_it_is_told(project: Project) -> None:
+    (project.path / "wide.py").write_text(textwrap.dedent(WIDE))
+    run = ("engine", "run", "--app", "wide:SAGAS", "--threads", "64", "--log-format", "json")
+    with project.start(*run) as process:
+        Lines(process).until("serving")
+        assert elsewhere(project, "wide", "w-1").status == "completed"
+        assert stopped(process)[0] == 0
+
+
 # --- what it logs ---------------------------------------------------------------------------------
 
 
