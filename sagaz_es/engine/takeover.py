@@ -198,7 +198,7 @@ class _Read:
         self._found = found
         self.known: dict[str, Accepted] = {}  # sagas that began since the mark
         self.older: set[str] = set()  # began before it
-        self._again: set[str] = set()  # something was accepted of them behind their end
+        self._again: set[str] = set()  # they branched, or went on behind their end
         self.branched: list[tuple[e.Event, int]] = []
         self.branches: dict[str, str] = {}  # of those that branched: the last branch
 
@@ -224,7 +224,7 @@ class _Read:
             accepted = self.known[saga_id] = Accepted()
         # What the fold rejects answers nothing: its writer had lost the saga.
         if judge(accepted, event) is Verdict.ACCEPTED:
-            if accepted.ended:
+            if accepted.ended or isinstance(fact, e.ReplayBranched):
                 self._again.add(saga_id)
             accepted.take(event, offset)
             if request_id := e.request_of(fact):
