@@ -99,16 +99,13 @@ class Attempts:
             context = await self.contexts.of(step, attempt, seen)
             if self.telling is not None:
                 await self.telling.entered(attempt, context)
-            task = asyncio.current_task(self._loop)
-            assert task is not None
-            seconds, saga_id = plan.timeout_seconds, self._state.saga_id
             args: tuple[Any, ...] = (context,)
             if isinstance(plan, Compensation):
                 args = plan.arguments(attempt.step, context)
                 here = inspect.iscoroutinefunction(plan.function)
             else:
                 here = attempt.step in self._definition.coroutines
-            limit = Deadline(self._deadlines, task, seconds, saga_id, attempt.step, waits=not here)
+            limit = self._limit(attempt.step, plan.timeout_seconds, here=here)
             try:
                 with limit:
                     if here:
@@ -156,6 +153,13 @@ class Attempts:
             errors=self.errors,
             telling=self.telling,
         )
+
+    def _limit(self, step: str, seconds: float, *, here: bool) -> Deadline:
+        """Of code that is about to be called; it counts from then on, unless that is not `here` but
+        in a thread, which has to be had first."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        return Deadline(self._deadlines, task, seconds, self._state.saga_id, step, waits=not here)
 
     def _was_stopped(self, step: str) -> bool:
         """Whether this attempt was cancelled on purpose; its task is as new then."""
@@ -290,8 +294,10 @@ class Attempts:
             return e.RecoveryDecided(attempt.step, manual, reason=reason)
         try:
             context = await self.contexts.of(step, attempt)
-            async with asyncio.timeout(handler.timeout_seconds):
-                answer = await call(handler.function, context, self.errors.of(attempt.step))
+            failure = self.errors.of(attempt.step)
+            here = inspect.iscoroutinefunction(handler.function)
+            with self._limit(attempt.step, handler.timeout_seconds, here=here) as limit:
+                answer = await call(handler.function, context, failure, begins=limit.begin)
             action = RecoveryAction(answer)
             changed, _ = context.delta()
             if changed and self._definition.context_type is not None:
@@ -311,11 +317,12 @@ class Attempts:
         outcome is unknown for good, and a person has to."""
         step = self._definition.steps[attempt.step]
         assert callable(step.resolve), attempt.step  # bound to the saga by now
-        limit = asyncio.timeout(step.timeout_seconds)
+        here = inspect.iscoroutinefunction(step.resolve)
+        limit = self._limit(attempt.step, step.timeout_seconds, here=here)
         try:
             context = await self.contexts.of(step, attempt)
-            async with limit:
-                answer = await call(step.resolve, context)
+            with limit:
+                answer = await call(step.resolve, context, begins=limit.begin)
             if answer is False:
                 return not_happened(attempt.step, attempt.attempt)
             if answer is not None:
@@ -326,6 +333,6 @@ class Attempts:
                 raise
             self.errors.keep(attempt.step, error)
             reason = f"its resolve function failed with {type(error).__name__}: {message_of(error)}"
-            if isinstance(error, TimeoutError) and limit.expired():
+            if isinstance(error, TimeoutError) and limit.expired:
                 reason = f"its resolve function has not answered in {step.timeout_seconds:g} s"
         return e.StepOutcomeUnknown(attempt.step, attempt.attempt, reason)

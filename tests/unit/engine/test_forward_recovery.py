@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -153,6 +155,45 @@ async def test_a_handler_that_hangs_leaves_it_to_a_person() -> None:
     result = await run(saga)
     assert result.status is SagaStatus.FORWARD_RECOVERY
     assert saga.calls == [*BEFORE, "recover"]
+
+
+async def test_the_limit_of_a_handler_begins_once_it_has_a_thread() -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    held, released = asyncio.Event(), threading.Event()
+
+    def holds(ctx: Any) -> None:
+        loop.call_soon_threadsafe(held.set)
+        released.wait(10)
+
+    async def hangs(ctx: Any) -> None:
+        await asyncio.Event().wait()
+
+    class Waiting(Parcel):
+        saga_name = "waiting"
+
+        @forward_recovery("ship", timeout_seconds=0.05)
+        def recover(self, ctx: Any, error: Exception) -> RecoveryAction:
+            self.calls.append("recover")
+            return RecoveryAction.SKIP
+
+    saga = Waiting()
+    other = Saga("other").add_step("hold", holds)
+    clock = Saga("clock").add_step("hang", hangs, timeout_seconds=0.05, max_retries=0)
+    log = MemoryEventLog(1)
+    async with asyncio.timeout(20), Engine(log, sagas=[saga, other, clock]) as engine:
+        try:
+            await engine.start("other")
+            await held.wait()
+            recovering = await engine.start(saga, saga_id="w")
+            while (await engine.current("w")).step("ship").status != "failed":  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await engine.run("clock")  # longer than the handler may take
+            assert "recover" not in saga.calls
+        finally:
+            released.set()
+        assert (await recovering.result()).status is SagaStatus.COMPLETED
+    assert saga.calls == [*BEFORE, "recover", "notify"]
 
 
 async def test_a_person_decides_later_and_in_another_process(
