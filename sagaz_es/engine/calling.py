@@ -29,13 +29,19 @@ async def call(function: Any, *args: Any, begins: Callable[[], object] | None = 
     return await value if inspect.isawaitable(value) else value
 
 
-_in_threads: dict[int, str] = {}  # by the thread's identity: the saga whose code runs in it
+# By the thread's identity: the saga whose code runs in it, and the function.
+_in_threads: dict[int, tuple[str, str]] = {}
+
+
+def calls_in_threads() -> list[tuple[str, str]]:
+    """Sagas of which a thread of this process runs a function now, and its name; also where nobody
+    waits for it any more: a thread cannot be stopped."""
+    return sorted(set(_in_threads.copy().values()))
 
 
 def sagas_in_threads() -> list[str]:
-    """Sagas of which a thread of this process runs code now, also code that nobody waits for any
-    more: a thread cannot be stopped."""
-    return sorted(set(_in_threads.copy().values()))
+    """The sagas of `calls_in_threads`."""
+    return sorted({saga_id for saga_id, _ in calls_in_threads()})
 
 
 def _in_thread(
@@ -44,7 +50,8 @@ def _in_thread(
     if begins is not None:
         begins()  # raises where the loop is closed: nobody would hear of what is done here
     thread = threading.get_ident()
-    _in_threads[thread] = current_saga.get()
+    name = getattr(function, "__qualname__", None) or repr(function)
+    _in_threads[thread] = current_saga.get(), name
     try:
         return function(*args)
     except StopIteration as error:  # no future can hold it: the step would never end

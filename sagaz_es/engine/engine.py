@@ -19,6 +19,7 @@ from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
 from sagaz_es.engine import compensations, decisions, replayer, requests, starting
+from sagaz_es.engine.calling import calls_in_threads
 from sagaz_es.engine.config import EngineConfig, SystemClock
 from sagaz_es.engine.fact_sizes import check_size
 from sagaz_es.engine.health import Health, health_of
@@ -157,7 +158,9 @@ class Engine:
         if self.host.closing:
             return
         served = frozenset(self._projecting if self._shares else self.host.partitions)
+        ours = frozenset(self.host.partitions)
         await self.host.close(for_good=for_good)
+        self._tell_of_threads(ours)
         away = isinstance(self.store, LateStore)  # it was never there: nothing to wait for
         if self._projector is not None and served and not away:
             try:
@@ -169,6 +172,19 @@ class Engine:
         for part in (self.store, self.blob_store, self.log):
             if part is not None:
                 await part.close()
+
+    def _tell_of_threads(self, partitions: frozenset[int]) -> None:
+        """Say what a program will wait for at its end."""
+        for saga_id, function in calls_in_threads():
+            if saga_id and self.log.partition_of(saga_id) in partitions:
+                logger.warning(
+                    "saga %s: %s still runs in a thread, and nothing of it counts. A thread cannot "
+                    "be stopped: a program ends only when it does (`sagaz-es engine run` does not "
+                    "wait for it)",
+                    saga_id,
+                    function,
+                    extra={"saga_id": saga_id},
+                )
 
     async def health(self) -> Health:
         """How it is doing, also before `open` and while it closes. Raises nothing, and answers

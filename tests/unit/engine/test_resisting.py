@@ -6,6 +6,7 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -255,6 +256,27 @@ async def test_who_cancels_a_saga_elsewhere_hears_which_step_does_not_end() -> N
         await asking.close()
         world.let_end.set()
         assert (await handle.result(30)).status is SagaStatus.CANCELLED
+
+
+async def test_an_engine_that_stops_says_what_runs_on_in_a_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inside, let_end = threading.Event(), threading.Event()
+
+    def hold(ctx: Any) -> None:
+        inside.set()
+        let_end.wait(60)
+
+    saga = Saga("threaded").add_step("hold", hold)
+    quick = Saga("quick").add_step("act", lambda ctx: None)
+    async with Engine(MemoryEventLog(1), sagas=[saga, quick], config=CONFIG) as engine:
+        assert (await engine.run(quick, saga_id="q")).success
+        await engine.start(saga, saga_id="s")
+        await asyncio.to_thread(inside.wait)
+    let_end.set()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("saga s: ")
+    assert "hold still runs in a thread" in told
 
 
 PROGRAM = """
