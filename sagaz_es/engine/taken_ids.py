@@ -9,7 +9,7 @@ from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.engine.known_ids import KnownIds
 from sagaz_es.ports import EventLog, ProjectionStore
-from sagaz_es.reading.lookup import asked, current_state, is_indexed, known_heads
+from sagaz_es.reading.lookup import AT_ONCE, asked, current_state, is_indexed, known_heads
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
@@ -59,7 +59,7 @@ async def _ids_between(host: Host, partition: Partition, since: int) -> KnownIds
         async with asyncio.timeout(host.config.request_seconds):
             while offset < partition.known_from:
                 try:
-                    chunk = await host.log.read(partition.index, offset, limit=5000, wait_s=0.1)
+                    chunk = await host.log.read(partition.index, offset, limit=AT_ONCE, wait_s=0.1)
                 except errors.HistoryGone:  # retention came between
                     offset = (await host.log.bounds(partition.index)).start
                     continue
