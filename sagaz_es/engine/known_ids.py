@@ -13,11 +13,13 @@ class KnownIds:
     """A set of ids that keeps 64 bits of each: 12 to 24 bytes an id, where a set of texts has 120.
 
     Law: an id that was added is in it. One that was not is taken for one once in 10^12, of ten
-    million. `since`, `upto`: whoever gathers them has read the log from here to there.
+    million. `since`, `upto`: whoever gathers them has read the log from here to there; `start`:
+    where the log began then.
     """
 
     def __init__(self, since: int = 0) -> None:
         self.since = self.upto = since
+        self.start = 0
         self._count = 0
         self._shards = [_Shard() for _ in range(_SHARDS)]
 

@@ -220,8 +220,10 @@ class Serving:
         cell.ours = True
         # What is held, or taken back at once, runs no step again.
         asked, cell.asked = cell.asked, None
-        if asked is not None and asked.request_id in partition.answered:
-            asked = None
+        if asked is not None and (
+            asked.request_id in partition.answered or asked.request_id in state.answered
+        ):
+            asked = None  # refused; or its fact stands, which may have been heard since
         first: tuple[e.Fact, ...] = (claimed,)
         if isinstance(asked, e.PauseRequested):
             first = (claimed, e.SagaPaused(asked.reason, asked.actor, asked.request_id))

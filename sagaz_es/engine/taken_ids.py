@@ -40,7 +40,7 @@ async def exists(host: Host, partition: Partition, saga_id: str) -> bool:
         return True
     # What a lost tail has left of a saga, or was still on its way then, is none; unless retention
     # took how it began.
-    return not since and (await host.log.bounds(partition.index)).start > 0
+    return not since and (await _ids_between(host, partition, since)).start > 0
 
 
 async def _ids_between(host: Host, partition: Partition, since: int) -> KnownIds:
@@ -50,7 +50,7 @@ async def _ids_between(host: Host, partition: Partition, since: int) -> KnownIds
     known = partition.older
     if known is None or known.since > since:
         known = partition.older = KnownIds(since)
-    start = (await host.log.bounds(partition.index)).start
+    start = known.start = (await host.log.bounds(partition.index)).start
     if since and known.upto < start:  # between the store and the log something is missing
         where = f"partition {partition.index}"
         raise errors.HistoryGone(where, f"offset {known.upto}", f"offset {start}")

@@ -28,6 +28,9 @@ OTHERS = {
 """Modules of the engine that a simulated process does not use, and why."""
 
 NEVER = {
+    "engine/takeover.py _parts.<locals>.<lambda>: store.checkpoint": (
+        "only of thousands of unfinished sagas"
+    ),
     "recording/importing.py _Standing.of: log.read_saga": "only of a log that has an index",
     "reading/projector.py Projector._repair.<locals>.<lambda>: store.heads": (
         "the fold is total: only a fact that it never heard of comes here; the projector has a test"

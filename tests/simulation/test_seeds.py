@@ -42,7 +42,8 @@ def test_no_law_is_broken() -> None:
 def test_what_was_found_behind_the_range_stays_fixed() -> None:
     """A cancel that a closing engine refused for good; a start that was told and stood nowhere; a
     pause that was told by a fact that the fold rejects; steps that ran on behind a hand-over; one
-    saga too many, of an id that two started at once; starts out of turn; a branch begun twice.
+    saga too many, of an id that two started at once; starts out of turn; a branch begun twice;
+    a pause that was answered and told again by a take-over.
     Of the judge: the cancel that had stopped a step went with the log's tail."""
     simulate(
         "seeds",
@@ -56,6 +57,7 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
         "5001982",
         "5002370",
         "5000100",
+        "7001557",
     )
 
 
