@@ -7,10 +7,12 @@ changes hands takes its waiting starts along.
 Of two classes with starts that wait each gets its turn, whoever came first and however many; within
 a class it goes by the order of coming.
 
-What was taken over waits for room, too, and takes turns with the starts (`backlog.py`).
+What was taken over, or is woken by a time or a signal, waits for room, too, and takes turns with
+the starts (`backlog.py`).
 
-Law (begun goes on): a saga that was woken, or whose start or end a step waits for, runs at once,
-also beyond the limit.
+Law (no circle): a saga whose start or end a step waits for, a child that wakes, and one of a class
+with `max_concurrent` that wakes, run at once, also beyond the limit: a step may wait for them that
+keeps the room which they would wait for. Source: docs/decisions/0052.
 Law (only what runs counts): a saga that waits for a signal, a time or a decision takes no room.
 """
 
@@ -160,7 +162,7 @@ class Admission:
         self.backlog.outside.add(saga_id)
 
     def takes_back(self, saga_id: str, *, others_wait: bool) -> bool:
-        """Whether a saga that was taken over, and does not wait, may run something now."""
+        """Whether a saga that was taken over or woken, and does not wait, may run something now."""
         if saga_id in self._beginning or saga_id in self._needed:
             self._beginning.discard(saga_id)  # it was called, and counts as a runner now
             return True
@@ -320,7 +322,7 @@ class Admission:
         return not self._limit or self.in_flight() + len(self.backlog.expected) < self._limit
 
     def _has_space(self) -> bool:
-        """For what was taken over."""
+        """For what was taken over or woken."""
         return not self._limit or self.in_flight() < self._limit
 
     def _is_crowded(self, saga_name: str) -> bool:
@@ -334,7 +336,7 @@ class Admission:
             self._feeding = False
 
     async def _let_one_in(self) -> bool:
-        """A saga that was taken over, or a start: each in its turn while both wait."""
+        """A saga of the backlog, or a start: each in its turn while both wait."""
         for backlogs_turn in (self._backlogs_turn, not self._backlogs_turn):
             if backlogs_turn:
                 saga_id = self.backlog.next() if self._has_space() else None

@@ -1,11 +1,11 @@
-"""Sagas that were taken over and have a step to run: beyond `max_in_flight` they wait for a turn.
+"""Sagas that were taken over, or woken, and have a step to run: beyond `max_in_flight` they wait.
 
-They are claimed at once, all of them: so the dead owner's late facts are rejected, requests for
-them are answered, and their times are kept, while they wait. What waits here is parked: some
-hundred bytes and no task. A saga that has nothing to run (it waits for a signal, or only its end
-has to be written) does not come here at all.
+What is taken over is claimed at once, all of it: so the dead owner's late facts are rejected,
+requests for it are answered, and its times are kept, while it waits. What waits here is parked:
+some hundred bytes and no task. A saga that has nothing to run (it waits for a signal, or only its
+end has to be written) does not come here at all.
 
-Of two classes that wait each gets its turn; within a class it goes by the order of their claims.
+Of two classes that wait each gets its turn; within a class it goes by the order of coming.
 
 Law (claimed, not run): a saga that waits here starts no step and no compensation; what is decided
 about it meanwhile (a signal, a cancel, its deadline) stands in the log at once.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Backlog:
-    """The sagas of a host that were taken over and wait for room."""
+    """The sagas of a host that were taken over or woken, and wait for room."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission

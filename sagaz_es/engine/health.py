@@ -31,7 +31,7 @@ class Health:
     projector_lag: int | None  # records; None: there is no projector here, or it could not be told
     starts_waiting: int = 0  # requests in the log, until there is room (`max_in_flight`)
     why_not: str = ""
-    takeovers_waiting: int = 0  # claimed here, with a step to run, until there is room
+    takeovers_waiting: int = 0  # taken over or woken, with a step to run, until there is room
     sagas_waiting_for_person: int = 0  # unfinished, in the partitions served here
 
 

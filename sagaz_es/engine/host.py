@@ -136,7 +136,12 @@ class Host:
         cell = partition.cells.get(saga_id)
         if cell is None or not cell.ours or cell.lost or cell.state.ended:
             return None
-        return self.carry_on(partition, cell, self.registry.by_name(cell.state.saga_name), ())
+        state = cell.state
+        definition = self.registry.by_name(state.saga_name)
+        # A step waits for the end of a child, others of its class for a turn to end: a step of this
+        # process, which keeps its room, may wait for one of those.
+        waits = not (state.caller_saga_id or definition.max_concurrent)
+        return self.carry_on(partition, cell, definition, (), waits_for_room=waits)
 
     def runs_here(self, saga_id: str) -> bool:
         """Whether this engine carries the saga on, which may be parked."""
@@ -226,13 +231,13 @@ class Host:
         definition: Definition,
         first: Sequence[e.Fact],
         *,
-        taken_over: bool = False,
+        waits_for_room: bool = False,
     ) -> SagaRunner:
-        """Run a saga; one that was `taken_over` waits its turn before it runs a step."""
+        """Run a saga. `waits_for_room`: before it runs a step, if there is none."""
         runner = self.make_runner(partition, cell, definition)
         runner.starting = True
         saga_id = cell.state.saga_id
-        if taken_over or saga_id in self.admission.backlog:
+        if waits_for_room or saga_id in self.admission.backlog:
             runner.lets_in = self.admission.backlog.lets_in
             self.admission.is_outside(saga_id)
         self.parked.woken(saga_id)

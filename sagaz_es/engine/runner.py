@@ -106,7 +106,7 @@ class SagaRunner:
         self._draining = False
         self._turns = turns  # until it has its turn
         self.lets_in: Callable[[SagaState], bool] | None = None
-        """Of a saga that was taken over: asked before it runs anything, until it says yes."""
+        """Of one that was taken over or woken: asked before it runs anything, until it says yes."""
         self._no_room = False  # it was not let in, the last time it was asked
         self.ready: asyncio.Future[None] | None = None
         self.starting = False  # its task is made; until it runs, nothing else may be numbered

@@ -227,7 +227,7 @@ class Serving:
         first: tuple[e.Fact, ...] = (claimed,)
         if isinstance(asked, e.PauseRequested):
             first = (claimed, e.SagaPaused(asked.reason, asked.actor, asked.request_id))
-        runner = self._host.carry_on(partition, cell, definition, first, taken_over=True)
+        runner = self._host.carry_on(partition, cell, definition, first, waits_for_room=True)
         runner.ready = asyncio.get_running_loop().create_future()
         if isinstance(asked, e.CancelRequested):
             runner.cancel_first(asked)

@@ -81,7 +81,7 @@ def plan_of(seed: int) -> Plan:
         tuple(doings),
         heals_at,
         in_flight=few.choice((1, 1, 2, 3)) if crowd or few.random() < 0.05 else 0,
-        bounded=crowd and all(doing.what != "jump" for doing in doings),
+        bounded=crowd,
         groups=groups,
         large=large,
         grows=len(groups) > 1 and apart.random() < 0.5 and "forget" not in {d.what for d in doings},

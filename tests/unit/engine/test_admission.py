@@ -286,8 +286,9 @@ async def test_a_signal_to_a_waiting_start_is_kept(log: EventLog, world: World) 
         waiting = await engine.start(Approval)
         assert await engine.status(waiting.saga_id) is SagaStatus.PENDING
         await engine.signal(waiting.saga_id, "approved", "olga")
-        assert (await waiting.result(30)).context["by"] == "olga"
+        assert "SignalReceived" in await story(engine.log, waiting.saga_id)
         world.open()
+        assert (await waiting.result(30)).context["by"] == "olga"
         await ended(running)
 
 

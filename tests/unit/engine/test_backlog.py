@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Engine, Saga, SagaStatus, action, compensate
+from sagaz_es import Engine, Saga, SagaStatus, action, child, compensate, trigger
 from sagaz_es.connect import open_log
 from sagaz_es.core import events as e
 from sagaz_es.engine.config import EngineConfig
@@ -85,6 +85,61 @@ class Outer(Saga):
         assert (await handle.result()).success
 
 
+class Flaky(Saga):
+    """Its step fails once, and is tried again after a while."""
+
+    saga_name = "flaky"
+
+    @action("only", max_retries=1, retry_delay_seconds=20)
+    async def only(self, ctx: Any) -> None:
+        if ctx.attempt == 1:
+            raise OSError("away")
+        await ctx.resources["world"].enter(ctx["order"])
+
+
+class Parent(Saga):
+    saga_name = "parent"
+
+    @child("flaky", Flaky)
+    async def flaky(self, ctx: Any) -> dict[str, str]:
+        return {"order": "child"}
+
+
+class Caller(Saga):
+    """Its step starts a saga that has a child, and keeps its room until that has ended."""
+
+    saga_name = "caller"
+
+    @action("only")
+    async def only(self, ctx: Any) -> None:
+        assert (await ctx.resources["engine"]().run(Parent)).success
+
+
+class Single(Saga):
+    """One of them runs at a time."""
+
+    saga_name = "single"
+
+    @trigger("single", idempotency_key="order", max_concurrent=1)
+    def on_order(self, event: Any) -> dict[str, Any]:
+        return dict(event)
+
+    @action("only", max_retries=1, retry_delay_seconds=20)
+    async def only(self, ctx: Any) -> None:
+        if ctx.attempt == 1 and ctx["order"] == "first":
+            raise OSError("away")
+
+
+class Queued(Saga):
+    """Its step waits, with its room, for a saga that waits for its turn."""
+
+    saga_name = "queued"
+
+    @action("only")
+    async def only(self, ctx: Any) -> None:
+        assert (await ctx.resources["engine"]().run(Single, {"order": "second"})).success
+
+
 @pytest.fixture
 async def world() -> World:
     return World()
@@ -109,7 +164,7 @@ def engine_of(
 ) -> Engine:
     return Engine(
         log,
-        sagas=(Order, Other, Hurried, Approval, Outer),
+        sagas=(Order, Other, Hurried, Approval, Outer, Flaky, Parent, Caller, Single, Queued),
         resources={"world": world, "engine": engine},
         clock=clock,
         config=EngineConfig(max_in_flight=most, drain_seconds=0.01, request_seconds=5),
@@ -136,8 +191,13 @@ async def ended(engine: Engine, ids: Sequence[str]) -> list[SagaStatus]:
     return [(await (await engine.handle(i)).result(30)).status for i in ids]
 
 
+async def in_flight_and_unfinished(engine: Engine) -> tuple[int, int]:
+    health = await engine.health()
+    return health.sagas_in_flight, health.sagas_unfinished
+
+
 async def until(engine: Engine, waiting: int) -> None:
-    """Until so many sagas that were taken over wait for room."""
+    """Until so many sagas that were taken over, or woken, wait for room."""
     async with asyncio.timeout(30):
         while (await engine.health()).takeovers_waiting != waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -193,7 +253,7 @@ async def test_of_two_classes_taken_over_each_has_its_turn(world: World) -> None
     assert world.began[:5] == ["order-0", "order-1", "other-0", "order-2", "other-1"]
 
 
-async def test_what_waits_for_a_signal_does_not_wait_for_room(world: World) -> None:
+async def test_what_waits_for_a_signal_waits_for_room_once_that_has_come(world: World) -> None:
     log = MemoryEventLog(1)
     await left_behind(log, ["a", "b"])
     async with engine_of(world, log, 0) as engine:
@@ -202,8 +262,89 @@ async def test_what_waits_for_a_signal_does_not_wait_for_room(world: World) -> N
     async with engine_of(world, log, 1) as engine:
         await world.came(1)
         await engine.signal("approval", "approved", "olga")
-        assert await ended(engine, ["approval"]) == [SagaStatus.COMPLETED]
+        assert (await story(log, "approval"))[-1] == "SignalReceived"
         assert world.running == 1
+        world.opened.set()
+        assert await ended(engine, ["approval", "a", "b"]) == [SagaStatus.COMPLETED] * 3
+
+
+# --- woken ---------------------------------------------------------------------------------------
+
+
+async def test_what_many_have_waited_for_wakes_no_more_than_may_run(world: World) -> None:
+    log, clock = MemoryEventLog(2), SetClock()
+    async with engine_of(world, log, 2, clock=clock) as engine:
+        for number in range(20):
+            await engine.start(Flaky, {"order": f"f-{number}"}, saga_id=f"f-{number}")
+        async with asyncio.timeout(30):
+            while await in_flight_and_unfinished(engine) != (0, 20):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        clock.advance(60_000_000)
+        await world.came(2)
+        await until(engine, 18)
+        assert await in_flight_and_unfinished(engine) == (2, 20)
+        world.opened.set()
+        ids = [f"f-{number}" for number in range(20)]
+        assert await ended(engine, ids) == [SagaStatus.COMPLETED] * 20
+    assert world.most == 2
+    assert sorted(world.began) == sorted(ids)
+
+
+async def test_what_wakes_and_new_starts_take_turns(world: World) -> None:
+    log, clock = MemoryEventLog(1), SetClock()
+    async with engine_of(world, log, 1, clock=clock) as engine:
+        for name in ("f-0", "f-1", "f-2"):
+            await engine.start(Flaky, {"order": name}, saga_id=name)
+        async with asyncio.timeout(30):
+            while await in_flight_and_unfinished(engine) != (0, 3):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await engine.start(Order, {"order": "a"}, saga_id="a")
+        for name in ("b", "c"):
+            await engine.start(Order, {"order": name}, saga_id=name)
+        await world.came(1)
+        clock.advance(60_000_000)
+        await until(engine, 3)
+        world.opened.set()
+        ids = ["a", "b", "c", "f-0", "f-1", "f-2"]
+        assert await ended(engine, ids) == [SagaStatus.COMPLETED] * 6
+    flaky = [name.startswith("f") for name in world.began[1:]]
+    assert flaky == [True, False, True, False, True]
+
+
+async def test_a_child_that_wakes_does_not_wait_for_the_room_of_who_waits_for_its_parent(
+    world: World,
+) -> None:
+    clock, engines = SetClock(), list[Engine]()
+    world.opened.set()
+    async with engine_of(
+        world, MemoryEventLog(1), 1, clock=clock, engine=lambda: engines[-1]
+    ) as engine:
+        engines.append(engine)
+        handle = await engine.start(Caller, saga_id="caller")
+        async with asyncio.timeout(30):
+            while await in_flight_and_unfinished(engine) != (1, 3):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        clock.advance(60_000_000)
+        assert (await handle.result(30)).success
+
+
+async def test_one_that_wakes_with_the_turn_of_its_class_does_not_wait_for_room(
+    world: World,
+) -> None:
+    clock, engines = SetClock(), list[Engine]()
+    made = engine_of(world, MemoryEventLog(1), 1, clock=clock, engine=lambda: engines[-1])
+    async with made as engine:
+        engines.append(engine)
+        await engine.start(Single, {"order": "first"}, saga_id="first")
+        async with asyncio.timeout(30):
+            while await in_flight_and_unfinished(engine) != (0, 1):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            handle = await engine.start(Queued, saga_id="queued")
+            while await in_flight_and_unfinished(engine) != (1, 3):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        clock.advance(60_000_000)
+        assert (await handle.result(30)).success
+        assert await ended(engine, ["first"]) == [SagaStatus.COMPLETED]
 
 
 # --- asked of a saga that waits ------------------------------------------------------------------
