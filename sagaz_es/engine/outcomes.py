@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from sagaz_es.ports import Record
 
 logger = logging.getLogger("sagaz_es.engine")
+
+LOOK_AGAIN_S = 10.0
+"""Of a log that lost its tail the store may know too much until it is made anew, which nothing in
+the log tells: who waits for a saga there looks so often."""
 
 TOLD = ENDINGS | {e.RecoveryDecided, e.StepOutcomeUnknown}
 """Facts after which who waits for a saga may be told how it stands."""
@@ -164,7 +169,10 @@ class Outcomes:
                         "comes when one of them records its end",
                         saga_id,
                     )
-                await heard.wait()
+                lost = partition in self._host.lost_tails or tail.lost_tail
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S if lost else None):
+                        await heard.wait()
             raise EngineClosed(saga_id)
         finally:
             followers = self._followers[saga_id]

@@ -128,6 +128,7 @@ class Node:
         self.engine: Engine | None = None
         self.projector: Projector | None = None
         self.ready = False
+        self.woke_at = 0.0  # when it went on after a pause
 
 
 class Simulation:
@@ -294,6 +295,8 @@ class Simulation:
             state += ", and reaches no server"
         at = f" at {process.died_at}" if process.died_at else ""
         self.trace(f"{process.name} {state}{at}")
+        if process.runs:
+            node.woke_at = self.loop.time()
         if not process.alive:
             self.counts["kills"] += 1
             self.dead.append(node)
@@ -473,8 +476,12 @@ class Simulation:
         try:
             await node.engine.close()
             mine = [t for t, who in self.clients.items() if who.startswith(f"{node.process.name} ")]
-            if mine:
-                await asyncio.wait(mine, timeout=CONFIG.request_seconds + 3)
+            waiting = set(mine)
+            while waiting:
+                since = self.loop.time()
+                _, waiting = await asyncio.wait(waiting, timeout=CONFIG.request_seconds + 3)
+                if node.woke_at < since:
+                    break  # otherwise it stood still for a part of that time
             self.stuck += [
                 f"it has closed, and nobody was told: {self.clients[task]}"
                 for task in mine

@@ -44,7 +44,8 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
     pause that was told by a fact that the fold rejects; steps that ran on behind a hand-over; one
     saga too many, of an id that two started at once; starts out of turn; a branch begun twice;
     a pause that was answered and told again by a take-over.
-    Of the judge: the cancel that had stopped a step went with the log's tail."""
+    Of the judge: the cancel that had stopped a step went with the log's tail; who closed an engine
+    slept while its clients were to be told."""
     simulate(
         "seeds",
         "26282",
@@ -58,6 +59,7 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
         "5002370",
         "5000100",
         "7001557",
+        "7002076",
     )
 
 
