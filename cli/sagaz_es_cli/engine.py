@@ -15,9 +15,9 @@ from typing import NoReturn
 import click
 
 from sagaz_es.connect import INSTANCE_VARIABLE, connect
-from sagaz_es.engine.calling import sagas_in_threads
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.steps.calling import sagas_in_threads
 from sagaz_es.errors import MissingDependencyError, SagaError
 from sagaz_es_cli import exits, logs, sources
 from sagaz_es_cli.opening import run

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sagaz_es.engine.calling import current_saga
+from sagaz_es.engine.steps.calling import current_saga
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")

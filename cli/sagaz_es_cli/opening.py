@@ -16,9 +16,9 @@ from sagaz_es.connect import connect, open_blobs, open_log, open_store
 from sagaz_es.core.state import SagaState
 from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.containment import contain_exits
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.replayer import ReplayNotFound
+from sagaz_es.engine.steps.containment import contain_exits
 from sagaz_es.errors import SagaSetAside, StorageFailed, UnknownSagaName
 from sagaz_es.log import sqlite_file
 from sagaz_es.ports import BlobStore, EventLog, ProjectionStore

@@ -36,7 +36,7 @@ from sagaz_es.sagas.inputs import new_id
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
-    from sagaz_es.engine.partition import Partition
+    from sagaz_es.engine.partitions.partition import Partition
     from sagaz_es.ports import Record
 
 logger = logging.getLogger("sagaz_es.engine")

@@ -44,9 +44,9 @@ from sagaz_es.reading.lookup import current_state, head_of_family
 from sagaz_es.sagas.fan_out import RESULTS, child_name, one_of
 
 if TYPE_CHECKING:
-    from sagaz_es.engine.cell import Cell
     from sagaz_es.engine.host import Host
-    from sagaz_es.engine.partition import Partition
+    from sagaz_es.engine.partitions.cell import Cell
+    from sagaz_es.engine.partitions.partition import Partition
 
 logger = logging.getLogger("sagaz_es.engine")
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from sagaz_es.engine import starting
 from sagaz_es.engine.asking import ask
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.partition import Partition
+from sagaz_es.engine.partitions.partition import Partition
 from sagaz_es.errors import (
     LostOwnership,
     RequestRefusedError,

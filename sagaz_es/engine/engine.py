@@ -19,14 +19,14 @@ from sagaz_es.core.plan import ReplayPlan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_object
 from sagaz_es.engine import compensations, decisions, replayer, requests, starting
-from sagaz_es.engine.calling import calls_in_threads
 from sagaz_es.engine.config import EngineConfig, SystemClock
-from sagaz_es.engine.fact_sizes import check_size
 from sagaz_es.engine.health import Health, health_of
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.late_store import LateStore, opened
 from sagaz_es.engine.registry import Registry, Source
 from sagaz_es.engine.replayer import ReplayResult
+from sagaz_es.engine.steps.calling import calls_in_threads
+from sagaz_es.engine.steps.fact_sizes import check_size
 from sagaz_es.errors import (
     ConfigurationError,
     EngineClosed,

@@ -16,18 +16,18 @@ from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine.admission import Admission, in_saga
-from sagaz_es.engine.calling import current_saga
-from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.changes import claim
 from sagaz_es.engine.children import Children
 from sagaz_es.engine.config import EngineConfig
-from sagaz_es.engine.deadline import Deadlines
 from sagaz_es.engine.outcomes import Outcomes
 from sagaz_es.engine.parked import Parked, warn_of_person
-from sagaz_es.engine.partition import Partition
+from sagaz_es.engine.partitions.cell import Cell
+from sagaz_es.engine.partitions.partition import Partition
 from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.runner import SagaRunner
 from sagaz_es.engine.serving import Serving
+from sagaz_es.engine.steps.calling import current_saga
+from sagaz_es.engine.steps.deadline import Deadlines
 from sagaz_es.engine.turns import TurnsByClass
 from sagaz_es.errors import EngineClosed, LostOwnership, SagaError
 from sagaz_es.ports import Clock, EventLog, Membership, ProjectionStore, Record

@@ -12,9 +12,9 @@ from weakref import WeakValueDictionary
 from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.accepted import ENDINGS
 from sagaz_es.engine.asking import refusal
 from sagaz_es.engine.parked import is_asked, needs_nobody_else
+from sagaz_es.engine.partitions.accepted import ENDINGS
 from sagaz_es.engine.sharing import shared
 from sagaz_es.errors import EngineClosed, LostOwnership
 from sagaz_es.reading.lookup import current_state, refused_start, waiting_start

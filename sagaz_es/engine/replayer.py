@@ -33,14 +33,14 @@ from sagaz_es.core.plan import ReplayPlan, make_plan
 from sagaz_es.core.state import SagaState, SagaStatus
 from sagaz_es.core.texts import join_names, join_object, names, split_object
 from sagaz_es.engine import starting
-from sagaz_es.engine.accepted import Accepted
 from sagaz_es.engine.asking import ask
-from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.changes import branch_state, check_replayable, graph_of_branch, migrated
 from sagaz_es.engine.children import children_now
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
-from sagaz_es.engine.partition import Partition
+from sagaz_es.engine.partitions.accepted import Accepted
+from sagaz_es.engine.partitions.cell import Cell
+from sagaz_es.engine.partitions.partition import Partition
 from sagaz_es.errors import (
     ConfigurationError,
     HandingOver,

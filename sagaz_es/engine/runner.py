@@ -29,15 +29,15 @@ from sagaz_es.core.decide import (
 from sagaz_es.core.fold import advance
 from sagaz_es.core.graph import Graph
 from sagaz_es.core.state import DEADLINE, SagaState, dump_state
-from sagaz_es.engine.attempts import Attempts
-from sagaz_es.engine.cell import Cell
-from sagaz_es.engine.child_attempts import Children, Outcome
-from sagaz_es.engine.contexts import Blobs, Seen
-from sagaz_es.engine.deadline import Deadlines, remind
-from sagaz_es.engine.fact_sizes import fact_size
-from sagaz_es.engine.partition import Partition
-from sagaz_es.engine.saga_time import SagaTime
-from sagaz_es.engine.step_errors import stopped_because
+from sagaz_es.engine.partitions.cell import Cell
+from sagaz_es.engine.partitions.partition import Partition
+from sagaz_es.engine.steps.attempts import Attempts
+from sagaz_es.engine.steps.child_attempts import Children, Outcome
+from sagaz_es.engine.steps.contexts import Blobs, Seen
+from sagaz_es.engine.steps.deadline import Deadlines, remind
+from sagaz_es.engine.steps.fact_sizes import fact_size
+from sagaz_es.engine.steps.saga_time import SagaTime
+from sagaz_es.engine.steps.step_errors import stopped_because
 from sagaz_es.engine.turns import Turns
 from sagaz_es.errors import LostOwnership, PivotUndecided, RequestRefusedError, SagaEnded
 from sagaz_es.ports import Clock

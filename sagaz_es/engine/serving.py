@@ -28,11 +28,11 @@ import msgspec
 from sagaz_es.core import events as e
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine import starting
-from sagaz_es.engine.accepted import Accepted
-from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.groups import with_last
 from sagaz_es.engine.other_owners import OtherOwners
-from sagaz_es.engine.partition import Partition
+from sagaz_es.engine.partitions.accepted import Accepted
+from sagaz_es.engine.partitions.cell import Cell
+from sagaz_es.engine.partitions.partition import Partition
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import (
     ConfigurationError,

@@ -15,10 +15,10 @@ from sagaz_es import errors
 from sagaz_es.core import events as e
 from sagaz_es.core.children import NOBODY, Caller
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.accepted import Accepted
-from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.changes import branch_state
-from sagaz_es.engine.partition import Partition
+from sagaz_es.engine.partitions.accepted import Accepted
+from sagaz_es.engine.partitions.cell import Cell
+from sagaz_es.engine.partitions.partition import Partition
 from sagaz_es.engine.sharing import shared
 from sagaz_es.engine.taken_ids import exists
 from sagaz_es.errors import HandingOver, LostOwnership, SagaStillRunning

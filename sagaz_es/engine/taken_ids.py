@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from sagaz_es import errors
 from sagaz_es.core import events as e
-from sagaz_es.engine.known_ids import KnownIds
+from sagaz_es.engine.partitions.known_ids import KnownIds
 from sagaz_es.ports import EventLog, ProjectionStore
 from sagaz_es.reading.lookup import AT_ONCE, asked, current_state, is_indexed, known_heads
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
-    from sagaz_es.engine.partition import Partition
+    from sagaz_es.engine.partitions.partition import Partition
 
 
 async def exists(host: Host, partition: Partition, saga_id: str) -> bool:

@@ -19,9 +19,9 @@ from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, judge
 from sagaz_es.core.state import SagaState
 from sagaz_es.engine import groups
-from sagaz_es.engine.accepted import Accepted, pass_by
 from sagaz_es.engine.admission import Waiting
-from sagaz_es.engine.cell import Cell
+from sagaz_es.engine.partitions.accepted import Accepted, pass_by
+from sagaz_es.engine.partitions.cell import Cell
 from sagaz_es.errors import LogReplaced, LogTruncated
 from sagaz_es.ports import EventLog, ProjectionStore, Record
 from sagaz_es.reading.lookup import asked, current_states

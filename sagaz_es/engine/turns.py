@@ -13,7 +13,7 @@ from sagaz_es.core.state import SagaState
 
 if TYPE_CHECKING:
     from sagaz_es.engine.host import Host
-    from sagaz_es.engine.partition import Partition
+    from sagaz_es.engine.partitions.partition import Partition
     from sagaz_es.sagas.definition import Definition
 
 

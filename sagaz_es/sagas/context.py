@@ -199,7 +199,7 @@ class StepContext(SagaContext):
         saga_name: str = "",
     ) -> None:
         dict.__init__(self, values_of(texts, known))
-        self._before = texts  # the step's own, see `engine.contexts.Seen`
+        self._before = texts  # the step's own, see `engine.steps.contexts`
         self._reads: set[str] = set()
         self._written: set[str] = set()
         self._results = results or {}

@@ -20,7 +20,7 @@ from sagaz_es.core.fold import fold_all
 from sagaz_es.core.graph import Graph, StepNode
 from sagaz_es.core.state import SagaState, dump_state, load_state
 from sagaz_es.core.texts import names
-from sagaz_es.engine.accepted import ENDINGS
+from sagaz_es.engine.partitions.accepted import ENDINGS
 from sagaz_es.errors import PivotPassed
 
 

@@ -69,13 +69,13 @@ MUTANTS = (
     ),
     Mutant(
         "a gap before an append is not read",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "if base == self.position:",
         "if base >= self.position:",
     ),
     Mutant(
         "after an unknown outcome the events get new numbers",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         '                logger.warning("%s; appending the identical events again", error)\n',
         "                entries = [\n"
         "                    type(x)(x.saga_id, x.saga_name, x.writer, x.epoch,\n"
@@ -84,19 +84,19 @@ MUTANTS = (
     ),
     Mutant(
         "an append is given up after an unknown outcome",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         '                logger.warning("%s; appending the identical events again", error)\n',
         "                self._confirm(batch, self.position)\n                return\n",
     ),
     Mutant(
         "the mark passes sagas that are not finished",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "return min([self.position, *begins, *self.held.values()])",
         "return min([self.position, *self.held.values()])",
     ),
     Mutant(
         "the mark passes requests that are not answered",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "return min([self.position, *begins, *self.held.values()])",
         "return min([self.position, *begins])",
     ),
@@ -219,7 +219,7 @@ MUTANTS = (
     ),
     Mutant(
         "how another group's saga ends is not heard of",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "if event.saga_id in self.waiting and type(event.fact) in _AWAITED:",
         "if False:",
     ),
@@ -302,14 +302,14 @@ MUTANTS = (
     ),
     Mutant(
         "a partition whose log lost its tail says nothing",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "            except (LogTruncated, HistoryGone) as error:  # more is gone",
         "            except HistoryGone as error:  # more is gone",
         needs="lose_tail",
     ),
     Mutant(
         "an append that stands before what was read is confirmed",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "if base < begun_at or (",
         "if False and (",
         needs="lose_tail",
@@ -336,13 +336,13 @@ MUTANTS = (
     ),
     Mutant(
         "each attempt has a key of its own",
-        "sagaz_es.engine.contexts",
+        "sagaz_es.engine.steps.contexts",
         'key = f"{owner}/{step.idempotency_key or step.name}"',
         'key = f"{owner}/{step.name}/{state.step(step.name).attempt}"',
     ),
     Mutant(
         "an inherited effect is undone under the branch's own key",
-        "sagaz_es.engine.contexts",
+        "sagaz_es.engine.steps.contexts",
         "owner = (attempt.undo and state.step(step.name).owner) or state.saga_id",
         "owner = state.saga_id",
     ),
@@ -402,7 +402,7 @@ MUTANTS = (
     ),
     Mutant(
         "an append of a saga that was lost meanwhile is confirmed",
-        "sagaz_es.engine.partition",
+        "sagaz_es.engine.partitions.partition",
         "            if cell is not None and cell.lost:\n"
         "                item.fail(LostOwnership(cell.state.saga_id))\n"
         "                base += len(item.entries)\n"
@@ -553,19 +553,19 @@ MUTANTS = (
     ),
     Mutant(
         "a step sees what is still on its way to the log",
-        "sagaz_es.engine.contexts",
+        "sagaz_es.engine.steps.contexts",
         "        seen = seen or self._look(attempt)\n",
         "        seen = self._look(attempt)\n",
     ),
     Mutant(
         "a branch undoes what it inherited with its overrides",
-        "sagaz_es.engine.contexts",
+        "sagaz_es.engine.steps.contexts",
         '        if attempt.undo and state.status == "executing":\n',
         "        if False:\n",
     ),
     Mutant(
         "a compensation is tried again whatever the strategy",
-        "sagaz_es.engine.attempts",
+        "sagaz_es.engine.steps.attempts",
         "            may_retry &= strategy is CompensationFailureStrategy.RETRY_THEN_CONTINUE\n",
         "",
     ),

@@ -1,8 +1,8 @@
 """Where a process may die, by name: before and after every call of a port, and in every step.
 
-A point is a place in the code, `engine/partition.py Partition._send: log.append, before`, and, for
-an append, what was to be appended. The places are found in the source itself, so that none is
-missing: `places_in` lists every call of a port there is.
+A point is a place in the code, `engine/partitions/partition.py Partition._send: log.append,
+before`, and, for an append, what was to be appended. The places are found in the source itself, so
+that none is missing: `places_in` lists every call of a port there is.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _COMPREHENSION = re.compile(r"\.<locals>\.<(?:dict|list|set)comp>|\.<locals>\.<g
 
 
 def caller(depth: int) -> str:
-    """The place in our code that called, `engine/partition.py Partition._send`."""
+    """The place in our code that called, `engine/partitions/partition.py Partition._send`."""
     code = sys._getframe(depth).f_code
     place = _places.get(code)
     if place is None:
@@ -68,7 +68,7 @@ def caller(depth: int) -> str:
 
 def places_in(*folders: str) -> tuple[str, ...]:
     """Every place in these folders of the package that calls a port, as points name it, with the
-    call: `engine/partition.py Partition._send: log.append`."""
+    call: `engine/partitions/partition.py Partition._send: log.append`."""
     found: dict[str, None] = {}
     for folder in folders:
         for file in sorted((ROOT / folder).rglob("*.py")):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sagaz_es.engine.calling import current_saga
-from sagaz_es.engine.containment import contain_exits
+from sagaz_es.engine.steps.calling import current_saga
+from sagaz_es.engine.steps.containment import contain_exits
 
 ENDINGS = [SystemExit(3), KeyboardInterrupt()]
 

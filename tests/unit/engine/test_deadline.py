@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from sagaz_es.engine.deadline import Deadline, Deadlines
+from sagaz_es.engine.steps.deadline import Deadline, Deadlines
 
 Limit = Callable[[float], AbstractAsyncContextManager[Any]]
 

@@ -7,7 +7,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagaz_es.engine.known_ids import KnownIds
+from sagaz_es.engine.partitions.known_ids import KnownIds
 
 
 @given(st.lists(st.text()), st.lists(st.text()))

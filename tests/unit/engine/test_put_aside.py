@@ -12,9 +12,9 @@ import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action, connect
 from sagaz_es.core.state import SagaState, StepState
-from sagaz_es.engine.accepted import Accepted
-from sagaz_es.engine.cell import Cell
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.partitions.accepted import Accepted
+from sagaz_es.engine.partitions.cell import Cell
 from sagaz_es.log import recent
 from sagaz_es.log.memory import MemoryEventLog
 

@@ -14,8 +14,9 @@ import pytest
 
 from sagaz_es import Engine, Saga, SagaStatus, action
 from sagaz_es.core import events as e
-from sagaz_es.engine import deadline, serving
+from sagaz_es.engine import serving
 from sagaz_es.engine.config import EngineConfig
+from sagaz_es.engine.steps import deadline
 from sagaz_es.log.memory import MemoryEventLog
 from tests.helpers import story
 

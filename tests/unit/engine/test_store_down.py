@@ -238,7 +238,7 @@ async def test_what_does_not_pass_by_itself_is_told_when_an_engine_opens(
 async def test_an_engine_that_no_store_answers_remembers_the_newest_sagas_in_full_and_no_more(
     store: Fragile, monkeypatch: pytest.MonkeyPatch, by_id: bool, how: str
 ) -> None:
-    monkeypatch.setattr("sagaz_es.engine.partition.MAX_SEEN", 10)
+    monkeypatch.setattr("sagaz_es.engine.partitions.partition.MAX_SEEN", 10)
     log, effects = Scanned(1, "memory://orders"), list[str]()
     config = EngineConfig(housekeeping_seconds=0.01)
     kept = store if how != "no store" else None

@@ -19,13 +19,13 @@ from sagaz_es.core import events as e
 from sagaz_es.core.decide import Attempt, CompensationFailureStrategy, failed_attempt
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object
-from sagaz_es.engine.calling import call
-from sagaz_es.engine.child_attempts import ChildAttempts, Children, Outcome
-from sagaz_es.engine.contexts import Blobs, Contexts, Seen, check_left
-from sagaz_es.engine.deadline import Deadline, Deadlines
-from sagaz_es.engine.fact_sizes import check_completed, check_size
-from sagaz_es.engine.saga_time import SagaTime
-from sagaz_es.engine.step_errors import (
+from sagaz_es.engine.steps.calling import call
+from sagaz_es.engine.steps.child_attempts import ChildAttempts, Children, Outcome
+from sagaz_es.engine.steps.contexts import Blobs, Contexts, Seen, check_left
+from sagaz_es.engine.steps.deadline import Deadline, Deadlines
+from sagaz_es.engine.steps.fact_sizes import check_completed, check_size
+from sagaz_es.engine.steps.saga_time import SagaTime
+from sagaz_es.engine.steps.step_errors import (
     StepErrors,
     is_retried,
     message_of,
@@ -33,7 +33,7 @@ from sagaz_es.engine.step_errors import (
     stopped_because,
     traceback_of,
 )
-from sagaz_es.engine.telling import Telling
+from sagaz_es.engine.steps.telling import Telling
 from sagaz_es.errors import (
     ContextMismatch,
     DefinitionError,

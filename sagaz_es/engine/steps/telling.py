@@ -7,7 +7,7 @@ from typing import Any
 from sagaz_es.codec.values import from_text
 from sagaz_es.core.decide import Attempt
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.step_errors import StepErrors
+from sagaz_es.engine.steps.step_errors import StepErrors
 from sagaz_es.sagas.context import StepContext
 from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.observers import Observers

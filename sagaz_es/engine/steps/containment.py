@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any
 
-from sagaz_es.engine.calling import current_saga
+from sagaz_es.engine.steps.calling import current_saga
 
 _ENDINGS = (SystemExit, KeyboardInterrupt)
 

@@ -20,10 +20,10 @@ from typing import Protocol
 from sagaz_es.core import events as e
 from sagaz_es.core.fold import Verdict, advance, judge
 from sagaz_es.core.state import SagaState
-from sagaz_es.engine.accepted import ENDINGS, Accepted, pass_by
-from sagaz_es.engine.append_queue import Append, AppendQueue
-from sagaz_es.engine.cell import LONG_AGO, Cell
-from sagaz_es.engine.known_ids import KnownIds
+from sagaz_es.engine.partitions.accepted import ENDINGS, Accepted, pass_by
+from sagaz_es.engine.partitions.append_queue import Append, AppendQueue
+from sagaz_es.engine.partitions.cell import LONG_AGO, Cell
+from sagaz_es.engine.partitions.known_ids import KnownIds
 from sagaz_es.errors import (
     AppendRefused,
     AppendUnknown,

@@ -13,10 +13,10 @@ from sagaz_es.core import events as e
 from sagaz_es.core.decide import Attempt, completed_pivots, has_gone_back
 from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import join_names, join_object
-from sagaz_es.engine.contexts import Blobs, Contexts, check_left
-from sagaz_es.engine.fact_sizes import check_completed, check_size
-from sagaz_es.engine.step_errors import StepErrors, message_of
-from sagaz_es.engine.telling import Telling
+from sagaz_es.engine.steps.contexts import Blobs, Contexts, check_left
+from sagaz_es.engine.steps.fact_sizes import check_completed, check_size
+from sagaz_es.engine.steps.step_errors import StepErrors, message_of
+from sagaz_es.engine.steps.telling import Telling
 from sagaz_es.errors import ChildSagaFailed, DefinitionError, SagaError, SagaStepError
 from sagaz_es.sagas.context import StepContext
 from sagaz_es.sagas.definition import Definition, StepDefinition

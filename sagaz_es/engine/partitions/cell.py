@@ -7,7 +7,7 @@ import sys
 from sagaz_es.codec.compress import pack, unpack
 from sagaz_es.core.events import Request
 from sagaz_es.core.state import SagaState, dump_state, load_state
-from sagaz_es.engine.accepted import Accepted
+from sagaz_es.engine.partitions.accepted import Accepted
 
 MAX_ASIDE_BYTES = 8 * 2**20
 """A larger state is left as it is: packing it would hold everybody else up."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from sagaz_es.core import events as e
-from sagaz_es.engine.cell import Cell
+from sagaz_es.engine.partitions.cell import Cell
 from sagaz_es.errors import LostOwnership
 
 MAX_BATCH_ENTRIES = 400
