@@ -40,13 +40,14 @@ NEVER = {
 
 RARE = (
     201, 293, 539, 819, 827, 100618, 100079, 100943, 100621, 202233, 309470, 309794,
-    2400356, 679, 9180,
+    2400356, 679, 9180, 722, 744, 513, 1033,
 )  # fmt: skip
 """Seeds that come to places which few schedules come to: an importer that asks the archive, a tail
 behind retention, a cancel that waits for a pivot or for another engine's step, an append that was
 lost behind a foreign record, a start in line whose partition is given up, a store beside a log that
-lost its tail, what such a log has left of a branch. They are looked at where a place is missing. A
-change of the code may make other schedules of them: then look for new ones with `explore`."""
+lost its tail, the first look of a follower, a cancel in vain. They are looked at where a place is
+missing. A change of the code may make other schedules of them: then look for new ones with
+`explore`."""
 
 FURTHER = 5
 """Places that these do not come to either are looked for in so many times as many seeds."""
