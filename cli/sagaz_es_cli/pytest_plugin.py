@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 # The suites of the contracts say what differs, like tests of the user's own.
 pytest.register_assert_rewrite("sagaz_es.testing.contracts")
 
-_REPORTS = pytest.StashKey[list["CrashReport"]]()
+_SUMMARY = "crash_everywhere"
+"""The name of a test's property that holds a line of the summary. A property, because tests may run
+in processes of their own (pytest-xdist), from which only their reports come back."""
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -67,19 +69,22 @@ def saga_engine(saga_clock: VirtualClock) -> Callable[..., MemoryEngine]:
 
 
 @pytest.fixture
-def crash_everywhere(pytestconfig: pytest.Config) -> Callable[..., CrashReport]:
+def crash_everywhere(request: pytest.FixtureRequest) -> Callable[..., CrashReport]:
     """As `sagaz_es.testing.crash_everywhere`, with what the command line says about it."""
     from sagaz_es import testing
+
+    config = request.config
 
     def run(saga: Any, context: Any = None, **options: Any) -> CrashReport:
         __tracebackhide__ = True
         check = options.pop("check", True)
-        if (runs := pytestconfig.getoption("--saga-crash-runs")) is not None:
+        if (runs := config.getoption("--saga-crash-runs")) is not None:
             options["max_runs"] = runs
-        if pytestconfig.getoption("--saga-crash-lines"):
+        if config.getoption("--saga-crash-lines"):
             options["lines"] = True
         report = testing.crash_everywhere(saga, context, check=False, **options)
-        pytestconfig.stash.setdefault(_REPORTS, []).append(report)
+        line = f"crash_everywhere({report.saga}): {report.summary}"
+        request.node.user_properties.append((_SUMMARY, line))
         if check:
             report.check()
         return report
@@ -87,6 +92,10 @@ def crash_everywhere(pytestconfig: pytest.Config) -> Callable[..., CrashReport]:
     return run
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    for report in config.stash.get(_REPORTS, []):
-        terminalreporter.write_line(f"crash_everywhere({report.saga}): {report.summary}")
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "teardown":  # the last of a test's: it has them all
+                for name, value in report.user_properties:
+                    if name == _SUMMARY:
+                        terminalreporter.write_line(value)

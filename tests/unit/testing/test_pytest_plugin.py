@@ -105,6 +105,48 @@ def test_crashes_fail_a_test_with_the_report(user: pytest.Pytester) -> None:
     assert len(re.findall(counts, result.stdout.str(), re.MULTILINE)) == 2
 
 
+def test_what_crashes_found_is_told_of_tests_in_processes_of_their_own(
+    user: pytest.Pytester,
+) -> None:
+    user.makeconftest(  # of such a test nothing but its reports comes back, as with pytest-xdist
+        """
+        import json, os
+        import pytest
+        from _pytest.runner import runtestprotocol
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_protocol(item):
+            hook, reading, writing = item.config.hook, *os.pipe()
+            if (child := os.fork()) == 0:
+                reports = [
+                    hook.pytest_report_to_serializable(config=item.config, report=report)
+                    for report in runtestprotocol(item, log=False)
+                ]
+                os.write(writing, json.dumps(reports).encode())
+                os._exit(0)
+            os.close(writing)
+            with open(reading) as pipe:
+                reports = json.load(pipe)
+            os.waitpid(child, 0)
+            for data in reports:
+                report = hook.pytest_report_from_serializable(config=item.config, data=data)
+                item.ihook.pytest_runtest_logreport(report=report)
+            return True
+        """
+    )
+    user.makepyfile(
+        """
+        from orders import Order
+
+        def test_report(crash_everywhere):
+            assert not crash_everywhere(Order, world=lambda: {"cash": []}, check=False).ok
+        """
+    )
+    result = run(user)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["crash_everywhere(Order): 1 violation (*"])
+
+
 def test_the_command_line_says_how_much_is_tried(user: pytest.Pytester) -> None:
     user.makepyfile(
         """
