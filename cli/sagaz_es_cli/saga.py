@@ -12,6 +12,7 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.errors import SagaError, SagaExecutionError, SagaNotFound, SagaStepError
 from sagaz_es.reading.historical import HistoricalState, plain
 from sagaz_es.reading.lookup import current_state
+from sagaz_es.sagas.result import SagaHandle, SagaResult
 from sagaz_es_cli import exits
 from sagaz_es_cli.asking import by_whoever_serves, tell, user
 from sagaz_es_cli.history import past_of, state_blocks, state_record
@@ -59,18 +60,30 @@ def saga() -> None:
     help="Data to start with; @file reads a file, - stdin. Tags such as $decimal give types.",
 )
 @click.option("--saga-id", metavar="ID", help="The same id twice is the same saga; default: new.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    default=30.0,
+    show_default=True,
+    help="How long to wait for an engine to begin it; for its end there is no limit.",
+)
 @resources_option
 def start(
     settings: Settings,
     name: str,
     context: dict[str, Any],
     saga_id: str | None,
+    timeout_s: float,
     resources: str | None,
 ) -> None:
     """Start a saga NAME, and show how it ended.
 
     It runs in the engines that serve the log; where there is none, here, and --app is needed.
-    Status 1: it did not complete. Interrupted, it goes on in an engine of this log.
+    Status 1: it did not complete, or no engine began it within --timeout. Its start stays in the
+    log then, and is begun by the next engine that has the class; the same command with its
+    --saga-id waits on. Interrupted, it goes on in an engine of this log.
     """
 
     async def work(engine: Engine) -> tuple[dict[str, Any], bool]:
@@ -80,7 +93,7 @@ def start(
                 note(f"saga {saga_id!r} ({known.saga_name}) was there: it is not started again")
         handle = await engine.start(name, context, saga_id=saga_id, actor=user())
         with unless_interrupted(f"saga {handle.saga_id!r}", here=bool(engine.host.partitions)):
-            result = await handle.result()
+            result = await _ended(engine, handle, timeout_s)
         if not result.success and (why := waits_for_person(await engine.current(result.saga_id))):
             note(f"saga {result.saga_id!r} waits for a person: {why}")
         record = {
@@ -103,6 +116,16 @@ def start(
     emit(settings.format, record, view)
     if not success:
         raise click.exceptions.Exit(exits.FAILED)
+
+
+async def _ended(engine: Engine, handle: SagaHandle, timeout_s: float) -> SagaResult:
+    """The end of a saga, whenever it comes. Raises TimeoutError if nobody begins it in time."""
+    try:
+        return await handle.result(timeout_s)
+    except TimeoutError:
+        if await engine.status(handle.saga_id) is SagaStatus.PENDING:
+            raise
+    return await handle.result()
 
 
 def _told(error: BaseException | None) -> str | None:

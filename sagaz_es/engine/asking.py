@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sagaz_es.ports import Record
 
 LINE_SECONDS = 2.0
-"""Who has heard nothing of a start for so long asks whether it may just be waiting in line."""
+"""Who has heard nothing of a start for so long goes on: it stands, and waits for its turn, or for
+somebody to serve it."""
 
 
 async def ask(
@@ -23,13 +24,14 @@ async def ask(
     request: e.Request,
     answer: Callable[[e.Fact], bool],
     stands: Callable[[], Awaitable[bool]] | None = None,
-    waits: Callable[[], Awaitable[bool]] | None = None,
     confirmed: Callable[[], Awaitable[bool]] | None = None,
+    *,
+    patience_s: float | None = None,
 ) -> e.Fact | None:
     """Append a request and wait for the fact that answers it. None: `stands`, which is asked
-    once nothing can be missed any more, knows that it was answered before; or `waits`, which is
-    asked after a while, knows that it will be. `confirmed` is asked when a fact answers: an
-    engine that had lost the saga may have written it, and then the fold rejects it.
+    once nothing can be missed any more, knows that it was answered before; or nobody has
+    answered within `patience_s`. `confirmed` is asked when a fact answers: an engine that had
+    lost the saga may have written it, and then the fold rejects it.
 
     Raises what the saga's writer refused it with; TimeoutError after `request_seconds`, when no
     engine serves the partition (the request stays in the log).
@@ -54,9 +56,9 @@ async def ask(
         if stands is not None and await stands():
             return None
         await host.log.append(partition, [request])
-        if waits is not None:
-            await asyncio.wait([found], timeout=min(LINE_SECONDS, host.config.request_seconds))
-            if not found.done() and await waits():
+        if patience_s is not None:
+            await asyncio.wait([found], timeout=min(patience_s, host.config.request_seconds))
+            if not found.done():
                 return None
         async with asyncio.timeout(host.config.request_seconds):
             while True:

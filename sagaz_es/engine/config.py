@@ -23,7 +23,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     takeover_seconds: float = 10.0  # how long a foreign saga in our partition may be silent
     housekeeping_seconds: float = 1.0  # marks, forgetting, take-over of silent sagas
     checkpoint_seconds: float = 86_400.0  # an unfinished saga older than that is carried forward
-    request_seconds: float = 30.0  # how long a request to another engine may take to be answered
+    request_seconds: float = (
+        30.0  # how long another engine may take to answer; a start waits 2 s at most
+    )
     max_in_flight: int = 1000
     """How many sagas run here at once. Starts beyond that wait, as requests in the log. 0: any."""
     projector: bool | None = None  # run one in this process; None: where log and store are embedded

@@ -247,12 +247,16 @@ class Engine:
     ) -> SagaHandle:
         """Start a saga; it is durable when this returns. The same id twice is the same saga.
 
+        One of a partition or class that other engines serve may begin later: if none answers
+        within 2 s (or `request_seconds`, if that is less), there is a handle all the same.
+
         `context`: a mapping, or a Struct, dataclass or pydantic model.
 
         An engine that serves nothing, or only its group's classes, may start any other saga by its
         name: who has the class runs it.
         Raises UnstorableValue (path of the key), ContextMismatch (the saga's context_type),
         UnknownSagaName, MemoryFootprintError; SagaIdTaken, if the id is of a saga of another name.
+        What another engine refuses later is raised by the handle.
         """
         self._check_open()
         check_said(actor)

@@ -31,8 +31,20 @@ LOOK_AGAIN_S = 10.0
 """Of a log that lost its tail the store may know too much until it is made anew, which nothing in
 the log tells: who waits for a saga there looks so often."""
 
+SILENCE_S = 60.0
+"""How often is told that a start found nobody to begin it: not for each of many."""
+
 TOLD = ENDINGS | {e.RecoveryDecided, e.StepOutcomeUnknown}
 """Facts after which who waits for a saga may be told how it stands."""
+
+
+class _Standing:
+    """What who waits for a saga has seen of it."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self, begun: bool) -> None:
+        self.begun = begun
 
 
 class Outcomes:
@@ -44,6 +56,7 @@ class Outcomes:
         self._expected: WeakValueDictionary[str, asyncio.Future[SagaResult]] = WeakValueDictionary()
         """Those of sagas that have not begun, or wait, as long as anybody has a handle."""
         self._followers: dict[str, set[asyncio.Event]] = {}  # who waits for an end in the log
+        self._told_of_silence: float | None = None  # loop time
 
     def close(self) -> None:
         """Whoever still waits gets EngineClosed."""
@@ -55,9 +68,10 @@ class Outcomes:
                 outcome.exception()
         self._outcomes.clear()
 
-    def handle(self, saga_id: str, started: str = "") -> SagaHandle:
+    def handle(self, saga_id: str, started: str = "", *, begun: bool = True) -> SagaHandle:
         """A handle on a saga that exists, or whose start waits, whoever runs it. `started`: the
-        name that was asked for; another saga may turn out to have the id."""
+        name that was asked for; another saga may turn out to have the id. `begun`: whether
+        anybody has, as far as is known."""
         future = None
         if saga_id in self._host.runners:
             future = self._outcome_future(saga_id)
@@ -66,7 +80,37 @@ class Outcomes:
             if future is None and self._host.admission.find(saga_id) is not None:
                 future = asyncio.get_running_loop().create_future()
                 self._expected[saga_id] = future
-        return SagaHandle(saga_id, lambda: self._outcome(saga_id, future, started))
+        standing = _Standing(begun)
+        return SagaHandle(
+            saga_id,
+            lambda: self._outcome(saga_id, future, started, standing),
+            lambda: self._waits_for(saga_id, standing),
+        )
+
+    def _waits_for(self, saga_id: str, standing: _Standing) -> str:
+        """What a saga that has not begun waits for; empty for one that has."""
+        if self._host.admission.find(saga_id) is not None:
+            return "its start stands in the log and waits for room in this engine (max_in_flight)"
+        return "" if standing.begun else self._nobody(saga_id)
+
+    def _nobody(self, saga_id: str) -> str:
+        log = self._host.log
+        return (
+            "its start stands in the log, and no engine has begun it: does one with room run that "
+            f"serves partition {log.partition_of(saga_id)} of {log.name}, and has the saga's "
+            "class? Asking again with the same saga_id is safe"
+        )
+
+    def tell_of_silence(self, saga_id: str, saga_name: str) -> None:
+        """A start stands, and nobody has answered."""
+        now, told = asyncio.get_running_loop().time(), self._told_of_silence
+        if told is not None and now - told < SILENCE_S:
+            return
+        self._told_of_silence = now
+        about = {"saga_id": saga_id}
+        logger.warning(
+            "saga %s (%s) waits: %s", saga_id, saga_name, self._nobody(saga_id), extra=about
+        )
 
     def refuse(self, saga_id: str, error: Exception) -> None:
         """Tell who has a handle on a saga whose start waited that it does not run here."""
@@ -107,7 +151,11 @@ class Outcomes:
         return future
 
     async def _outcome(
-        self, saga_id: str, future: asyncio.Future[SagaResult] | None, started: str
+        self,
+        saga_id: str,
+        future: asyncio.Future[SagaResult] | None,
+        started: str,
+        standing: _Standing,
     ) -> SagaResult:
         """The saga's result, whoever brings it to its end."""
         result: SagaResult | None = None
@@ -118,14 +166,17 @@ class Outcomes:
                 except LostOwnership:
                     pass  # handed over, or taken over: the log will tell
             if result is None:
-                result = await self.follow(saga_id, asked_for=bool(started))
+                result = await self.follow(saga_id, started, standing)
         if started and result.saga_name != started:
             raise errors.SagaIdTaken(saga_id, started, result.saga_name)
         return result
 
-    async def follow(self, saga_id: str, *, asked_for: bool = False) -> SagaResult:
+    async def follow(
+        self, saga_id: str, started: str = "", standing: _Standing | None = None
+    ) -> SagaResult:
         """Wait in the log for the end of a saga that runs elsewhere, or whose start waits.
-        `asked_for`: a request to start it stood in the log.
+        `started`: a request to start a saga of that name stood in the log. `standing` is told
+        whether it has begun.
 
         Raises what its start was refused with; SagaNotFound where the log lost it, with its tail;
         DefinitionChanged, MigrationFailed, UnknownSagaName where this engine would have to carry
@@ -152,12 +203,14 @@ class Outcomes:
             while not self._host.closing:
                 heard.clear()  # before looking: what comes meanwhile may not be in the answer
                 state = await current_state(self._host.log, self._host.store, saga_id)
+                if standing is not None:
+                    standing.begun = state is not None
                 if state is None:
                     refused = await refused_start(self._host.log, saga_id, self._host.config.group)
                     if refused is not None:
                         raise refusal(refused)
-                    if asked_for or partition in self._host.lost_tails or tail.lost_tail:
-                        await self._check_begins(saga_id)
+                    if started or partition in self._host.lost_tails or tail.lost_tail:
+                        await self._check_begins(saga_id, started)
                 elif needs_nobody_else(state) and not is_asked(self._host, state):
                     return await self.result(state)
                 elif (unfit := self._host.refusal_of(saga_id)) is not None:
@@ -181,10 +234,13 @@ class Outcomes:
                 del self._followers[saga_id]
             tail.ignore(saga_id, hear)
 
-    async def _check_begins(self, saga_id: str) -> None:
+    async def _check_begins(self, saga_id: str, started: str) -> None:
         """Of a saga that the log does not have, and that may have gone with its tail. Raises
         SagaNotFound, unless its start waits."""
-        if await waiting_start(self._host.log, saga_id, self._host.config.group) is None:
+        group: str | None = self._host.config.group
+        if group and started and started not in self._host.registry:
+            group = None  # another group's start: our mark passes it
+        if await waiting_start(self._host.log, saga_id, group) is None:
             raise errors.SagaNotFound(saga_id, self._host.log.name)
 
     def tell_followers(self, saga_id: str) -> None:

@@ -16,7 +16,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.core.texts import split_object
 from sagaz_es.engine import children, compensations, decisions, replayer, starting
 from sagaz_es.engine.admission import Waiting
-from sagaz_es.engine.asking import ask
+from sagaz_es.engine.asking import LINE_SECONDS, ask
 from sagaz_es.engine.decisions import ASK_AGAIN_S
 from sagaz_es.engine.host import Host
 from sagaz_es.engine.partitions.partition import Partition
@@ -49,7 +49,10 @@ async def start_elsewhere(
 ) -> SagaHandle:
     """Start a saga that is another engine's: by the partition of its id, or by its class.
 
-    Raises SagaIdTaken.
+    Law (durable is started): once the request stands in the log there is a handle, whether
+    anybody serves the saga now or later. Source: docs/decisions/0050.
+
+    Raises what it is refused with at once, such as SagaIdTaken; later, the handle does.
     """
     state = await current_state(host.log, host.store, saga_id)
     if state is not None and state.saga_name != saga_name:
@@ -63,13 +66,12 @@ async def start_elsewhere(
             saga_name=saga_name,
             context=text,
         )
-
-        async def waits() -> bool:
-            """Whether it stands in line: its engine is alive, and has no room just now."""
-            here = saga_name in host.registry
-            return here and await host.log.members(group=host.config.group) > 0
-
-        fact = await ask(host, request, lambda fact: isinstance(fact, e.SagaStarted), waits=waits)
+        fact = await ask(
+            host, request, lambda fact: isinstance(fact, e.SagaStarted), patience_s=LINE_SECONDS
+        )
+        if fact is None:
+            host.outcomes.tell_of_silence(saga_id, saga_name)
+            return host.outcomes.handle(saga_id, saga_name, begun=False)
         if isinstance(fact, e.SagaStarted) and fact.cause != request.request_id:
             await starting.check_name(host, saga_id, saga_name)  # somebody else was first
     return host.outcomes.handle(saga_id, saga_name)

@@ -80,12 +80,16 @@ async def current_state(
     return found if found.sequence else None
 
 
-async def waiting_start(log: EventLog, saga_id: str, group: str) -> StartRequested | None:
+async def waiting_start(log: EventLog, saga_id: str, group: str | None) -> StartRequested | None:
     """The request to start a saga that has not begun, if one stands and was not refused.
 
-    `group`: whose mark to look from.
+    `group`: whose mark to look from; None: from the beginning, which takes longer.
     """
-    found, _ = await _start_of(log, saga_id, await _mark(log, saga_id, group))
+    if group is None:
+        offset = (await log.bounds(log.partition_of(saga_id))).start
+    else:
+        offset = await _mark(log, saga_id, group)
+    found, _ = await _start_of(log, saga_id, offset)
     return found
 
 

@@ -183,13 +183,21 @@ def _tainted(graph: Graph, pivots: tuple[str, ...]) -> list[str]:
 class SagaHandle:
     """A saga that was started here, or by somebody else under the same id."""
 
-    def __init__(self, saga_id: str, outcome: Callable[[], Awaitable[SagaResult]]) -> None:
+    def __init__(
+        self,
+        saga_id: str,
+        outcome: Callable[[], Awaitable[SagaResult]],
+        waits_for: Callable[[], str] = str,
+    ) -> None:
+        """`waits_for`: what the start of a saga that has not begun waits for; empty if it has."""
         self.saga_id = saga_id
         self._outcome = outcome
+        self.waits_for = waits_for
 
     async def result(self, timeout: float | None = None) -> SagaResult:  # noqa: ASYNC109 - the public name
-        """Wait for the end. Raises TimeoutError after `timeout` seconds (the saga goes on),
-        EngineClosed if this engine stops first."""
+        """Wait for the end. Raises TimeoutError after `timeout` seconds (the saga goes on; of one
+        that nobody has begun it says so), EngineClosed if this engine stops first; and what its
+        start was refused with, if that was later than `start` returned."""
         if timeout is None:
             return await self._outcome()
         try:
@@ -198,5 +206,8 @@ class SagaHandle:
         except TimeoutError:
             if not limit.expired():
                 raise
+            if why := self.waits_for():
+                begins = f"saga {self.saga_id!r} has not begun within {timeout:g} s: {why}"
+                raise TimeoutError(begins) from None
             waits = f"saga {self.saga_id!r} has not ended within {timeout:g} s"
             raise TimeoutError(f"{waits}; it goes on, and can be waited for again") from None

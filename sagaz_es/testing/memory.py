@@ -115,7 +115,7 @@ class MemoryEngine(Engine):
             return await work
 
     def _with_time(self, handle: SagaHandle) -> SagaHandle:
-        return SagaHandle(handle.saga_id, lambda: self._skipping(handle.result()))
+        return SagaHandle(handle.saga_id, lambda: self._skipping(handle.result()), handle.waits_for)
 
     async def start(self, *args: Any, **options: Any) -> SagaHandle:
         return self._with_time(await super().start(*args, **options))

@@ -408,3 +408,28 @@ def test_resources_that_cannot_be_had_are_wrong_usage(wired: Project, name: str,
     given = wired.run("engine", "run", "--app", "wiring", "--resources", name)
     assert given.status == 2
     assert f"--resources {name}: {why}" in given.error
+
+
+# --- started, and begun by nobody -----------------------------------------------------------------
+
+
+def test_a_start_that_no_engine_begins_says_so_and_is_done_later(wired: Project) -> None:
+    log = ("--log", f"sqlite:///{wired.path}/sagaz-es.db?group=g")
+    saga_id = "order-1"
+    start = ("saga", "start", "order", "--saga-id", saga_id, "--context", '{"token": "good"}')
+    with wired.start("engine", "run", "--app", "wiring", *log) as other:
+        assert other.stderr is not None
+        assert "serving sqlite" in other.stderr.readline()
+        given = wired.run(*start, *log, "--timeout", "0.2")
+        assert (given.status, given.stdout) == (1, "")
+        assert "saga 'order-1' has not begun within 0.2 s: its start stands in the log" in (
+            given.stderr
+        )
+        assert "Asking again with the same saga_id is safe" in given.stderr
+        assert stopped(other)[0] == 0
+    with wired.start("engine", "run", "--app", "shop", *log) as worker:
+        assert worker.stderr is not None
+        assert "serving sqlite" in worker.stderr.readline()
+        again = wired.run(*start, *log)
+        assert (again.status, again.json["status"]) == (0, "completed")
+        assert stopped(worker)[0] == 0
