@@ -326,11 +326,7 @@ class Host:
         if outcome is None or outcome.done():
             return
         if error is None and cell.state.ended:
-            try:
-                known = runner.scalars
-                outcome.set_result(await self.outcomes.result(cell.state, runner.error, known))
-            except Exception as failure:  # a large value that cannot be read back
-                outcome.set_exception(failure)
+            await self.outcomes.tell(outcome, cell.state, runner.error, runner.scalars)
             return
         # Drained, its partition was handed over; the saga goes on elsewhere.
         outcome.set_exception(error or LostOwnership(saga_id))

@@ -55,6 +55,8 @@ class Outcomes:
         self._outcomes: dict[str, asyncio.Future[SagaResult]] = {}
         self._expected: WeakValueDictionary[str, asyncio.Future[SagaResult]] = WeakValueDictionary()
         """Those of sagas that have not begun, or wait, as long as anybody has a handle."""
+        self._telling: dict[asyncio.Future[SagaResult], str] = {}
+        """Of sagas that have ended, by future: their results are put together."""
         self._followers: dict[str, set[asyncio.Event]] = {}  # who waits for an end in the log
         self._told_of_silence: float | None = None  # loop time
 
@@ -62,7 +64,9 @@ class Outcomes:
         """Whoever still waits gets EngineClosed."""
         for saga_id in self._followers:
             self.tell_followers(saga_id)
-        for saga_id, outcome in [*self._outcomes.items(), *self._expected.items()]:
+        waited_for = [*self._outcomes.items(), *self._expected.items()]
+        waited_for += [(saga_id, outcome) for outcome, saga_id in self._telling.items()]
+        for saga_id, outcome in waited_for:
             if not outcome.done():
                 outcome.set_exception(EngineClosed(saga_id))
                 outcome.exception()
@@ -275,8 +279,21 @@ class Outcomes:
         outcome: asyncio.Future[SagaResult],
         state: SagaState,
         error: BaseException | None,
+        known: dict[str, tuple[str, Any]] | None = None,
     ) -> None:
+        """Give who waits the result, or what hinders it: a large value that cannot be read back.
+        Where this engine stops while one is read, it has closed, or the log will tell."""
+        failure: Exception | None = None
+        self._telling[outcome] = state.saga_id
         try:
-            outcome.set_result(await self.result(state, error))
-        except Exception as failure:  # a large value that cannot be read back
-            outcome.set_exception(failure)
+            result = await self.result(state, error, known)
+            if not outcome.done():
+                outcome.set_result(result)
+        except Exception as unreadable:
+            failure = unreadable
+        finally:
+            del self._telling[outcome]
+            if not outcome.done():
+                stopped = EngineClosed if self._host.closing else LostOwnership
+                outcome.set_exception(failure or stopped(state.saga_id))
+                outcome.exception()  # nobody may be waiting

@@ -32,7 +32,7 @@ def simulate(*words: str, **environment: str) -> str:
     return ended.stdout
 
 
-OPEN = (12713, 15621)
+OPEN = (15621,)
 """Seeds that break a law today, see "Open" in docs/guarantees.md: to be fixed, not added to."""
 
 

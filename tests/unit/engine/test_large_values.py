@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sagaz_es.core import events as e
 from sagaz_es.errors import (
     BlobMissing,
     ConfigurationError,
+    EngineClosed,
     LargePayloadWarning,
     MemoryFootprintError,
     Unreachable,
@@ -241,12 +243,14 @@ def test_an_impossible_limit_is_named(make: Any, setting: dict[str, int]) -> Non
 
 
 class Shaky(MemoryBlobStore):
-    """Its next calls fail, as `failures` says; `lost`: it does not find what it was given."""
+    """Its next calls fail, as `failures` says; `lost`: it does not find what it was given;
+    `hangs`: it tells of the next read, and never answers it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.failures = 0
         self.lost = False
+        self.hangs: asyncio.Event | None = None
 
     def _fail(self) -> None:
         if self.failures:
@@ -259,6 +263,9 @@ class Shaky(MemoryBlobStore):
 
     async def get(self, key: str) -> bytes | None:
         self._fail()
+        if self.hangs is not None:
+            self.hangs.set()
+            await asyncio.Event().wait()
         return None if self.lost else await super().get(key)
 
 
@@ -318,3 +325,30 @@ async def test_a_value_that_is_gone_is_an_error_of_its_own_and_loses_nothing() -
         blobs.lost = False
         result = await engine.retry_compensation("s", "take", reason="restored")
         assert (result.status, ledger.standing) == ("rolled_back", [])
+
+
+class Long(Saga):
+    saga_name = "long"
+
+    @action("only")
+    async def only(self, ctx: Any) -> None:
+        assert ctx["given"]
+        ctx.resources["blobs"].hangs = ctx.resources["hangs"]
+
+
+async def test_who_waits_is_told_where_the_engine_closes_while_a_result_is_read_back() -> None:
+    blobs, reading = Shaky(), asyncio.Event()
+    engine = Engine(
+        MemoryEventLog(1),
+        sagas=[Long],
+        blobs=blobs,
+        resources={"blobs": blobs, "hangs": reading},
+        config=EngineConfig(value_inline_bytes=400, drain_seconds=0.05),
+        clock=SetClock(jumps=True),
+    )
+    await engine.open()
+    running = asyncio.create_task(engine.run(Long, {"given": "g" * 1_000}, saga_id="s"))
+    await reading.wait()  # it has ended, and its result is put together
+    await engine.close()
+    with pytest.raises(EngineClosed):
+        await asyncio.wait_for(running, 5)
