@@ -242,6 +242,7 @@ class Partition:
                 self._fold_records(chunk.records)
                 if not chunk.records and self.position == position:
                     self.position = chunk.next_offset  # offsets that hold no records
+            del chunk  # a thousand records, until the next one is there
             # Own traffic wakes this loop, too. As long as there is any, the write loop notices by
             # itself what others append between: to read it all again would be for nothing.
             until = self._loop.time() + BUSY_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -69,7 +70,7 @@ async def test_what_was_just_written_needs_no_file(
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "MAX_BYTES", 1000)
+    monkeypatch.setattr(recent, "MAX_BYTES", 10 * Append(0, 5, [event(0)], [], 100).cost)
     kept = Recent(2)
     for offset in range(100):
         entry = event(offset)
@@ -80,3 +81,26 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.M
     assert kept.read(1, 95, 2) == tuple(
         Record(1, offset, 5, "saga-1", event(offset), b"x" * 100) for offset in (95, 96)
     )
+
+
+class Entries(list[e.Event]):
+    """Entries that a weak reference can name."""
+
+
+def test_an_engine_with_little_to_do_keeps_its_last_seconds_and_nothing_when_idle() -> None:
+    now = 0.0
+    kept, added = Recent(2, lambda: now), []
+    for offset in range(100):
+        now += 0.5
+        entries = Entries([event(offset)])
+        kept.add(offset % 2, Append(offset, 5, entries, [("saga-1", "", b"x" * 100)], 100))
+        added.append(weakref.ref(entries))
+        del entries
+    alive = [entries() is not None for entries in added]
+    assert alive == [99 - offset <= recent.KEPT_S / 0.5 for offset in range(100)]
+    now += recent.KEPT_S
+    kept.read(0, 100, 1000)  # whoever follows asks for more, of whichever partition
+    assert [entries() for entries in added if entries()] == [[event(99)]]
+    now += 0.1
+    kept.read(0, 100, 1000)
+    assert not any(entries() for entries in added)
