@@ -17,6 +17,7 @@ from sagaz_es.core.state import SagaState
 from sagaz_es.databases.sqlite import tables_in
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.engine.engine import Engine
+from sagaz_es.engine.registry import Registry
 from sagaz_es.engine.replayer import ReplayNotFound
 from sagaz_es.engine.steps.containment import contain_exits
 from sagaz_es.errors import SagaSetAside, StorageFailed, UnknownSagaName
@@ -275,17 +276,18 @@ async def asking(
 async def serving(
     settings: Settings, saga_name: str, resources: str | None = None
 ) -> AsyncIterator[Engine]:
-    """An engine that runs sagas of one name, also those that it finds unfinished.
+    """An engine that runs sagas of one name, and those that they start, also unfinished ones.
 
     Of all code that `--app` names it has only this: what else is unfinished, or asked for, it
     leaves to others.
     `resources`: where they are, as module:name.
     """
     found = sources.load(settings.apps)
-    if saga_name not in found:
-        raise UnknownSagaName(saga_name, tuple(found))
-    sagas = {saga_name: found[saga_name]}
     with redirect_stdout(sys.stderr):
+        code = Registry(found)
+        if saga_name not in code:
+            raise UnknownSagaName(saga_name, tuple(found))
+        sagas = {name: found[name] for name in code.needed_by(saga_name) if name in found}
         async with resources_of(resources) as live:
             made = connect(
                 settings.log, store=settings.store, sagas=sagas, resources=live, config=BRIEFLY

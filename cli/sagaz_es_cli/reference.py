@@ -24,10 +24,10 @@ Results go to stdout, everything else to stderr. On a terminal they are tables, 
 have a zone; one that is given without is UTC.
 
 A command that only looks joins no group, takes no partition and makes no log. One that runs sagas
-(`saga start`, `replay run`, `replay undo`) takes the code of that one saga from `--app`, and serves
-the log while it lasts: it also goes on with unfinished sagas of that name. What is asked of other
-sagas meanwhile waits for a worker. What their code prints goes to stderr. A worker (`engine run`)
-serves all code that `--app` names, until it is stopped.
+(`saga start`, `replay run`, `replay undo`) takes the code of that one saga and of its children from
+`--app`, and serves the log while it lasts: it also goes on with unfinished sagas of those names.
+What is asked of other sagas meanwhile waits for a worker. What their code prints goes to stderr. A
+worker (`engine run`) serves all code that `--app` names, until it is stopped.
 
 `--app` names a class, an object, a list or a mapping of factories in a module
 (`shop.sagas:OrderSaga`), or a module alone, for all sagas that are defined there. The current

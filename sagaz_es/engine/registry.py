@@ -128,6 +128,17 @@ class Registry:
                 raise
         return definition
 
+    def needed_by(self, saga_name: str) -> tuple[str, ...]:
+        """The names of a saga and of all that it starts, and they start, as far as they are here.
+        Raises what `by_name` does."""
+        found, more = dict[str, None](), [saga_name]
+        while more:
+            name = more.pop()
+            if name not in found and name in self:
+                found[name] = None
+                more += [step.child for step in self.by_name(name).steps.values() if step.child]
+        return tuple(found)
+
     def _check_children(
         self, parent: str, steps: Iterable[StepDefinition], make: bool = False
     ) -> None:

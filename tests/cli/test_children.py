@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .conftest import Shop
+import textwrap
+
+from .conftest import Project, Shop
 
 APP = "tests.cli.parcels:ParcelSaga"
 
@@ -35,6 +37,54 @@ def test_show_lists_the_children_of_a_parent_and_the_parent_of_a_child(shop: Sho
     assert "child of step" in table and label in table
     table = shop.run("saga", "show", label, "--format", "table").stdout
     assert "child of" in table and "by its step" in table
+
+
+BY_NAME = """
+    from sagaz_es import Saga, action, child
+
+    class Print(Saga):
+        saga_name = "print"
+
+        @action("ink")
+        async def ink(self, ctx):
+            return {"label": f"L-{ctx['weight']}"}
+
+    class Label(Saga):
+        saga_name = "label"
+
+        @child("print", "print")
+        async def print(self, ctx):
+            return {"weight": ctx["weight"]}
+
+    class Parcel(Saga):
+        saga_name = "parcel"
+
+        @child("labels", "label", for_each=True)
+        async def labels(self, ctx):
+            return [{"weight": weight} for weight in ctx["weights"]]
+
+    class Other(Saga):
+        saga_name = "other"
+
+        def __init__(self, pool):
+            super().__init__()
+
+        @action("any")
+        async def any(self, ctx): ...
+"""
+
+
+def test_a_saga_that_names_its_children_finds_their_code_in_the_app(project: Project) -> None:
+    (project.path / "post.py").write_text(textwrap.dedent(BY_NAME))
+    given = project.run(
+        *("saga", "start", "parcel", "--saga-id", "p-1", "--app", "post"),
+        *("--context", '{"weights": [4, 5]}'),
+    )
+    assert (given.status, given.json["status"]) == (0, "completed"), given.stderr
+    assert [row["saga_name"] for row in project.run("saga", "list", "--name", "print").json] == [
+        "print",
+        "print",
+    ]
 
 
 def test_time_travel_shows_the_children_of_that_time(shop: Shop) -> None:
