@@ -502,15 +502,24 @@ class SagaNotFound(NotFound):
 
 
 class StepNotFound(NotFound):
-    """The saga has no step of this name, or never reached it."""
+    """The saga has no step of this name, or none of which this holds. `known`: those of which it
+    does, as `which` calls them."""
 
-    def __init__(self, saga_id: str, step: str, known: tuple[str, ...], why: str = "") -> None:
-        super().__init__(saga_id, step, known, why)
+    def __init__(
+        self,
+        saga_id: str,
+        step: str,
+        known: tuple[str, ...],
+        why: str = "",
+        which: str = "its steps",
+    ) -> None:
+        super().__init__(saga_id, step, known, why, which)
         self.saga_id, self.step, self.known, self.why = saga_id, step, known, why
+        self.which = which
 
     def __str__(self) -> str:
         why = self.why or "has no step"
-        return f"saga {self.saga_id!r} {why} {self.step!r}; its steps: {_names(self.known)}"
+        return f"saga {self.saga_id!r} {why} {self.step!r}; {self.which}: {_names(self.known)}"
 
 
 class StateNotFound(NotFound):
@@ -608,16 +617,19 @@ class SagaSetAside(RequestRefusedError):
 
 
 class PivotPassed(RequestRefusedError):
-    """A saga was asked to go back after its pivot."""
+    """A saga was asked to go back after its pivot. `status`: how it stood, if it did not run."""
 
-    def __init__(self, saga_id: str, pivot: str) -> None:
-        super().__init__(saga_id, pivot)
-        self.saga_id, self.pivot = saga_id, pivot
+    def __init__(self, saga_id: str, pivot: str, status: str = "") -> None:
+        super().__init__(saga_id, pivot, status)
+        self.saga_id, self.pivot, self.status = saga_id, pivot, status
 
     def __str__(self) -> str:
+        how = "let it finish, or see"
+        if self.status == "forward_recovery":
+            how = f"decide how it goes on: `sagaz-es saga recover {self.saga_id}`, or see"
         return (
-            f"saga {self.saga_id!r} cannot go back: its pivot {self.pivot!r} has completed; let it "
-            f"finish, or see `sagaz-es replay plan {self.saga_id}`"
+            f"saga {self.saga_id!r} cannot go back: its pivot {self.pivot!r} has completed; {how} "
+            f"`sagaz-es replay plan {self.saga_id}`"
         )
 
 

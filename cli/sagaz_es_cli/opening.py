@@ -89,6 +89,8 @@ class Reading:
         self.log, self.store, self.blobs = log, store, blobs
         self.missing = missing
         """There is no such log yet: this is an empty one."""
+        self.behind = False
+        """The store has less than the log, and that was said."""
 
     async def branch(self, replay_id: str) -> SagaState:
         """The branch of a replay, by the replay's id or by its own. Raises ReplayNotFound."""
@@ -133,6 +135,7 @@ class Reading:
             with waiting("the store catches up with the log"):
                 why = await catch_up(self.log, self.store)
         lag = sum(status.lag for status in await projector.status())
+        self.behind = bool(lag)
         if lag:
             how = why if ours else "is `sagaz-es projector run` running?"
             more = f"; {how}" if how else ""

@@ -184,7 +184,7 @@ def list_sagas(
     read. --waiting looks at each saga that can be waiting: at those unfinished, and at failed ones.
     """
 
-    async def work() -> tuple[list[Listed], dict[str, str]]:
+    async def work() -> tuple[list[Listed], dict[str, str], bool]:
         async with reading(settings) as opened:
             store = await opened.up_to_date_store()
             place = await place_of(store, after)
@@ -196,9 +196,10 @@ def list_sagas(
                     status=status, saga_name=name, limit=limit + 1, after=place
                 )
                 found = await listed(store, some)
-            return found, await opened.set_aside([one.summary.saga_id for one in found])
+            aside = await opened.set_aside([one.summary.saga_id for one in found])
+            return found, aside, opened.behind
 
-    all_found, aside = run(work())
+    all_found, aside, behind = run(work())
     found = all_found[:limit]
     records = [
         {
@@ -239,7 +240,8 @@ def list_sagas(
             for one in found
             for summary in (one.summary,)
         ]
-        chosen = "no saga fits" if status or name or waiting or after else "there are no sagas yet"
+        nothing = "the store has no sagas yet" if behind else "there are no sagas yet"
+        chosen = "no saga fits" if status or name or waiting or after else nothing
         return [Rows(columns, rows, empty=chosen)]
 
     emit(settings.format, records, view)
@@ -326,18 +328,21 @@ async def _now(opened: Reading, saga_id: str) -> HistoricalState:
 
 
 async def _pause(opened: Reading, state: HistoricalState) -> dict[str, Any] | None:
-    """Who paused the saga and why; the history says so."""
+    """Since when the saga is paused, and by whom and why it was last; the history says so."""
     if not state.paused:
         return None
     try:
         changes = await past_of(opened, state.saga_id).changes(before=state.sequence)
     except SagaError:  # some of it is gone, or cannot be read
         changes = []
-    for change in reversed(changes):
-        if change.type == "SagaPaused":
-            since = change.timestamp.isoformat()
-            return {"reason": change.reason, "actor": change.actor, "since": since}
-    return {"reason": None, "actor": None, "since": None}
+    pause: dict[str, Any] = {"reason": None, "actor": None, "since": None}
+    for change in changes:  # who pauses it again has another reason; it stands still all along
+        if change.type == "SagaResumed":
+            pause["since"] = None
+        elif change.type == "SagaPaused":
+            since = pause["since"] or change.timestamp.isoformat()
+            pause = {"reason": change.reason, "actor": change.actor, "since": since}
+    return pause
 
 
 def _paused_shown(pause: dict[str, Any] | None) -> str | None:

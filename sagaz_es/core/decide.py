@@ -590,7 +590,7 @@ def cancel(state: SagaState, graph: Graph, request: e.CancelRequested) -> tuple[
         raise SagaEnded(state.saga_id, state.status, "cancelled")
     pivots = completed_pivots(state, graph)
     if pivots:
-        raise PivotPassed(state.saga_id, pivots[-1])
+        raise PivotPassed(state.saga_id, pivots[-1], state.status)
     if state.status == "compensating":
         return ()
     if undecided := open_pivots(state, graph):

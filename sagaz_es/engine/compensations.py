@@ -104,7 +104,7 @@ async def _stuck(host: Host, request: Wish) -> SagaState | None:
         raise SagaStillRunning(saga_id, state.status)
     stuck = stuck_steps(state)
     if step not in stuck:
-        raise StepNotFound(saga_id, step, stuck, "has no stuck compensation of step")
+        raise StepNotFound(saga_id, step, stuck, "has no stuck compensation of step", "those stuck")
     if state.branch:
         raise RequestRefusedError(
             f"the effects of saga {saga_id!r} belong to its branch {state.branch!r} now"

@@ -137,7 +137,9 @@ def fact_of(state: SagaState, request: Decision) -> e.Fact:
         if state.status != "forward_recovery" or step.status != "failed":
             waiting = tuple(n for n, s in state.steps.items() if s.status == "failed")
             waiting = waiting if state.status == "forward_recovery" else ()
-            raise StepNotFound(state.saga_id, request.step, waiting, "does not wait about step")
+            raise StepNotFound(
+                state.saga_id, request.step, waiting, "does not wait about step", "it waits about"
+            )
         return e.RecoveryDecided(
             request.step,
             request.action,
@@ -148,7 +150,8 @@ def fact_of(state: SagaState, request: Decision) -> e.Fact:
         )
     if step.status != "outcome_unknown":
         unknown = tuple(n for n, s in state.steps.items() if s.status == "outcome_unknown")
-        raise StepNotFound(state.saga_id, request.step, unknown, "has no unknown outcome of step")
+        why = "has no unknown outcome of step"
+        raise StepNotFound(state.saga_id, request.step, unknown, why, "unknown are")
     # A mapping is merged into the context, as the step's own result would have been.
     merged = request.happened and isinstance(from_text(request.result or "null"), dict)
     return e.OutcomeResolved(

@@ -241,7 +241,8 @@ class StepContext(SagaContext):
         """The recorded result of a completed step. Raises StepNotFound."""
         text = self._results.get(step)
         if text is None:
-            raise StepNotFound(self.saga_id, step, tuple(self._results), "has no completed step")
+            done, why = tuple(self._results), "has no completed step"
+            raise StepNotFound(self.saga_id, step, done, why, "completed are")
         self._reads.add(result_key(step))
         return from_text(text) if text else None
 

@@ -113,10 +113,31 @@ class LargeValues:
                 kept[key] = await self.off_load_one(text, key, saga_name, step)
         return kept
 
+    async def off_load_completed(
+        self, keys_set: Mapping[str, str], result: str, saga_name: str, step: str
+    ) -> tuple[dict[str, str], str]:
+        """The same for what a step has set and returned.
+
+        Law (told of once): of a large value that was returned and is merged into the context, its
+        key is told of; the result it stands in is not, too.
+        """
+        kept = await self.off_load(keys_set, saga_name, step)
+        told = any(self._is_told_of(text) and text in result for text in keys_set.values())
+        return kept, await self.off_load_one(result, "result", saga_name, step, told=told)
+
+    def _is_told_of(self, text: str) -> bool:
+        return len(text) > self._unseen and 0 < self._limits.warn < len(text.encode())
+
     async def off_load_one(
-        self, text: str, key: str = "result", saga_name: str = "", step: str = ""
+        self,
+        text: str,
+        key: str = "result",
+        saga_name: str = "",
+        step: str = "",
+        *,
+        told: bool = False,
     ) -> str:
-        """The text, or a reference to it."""
+        """The text, or a reference to it. `told`: nobody is told that it is large."""
         if len(text) <= self._unseen:
             return text
         limits = self._limits
@@ -124,7 +145,7 @@ class LargeValues:
         size = len(data)
         if size > limits.most:
             raise MemoryFootprintError(key, size, limits.most)
-        if 0 < limits.warn < size:
+        if 0 < limits.warn < size and not told:
             self._tell(saga_name, step, key, size)
         if self._blobs is None or size <= limits.inline:
             return text

@@ -65,7 +65,7 @@ class SagaResult:
         text = self.result_texts.get(step)
         if text is None:
             known = tuple(self.result_texts)
-            raise StepNotFound(self.saga_id, step, known, "has no completed step")
+            raise StepNotFound(self.saga_id, step, known, "has no completed step", "completed are")
         return from_text(text) if text else None
 
     @property

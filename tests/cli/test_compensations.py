@@ -133,7 +133,7 @@ def test_where_nobody_serves_the_saga_retry_without_code_is_status_1(desk: Shop)
 def test_what_is_not_stuck_is_status_4_and_names_what_is(desk: Shop) -> None:
     given = retry(desk, *HERE, step="fly")
     assert (given.status, given.stdout) == (4, "")
-    assert "has no stuck compensation of step 'fly'; its steps: 'book'" in given.error
+    assert "has no stuck compensation of step 'fly'; those stuck: 'book'" in given.error
     assert retry(desk, *HERE, saga_id="nobody").status == 4
 
 

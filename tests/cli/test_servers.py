@@ -125,6 +125,7 @@ def test_a_projector_beside_it_keeps_the_store(on_servers: Project) -> None:
     assert behind.json == []
     assert "records behind the log: newer changes are missing" in behind.stderr
     assert "is `sagaz-es projector run` running?" in behind.stderr
+    assert "the store has no sagas yet" in behind.stderr
     with on_servers.start("projector", "run") as process:
         until(lambda: not sum(p["lag"] for p in on_servers.run("projector", "status").json))
         run = ("replay", "run", "o-1", "--from-step", "charge", "-o", "token=good")

@@ -145,12 +145,20 @@ def test_a_person_decides_how_it_goes_forward(desk: Shop, ledger: Ledger) -> Non
     assert ledger() == ["charge", "ship"]
 
 
+def test_a_cancel_behind_the_pivot_says_how_a_saga_that_waits_goes_on(desk: Shop) -> None:
+    begun(desk, Parcel, "failed")
+    given = told(desk, "cancel", "--reason", "x", *HERE)
+    assert given.status == 3
+    assert "decide how it goes on: `sagaz-es saga recover s-1`, or see" in given.error
+    assert "let it finish" not in given.error
+
+
 def test_a_step_that_nothing_has_to_be_decided_about_is_status_4(desk: Shop) -> None:
     begun(desk, Parcel, "failed")
     decide = ("--action", "retry", "--reason", "x")
     given = told(desk, "recover", "--step", "charge", *decide, *HERE)
     assert (given.status, given.stdout) == (4, "")
-    assert "does not wait about step 'charge'; its steps: 'ship'" in given.error
+    assert "does not wait about step 'charge'; it waits about: 'ship'" in given.error
 
 
 def test_an_unknown_action_is_wrong_usage(desk: Shop) -> None:
@@ -314,6 +322,13 @@ def test_a_paused_saga_says_so_and_who_paused_it_and_why(desk: Shop, ledger: Led
     }
     table = desk.run("saga", "show", "s-1", "--format", "text").stdout
     assert re.search(r"^paused: since .* by olga: OPS-7$", table, re.MULTILINE)
+    since = shown.json["pause"]["since"]
+    assert told(desk, "pause", "--reason", "the auditors", "--actor", "karl", *HERE).status == 0
+    assert desk.run("saga", "show", "s-1").json["pause"] == {
+        "actor": "karl",
+        "reason": "the auditors",
+        "since": since,
+    }
     (row,) = desk.run("saga", "list").json
     assert (row["status"], row["paused"]) == ("executing", True)
     assert "paused" in desk.run("saga", "list", "--format", "table").stdout

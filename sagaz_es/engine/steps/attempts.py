@@ -189,9 +189,9 @@ class Attempts:
         if self._definition.context_type is not None and (keys_set or deleted):
             check_left(self._definition, attempt.step, context, keys_set)
         if self._blobs is not None and (keys_set or result):
-            name = self._definition.name
-            keys_set = await self._blobs.off_load(keys_set, name, attempt.step)
-            result = await self._blobs.off_load_one(result, "result", name, attempt.step)
+            keys_set, result = await self._blobs.off_load_completed(
+                keys_set, result, self._definition.name, attempt.step
+            )
         fact = e.StepCompleted(
             attempt.step,
             attempt.attempt,

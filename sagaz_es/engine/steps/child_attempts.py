@@ -131,9 +131,9 @@ class ChildAttempts:
                 )
             text = result = texts[RESULTS] if step.for_each else join_object(texts)
             if self._blobs is not None:
-                name = self._definition.name
-                keys_set = await self._blobs.off_load(keys_set, name, step.name)
-                result = await self._blobs.off_load_one(result, "result", name, step.name)
+                keys_set, result = await self._blobs.off_load_completed(
+                    keys_set, result, self._definition.name, step.name
+                )
             fact = e.StepCompleted(
                 attempt.step,
                 attempt.attempt,

@@ -21,6 +21,9 @@ class Blobs(Protocol):
     async def off_load(
         self, texts: Mapping[str, str], saga_name: str = "", step: str = ""
     ) -> dict[str, str]: ...
+    async def off_load_completed(
+        self, keys_set: Mapping[str, str], result: str, saga_name: str, step: str
+    ) -> tuple[dict[str, str], str]: ...
     async def off_load_one(
         self, text: str, key: str = "result", saga_name: str = "", step: str = ""
     ) -> str: ...

@@ -126,7 +126,9 @@ def test_a_missing_key_that_names_a_completed_step_reads_as_its_result() -> None
 def test_the_result_of_a_step_that_has_none_is_an_error_that_names_it() -> None:
     with pytest.raises(StepNotFound) as error:
         context(reserve="1").result_of("ship")
-    assert str(error.value) == ("saga 'order-1' has no completed step 'ship'; its steps: 'reserve'")
+    assert str(error.value) == (
+        "saga 'order-1' has no completed step 'ship'; completed are: 'reserve'"
+    )
 
 
 def test_results_are_copies() -> None:

@@ -145,6 +145,34 @@ async def test_a_value_over_the_warning_size_is_told_of_once_with_saga_step_key_
     ]
 
 
+async def test_a_large_value_that_is_returned_and_merged_is_told_of_once() -> None:
+    class Returns(Saga):
+        saga_name = "returns"
+
+        @action("one")
+        async def one(self, ctx: Any) -> Any:
+            return {"large": "x" * 150, "small": 1}
+
+        @action("two", depends_on=["one"])
+        async def two(self, ctx: Any) -> Any:
+            ctx["own"] = "y" * 150
+            return "z" * 150
+
+        @action("many", depends_on=["two"])
+        async def many(self, ctx: Any) -> Any:
+            return {"a": "x" * 70, "b": "x" * 70}
+
+    async with connect("memory://", sagas=[Returns], config=SMALL) as engine:
+        with pytest.warns(LargePayloadWarning) as told:
+            assert (await engine.run(Returns)).success
+    assert [str(one.message).partition(": ")[0] for one in told] == [
+        "saga 'returns', step 'one', key 'large'",
+        "saga 'returns', step 'two', key 'own'",
+        "saga 'returns', step 'two', key 'result'",
+        "saga 'returns', step 'many', key 'result'",
+    ]
+
+
 async def test_a_warning_that_is_made_an_error_does_not_fail_the_step() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

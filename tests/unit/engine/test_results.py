@@ -52,7 +52,7 @@ async def test_every_result_can_be_read_by_its_steps_name(tmp_path: Path) -> Non
         assert result.result_of("send") == "sent"
         assert undone.result_of("count") == Decimal("9.90")
         for step in ("send", "unheard-of"):
-            with pytest.raises(StepNotFound, match=r"its steps: 'count', 'write', 'rest'"):
+            with pytest.raises(StepNotFound, match=r"completed are: 'count', 'write', 'rest'"):
                 undone.result_of(step)
 
 
