@@ -341,6 +341,12 @@ MUTANTS = (
         'key = f"{owner}/{step.name}/{state.step(step.name).attempt}"',
     ),
     Mutant(
+        "a compensation has the key of its step",
+        "sagaz_es.engine.steps.contexts",
+        'return f"{key}/compensation" if attempt.undo else key',
+        "return key",
+    ),
+    Mutant(
         "an inherited effect is undone under the branch's own key",
         "sagaz_es.engine.steps.contexts",
         "owner = (attempt.undo and state.step(step.name).owner) or state.saga_id",

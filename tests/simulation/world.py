@@ -136,6 +136,8 @@ class World:
 
     async def _undo(self, ctx: Any, result: Any) -> str:
         key = ctx.idempotency_key.removesuffix("/compensation")
+        if key == ctx.idempotency_key:  # a service would take the undoing for the step, again
+            self.wrong.append(f"undo {ctx.step} has the key of the step: {key}")
         execution = await self._begin("undo", ctx, key, result)
         if self.random.random() < self.habits.undo_fails:
             execution.ended = "raised"
