@@ -219,11 +219,10 @@ class Serving:
             return
         cell.ours = True
         # What is held, or taken back at once, runs no step again.
-        asked, cell.asked = cell.asked, None
-        if asked is not None and (
-            asked.request_id in partition.answered or asked.request_id in state.answered
-        ):
-            asked = None  # refused; or its fact stands, which may have been heard since
+        # Not what was refused, or whose fact stands, which may have been heard since.
+        answered = (partition.answered, state.answered)
+        waiting = (r for r in cell.asked if not any(r.request_id in ids for ids in answered))
+        asked, cell.asked = next(waiting, None), ()
         first: tuple[e.Fact, ...] = (claimed,)
         if isinstance(asked, e.PauseRequested):
             first = (claimed, e.SagaPaused(asked.reason, asked.actor, asked.request_id))
@@ -355,8 +354,8 @@ class Serving:
             # It holds the mark also where it is left to the next owner.
             partition.held[request.request_id] = record.offset
             cell = partition.cells.get(request.saga_id)
-            if cell is not None and not cell.ours and cell.asked is None:
-                cell.asked = request
+            if cell is not None and not cell.ours:
+                cell.hear(request)
             if not partition.leaving:
                 self._host.answer(partition, record)
 

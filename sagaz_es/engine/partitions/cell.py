@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 
 from sagaz_es.codec.compress import pack, unpack
-from sagaz_es.core.events import Request
+from sagaz_es.core.events import Request, SignalSent
 from sagaz_es.core.state import SagaState, dump_state, load_state
 from sagaz_es.engine.partitions.accepted import Accepted
 
 MAX_ASIDE_BYTES = 8 * 2**20
 """A larger state is left as it is: packing it would hold everybody else up."""
+
+MAX_ASKED = 8
+"""Requests that are remembered. Before those behind them are decided, a step may run again."""
 
 LONG_AGO = float("-inf")
 
@@ -49,10 +52,16 @@ class Cell:
         self.begin = begin  # offset of its first record; -1: not in the log yet
         self.lost = False
         self.quiet_since = LONG_AGO  # of one that is not ours: when something was heard of it
-        self.asked: Request | None = None  # of one that is not ours: what was asked of it first
+        self.asked: tuple[Request, ...] = ()  # of one that is not ours, in the order of coming
         self.checkpointed_at = 0  # µs
         self.ahead_us = 0  # how far the saga's own time is before this engine's clock
         self._aside: tuple[bytes, int, str, bool] | None = None  # state, start, graph, under way
+
+    def hear(self, request: Request) -> None:
+        """Something is asked of a saga that is not ours, or not yet. A signal decides nothing by
+        itself, whether it comes before or behind: it need not be remembered."""
+        if len(self.asked) < MAX_ASKED and not isinstance(request, SignalSent):
+            self.asked += (request,)
 
     def put_aside(self) -> None:
         """Keep an unfinished saga's state in as few bytes as can be; nobody may hold on to it."""

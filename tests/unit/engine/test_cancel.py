@@ -62,7 +62,10 @@ async def test_a_cancel_returns_once_it_stands_in_the_log() -> None:
         assert (await handle.result()).status is SagaStatus.CANCELLED
 
 
-async def test_what_is_to_be_cancelled_runs_no_step_again_where_it_is_taken_over() -> None:
+@pytest.mark.parametrize("signals", [0, 2])
+async def test_what_is_to_be_cancelled_runs_no_step_again_where_it_is_taken_over(
+    signals: int,
+) -> None:
     ledger, log = Ledger(), MemoryEventLog(1)
     gate = ledger.gate("charge")
     first = engine_on(log, ledger=ledger, config=EngineConfig(drain_seconds=0))
@@ -72,6 +75,8 @@ async def test_what_is_to_be_cancelled_runs_no_step_again_where_it_is_taken_over
     await first.close()  # and no engine is there
     asker = engine_on(log, ledger=ledger)
     await asker.open(join=False)
+    for n in range(signals):
+        await log.append(0, [e.SignalSent(f"r-{n}", "s", 0, "olga", name="news")])
     end = (await log.bounds(0)).end
     cancelling = asyncio.create_task(asker.cancel("s", reason="customer called", actor="ann"))
     while (await log.bounds(0)).end == end:  # noqa: ASYNC110 - until the request stands

@@ -208,7 +208,8 @@ class Deadline(Saga):
         await asyncio.sleep(3600)
 
 
-async def test_what_is_to_be_held_runs_no_step_again_where_it_is_taken_over() -> None:
+@pytest.mark.parametrize("signals", [0, 2])
+async def test_what_is_to_be_held_runs_no_step_again_where_it_is_taken_over(signals: int) -> None:
     ledger, log = Ledger(), MemoryEventLog(1)
     gate = ledger.gate("charge")
     at_once = msgspec.structs.replace(QUIET, drain_seconds=0)
@@ -218,6 +219,8 @@ async def test_what_is_to_be_held_runs_no_step_again_where_it_is_taken_over() ->
     gate.open()
     asker = engine_on(log, ledger=ledger)
     await asker.open(join=False)
+    for n in range(signals):
+        await log.append(0, [e.SignalSent(f"r-{n}", "s", 0, "olga", name="news")])
     end = (await log.bounds(0)).end
     pausing = asyncio.create_task(asker.pause("s", reason="strike", actor="ann"))
     while (await log.bounds(0)).end == end:  # noqa: ASYNC110 - until the request stands
@@ -229,6 +232,11 @@ async def test_what_is_to_be_held_runs_no_step_again_where_it_is_taken_over() ->
         assert ledger.order == ["reserve", "charge"]
         paused = [fact for fact in await facts(log, "s") if isinstance(fact, e.SagaPaused)]
         assert [(fact.reason, fact.actor) for fact in paused] == [("strike", "ann")]
+        heard: set[str] = set()
+        while heard != {f"r-{n}" for n in range(signals)}:
+            await asyncio.sleep(0.01)
+            told = await facts(log, "s")
+            heard = {fact.request_id for fact in told if isinstance(fact, e.SignalReceived)}
         await engine.resume("s")
         assert (await (await engine.handle("s")).result()).status is SagaStatus.COMPLETED
     assert ledger.order == ["reserve", "charge", "charge", "ship"]
