@@ -32,13 +32,14 @@ from sagaz_es.errors import (
     LogForbidden,
     LogFull,
     LogGone,
+    LogReplaced,
     LogTruncated,
     LostOwnership,
     SagaError,
     UnstorableValue,
 )
 from sagaz_es.ports import EventLog, Record, Undecodable
-from sagaz_es.reading.projection import identity_at, identity_of
+from sagaz_es.reading.projection import identity_at, identity_of, verify_record
 
 logger = logging.getLogger("sagaz_es.engine")
 
@@ -106,6 +107,7 @@ class Partition:
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._appends = 0
+        self._missed = False  # a read failed: what the log did meanwhile, nobody has seen
         self._own_read = -1  # the last offset at which an event of ours was read
         self.leaving = False  # being handed over: what runs may end, nothing new begins
         self.closed = False
@@ -235,6 +237,8 @@ class Partition:
     async def _read(self) -> None:
         """Notice what others append while this engine appends nothing itself."""
         while True:
+            if self._missed:
+                await self._look_back()
             seen = self._appends
             position = self.position
             chunk = await self._log.read(self.index, position, limit=1000, wait_s=1.0)
@@ -249,6 +253,15 @@ class Partition:
             while (self._appends != seen or self._sending) and self._loop.time() < until:
                 seen = self._appends
                 await asyncio.sleep(QUIET_S)
+
+    async def _look_back(self) -> None:
+        """Whether the log still has the record before `position`, which it may have grown beyond
+        again. Raises LogTruncated: it lost its tail."""
+        try:
+            await verify_record(self._log, self.index, self.last_known())
+        except LogReplaced as error:
+            raise LogTruncated(self.index, error.offset + 1, error.offset) from error
+        self._missed = False
 
     async def _read_to(self, end: int) -> None:
         """Fold up to an offset before which everything stood. Raises LogTruncated if it does not
@@ -385,6 +398,7 @@ class Partition:
             except (SagaError, OSError) as error:
                 level = logging.CRITICAL if isinstance(error, LogGone) else logging.WARNING
                 logger.log(level, "partition %d: %s; trying again", self.index, error)
+                self._missed = self._missed or loop == self._read
                 await asyncio.sleep(0.5)
             except Exception as error:
                 logger.exception("partition %d stopped", self.index)

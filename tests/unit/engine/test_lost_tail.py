@@ -10,7 +10,7 @@ import pytest
 
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.takeover import read_from_mark
-from sagaz_es.errors import LogTruncated, SagaNotFound
+from sagaz_es.errors import LogTruncated, SagaNotFound, Unreachable
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk
 from sagaz_es.reading.projector import Projector
@@ -41,6 +41,46 @@ async def test_a_saga_goes_on_from_what_the_log_still_has(
     assert ledger.order == ["reserve", "charge", "ship", "ship"]
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.CRITICAL]
     assert any("the log lost its tail" in words for words in told)
+    assert any(fact.startswith("SagaClaimed") for fact in await story(log, "s"))
+
+
+class _AwayOnce(MemoryEventLog):
+    """Its reads that wait for more fail once `away` is told, until `back`."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.away, self.failed, self.back = False, asyncio.Event(), asyncio.Event()
+
+    async def read(self, partition: int, offset: int, **options: Any) -> Chunk:
+        chunk = await super().read(partition, offset, **options)
+        if self.away and options.get("wait_s"):
+            self.away = False
+            self.failed.set()
+            await self.back.wait()
+            raise Unreachable("the log", "memory://")
+        return chunk
+
+
+async def test_a_log_that_grew_again_while_it_could_not_be_read_is_noticed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, ledger = _AwayOnce(), Ledger()
+    gate = ledger.gate("ship", late=True)
+    async with engine_on(log, ledger=ledger) as engine:
+        running = asyncio.create_task(engine.run(OrderSaga, saga_id="s"))
+        await gate.entered()
+        log.away = True
+        await log.append_raw(0, "nobody", b"foreign")  # wakes who reads
+        await log.failed.wait()
+        lose_tail(log, 2)  # that ship has started, too
+        for _ in range(5):
+            await log.append_raw(0, "nobody", b"foreign")
+        log.back.set()
+        while "the log lost its tail" not in caplog.text:  # noqa: ASYNC110 - by real time
+            await asyncio.sleep(0.01)
+        gate.open()
+        assert (await running).success
+    assert ledger.order == ["reserve", "charge", "ship", "ship"]
     assert any(fact.startswith("SagaClaimed") for fact in await story(log, "s"))
 
 
