@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sagaz_es.core import events as e
@@ -154,8 +154,13 @@ def accepted_by_the_book(events: Iterable[e.Event]) -> list[e.Event]:
     return taken
 
 
+LEAPS = history([("start", 0, e.SagaStarted()), ("stray", 9, e.SagaPaused())])
+"""A claim whose epoch is the next one, and whose sequence is the next but one."""
+
+
 @settings(deadline=None)
 @given(HISTORIES)
+@example(LEAPS)
 def test_a_history_folds_to_the_same_state_as_what_the_rule_accepts_of_it(
     events: list[e.Event],
 ) -> None:
