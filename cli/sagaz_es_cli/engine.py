@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import NoReturn
 
 import click
@@ -20,6 +20,7 @@ from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.steps.calling import sagas_in_threads
 from sagaz_es.errors import MissingDependencyError, SagaError
 from sagaz_es_cli import exits, logs, sources
+from sagaz_es_cli.ending import end
 from sagaz_es_cli.opening import run
 from sagaz_es_cli.options import Group, Settings, command, resources_option
 from sagaz_es_cli.resources import resources_of
@@ -189,7 +190,7 @@ def _give_up(log: str, seconds: float) -> NoReturn:
         "the session time-out",
         *(log, seconds),
     )
-    _end(exits.FAILED)
+    end(exits.FAILED)
 
 
 def _leave_what_runs_on(abandoned: list[str]) -> None:
@@ -205,15 +206,7 @@ def _leave_what_runs_on(abandoned: list[str]) -> None:
     named = ", ".join(left[:NAMED]) + (", …" if len(left) > NAMED else "")
     how = "in threads" if threads else "although they were cancelled"
     logger.warning("ending while steps still run %s, which run again; sagas: %s", how, named)
-    _end(exits.DONE)
-
-
-def _end(status: int) -> NoReturn:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
+    end(exits.DONE)
 
 
 class Stop(asyncio.Event):

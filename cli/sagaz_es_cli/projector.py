@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import sys
@@ -14,6 +15,7 @@ import click
 from sagaz_es.ports import ProjectionStore
 from sagaz_es.reading.projector import PartitionStatus, Projector
 from sagaz_es_cli import exits
+from sagaz_es_cli.ending import end
 from sagaz_es_cli.opening import reading, run, writing
 from sagaz_es_cli.options import LIMIT, Group, Settings, command
 from sagaz_es_cli.render import Block, Line, cells, counted, emit, note
@@ -21,6 +23,9 @@ from sagaz_es_cli.tables import Column, Rows
 from sagaz_es_projections import rebuild as making_anew
 from sagaz_es_projections import runner
 from sagaz_es_projections import verify as comparing
+
+STOP_SECONDS = 10.0
+"""For the last words to a log and a store that do not answer."""
 
 Statuses = tuple[PartitionStatus, ...]
 
@@ -53,7 +58,7 @@ def run_projector(settings: Settings) -> None:
 
     It can be killed at any moment and goes on where it stood; while the store is down it waits.
     Of two at one partition one steps back. An embedded log needs none: engines project it.
-    SIGTERM ends it with status 0.
+    SIGTERM ends it with status 0, within 10 s also where log or store do not answer.
     """
 
     async def work() -> None:
@@ -63,10 +68,24 @@ def run_projector(settings: Settings) -> None:
             store = store_of(found)
             note(f"projecting {log.name} into {store.name}")
             with runner.stop_at_signals(signal.SIGTERM) as stop, _live("projecting") as show:
+                limit = asyncio.create_task(_end_after(stop, log.name, store.name))
                 await runner.run(log, store, stop=stop, on_progress=show, every_s=1.0)
-            note("stopped; the next one goes on from here")
+        limit.cancel()  # closed, too
+        note("stopped; the next one goes on from here")
 
     run(work())
+
+
+async def _end_after(stop: asyncio.Event, log: str, store: str) -> None:
+    """End the process `STOP_SECONDS` after the stop. Nothing is lost: what is projected stands in
+    the store together with how far that is."""
+    await stop.wait()
+    await asyncio.sleep(STOP_SECONDS)
+    note(
+        f"ending without closing {log} and {store}, which have not answered within "
+        f"{STOP_SECONDS:g} s of the stop; the next one goes on from what the store has"
+    )
+    end(exits.DONE)
 
 
 @contextmanager

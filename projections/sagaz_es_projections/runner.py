@@ -17,6 +17,9 @@ logger = logging.getLogger("sagaz_es.projector")
 Progress = Callable[[tuple[PartitionStatus, ...]], None]
 """Told now and then how far each partition is."""
 
+LAST_LOOK_S = 1.0
+"""Who is told to stop does not wait longer to say how far it came: the next one finds out."""
+
 
 async def run(
     log: EventLog,
@@ -28,7 +31,8 @@ async def run(
     on_progress: Progress | None = None,
     every_s: float = 5.0,
 ) -> tuple[PartitionStatus, ...]:
-    """Project until `stop` is set; how far it came. Log and store are opened, and left open.
+    """Project until `stop` is set; how far it came, or was when log and store last told. Both are
+    opened, and left open.
 
     While the store is down it waits and loses nothing, also at the beginning. Killing it at any
     moment is safe, too. Raises Unreachable if the log cannot be opened; of the store AccessRefused
@@ -56,7 +60,11 @@ async def run(
         for task in (work, stopped):
             task.cancel()
         await asyncio.gather(work, stopped, return_exceptions=True)
-    return await _reached(projector, reached)
+    try:
+        async with asyncio.timeout(LAST_LOOK_S):
+            return await _reached(projector, reached)
+    except TimeoutError:
+        return reached
 
 
 async def _open_unless_away(store: ProjectionStore) -> None:

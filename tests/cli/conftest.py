@@ -108,11 +108,17 @@ class Project:
 
     @contextmanager
     def start(
-        self, *arguments: str, stdout: int | IO[str] = subprocess.PIPE, **env: str
+        self,
+        *arguments: str,
+        stdout: int | IO[str] = subprocess.PIPE,
+        code: str = "",
+        **env: str,
     ) -> Iterator[subprocess.Popen[str]]:
-        """A command that runs beside the test, not longer than the test needs it."""
+        """A command that runs beside the test, not longer than the test needs it. `code`: what
+        runs it, if it is not the program as it is."""
+        program = ("-c", code) if code else ("-m", "sagaz_es_cli")
         with subprocess.Popen(
-            [sys.executable, "-m", "sagaz_es_cli", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=self.path,
             env=dict(self.env) | env,
             stdin=subprocess.DEVNULL,

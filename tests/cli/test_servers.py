@@ -13,10 +13,18 @@ import asyncpg
 import pytest
 
 from sagaz_es.log.kafka_brokers import Deadlines
-from tests.servers import PostgreSQLServer
+from tests.servers import KafkaServer, PostgreSQLServer
 from tests.servers.server import free_port
 
 from .conftest import Project
+
+HASTY = """
+import sagaz_es_cli.projector
+from sagaz_es_cli.main import main
+
+sagaz_es_cli.projector.STOP_SECONDS = 0.1
+main()
+"""
 
 START = ("saga", "start", "order", "--app", "shop")
 
@@ -189,6 +197,25 @@ def test_a_projector_whose_database_is_gone_waits_and_ends_well_when_told_to(
             assert "Traceback" not in rest
         finally:
             postgresql_server.restart()
+
+
+def test_a_projector_whose_log_does_not_answer_ends_when_told_to(
+    on_servers: Project, kafka_server: KafkaServer
+) -> None:
+    on_servers.run(*START, "--saga-id", "o-1", "--context", '{"token": "good"}')
+    with on_servers.start("projector", "run", code=HASTY) as process:
+        until(lambda: up_to_date(on_servers))
+        kafka_server.pause()
+        try:
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            kafka_server.resume()
+    assert process.returncode == 0
+    assert "which have not answered within 0.1 s of the stop; the next one goes on" in stderr
+    with on_servers.start("projector", "run") as process:
+        until(lambda: up_to_date(on_servers))
+    assert on_servers.run("projector", "verify").json["ok"] is True
 
 
 def test_a_projector_and_an_engine_start_while_the_database_is_gone_and_find_it(

@@ -141,3 +141,28 @@ async def test_each_difference_is_named(log: MemoryEventLog, store: MemoryProjec
         Difference("stranger", "saga", "the log does not know it"),
     }
     assert len((await verify(log, store, max_differences=2)).differences) == 2
+
+
+async def test_a_log_that_does_not_answer_does_not_hold_up_a_stop() -> None:
+    log, store, stop = Silent(1), MemoryProjectionStore(), asyncio.Event()
+    told = asyncio.Event()
+    work = asyncio.create_task(
+        run(log, store, stop=stop, on_progress=lambda _: told.set(), every_s=0.01)
+    )
+    async with asyncio.timeout(10):
+        await told.wait()
+        log.silent = True
+        stop.set()
+        reached = await work
+    assert [status.partition for status in reached] == [0]
+
+
+class Silent(MemoryEventLog):
+    """Once it is silent it answers nothing, as a broker that is frozen."""
+
+    silent = False
+
+    async def bounds(self, partition: int) -> Bounds:
+        if self.silent:
+            await asyncio.Event().wait()
+        return await super().bounds(partition)
