@@ -641,7 +641,8 @@ def hunt(seeds: int, jobs: int, only: str = "") -> list[tuple[Mutant, int, str]]
     chosen = [mutant for mutant in MUTANTS if only in mutant.name]
     with ThreadPoolExecutor(jobs) as pool:
         found = pool.map(lambda mutant: _hunt(mutant, seeds), chosen)
-    return [(mutant, *result) for mutant, result in zip(chosen, found, strict=True)]
+        # In here: who is stopped (Ctrl-C) while it waits for the results begins no others.
+        return [(mutant, *result) for mutant, result in zip(chosen, found, strict=True)]
 
 
 def _hunt(mutant: Mutant, seeds: int) -> tuple[int, str]:
