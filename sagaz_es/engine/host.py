@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sagaz_es import errors
@@ -37,6 +38,7 @@ from sagaz_es.sagas.context import Resources
 from sagaz_es.sagas.definition import Definition
 from sagaz_es.sagas.inputs import new_id
 from sagaz_es.sagas.large_values import LargeValues
+from sagaz_es.sagas.result import SagaResult
 from sagaz_es.sagas.typed import check_texts
 
 logger = logging.getLogger("sagaz_es.engine")
@@ -242,10 +244,20 @@ class Host:
             self.admission.is_outside(saga_id)
         self.parked.woken(saga_id)
         self.runners[saga_id] = runner
-        self.tasks[saga_id] = asyncio.create_task(
+        task = self.tasks[saga_id] = asyncio.create_task(
             self._to_the_end(runner, partition, first), name=f"sagaz-es saga {saga_id}"
         )
+        task.add_done_callback(partial(self._never_began, runner))
         return runner
+
+    def _never_began(self, runner: SagaRunner, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step runs none of its code: nothing in it lets
+        the runner go, or tells who waits for that."""
+        saga_id = runner.cell.state.saga_id
+        if task.cancelled() and self.runners.get(saga_id) is runner:
+            error = EngineClosed(saga_id) if self.closing else LostOwnership(saga_id)
+            self._let_go(runner, parked=False)
+            self._fail(self._over(runner, error), saga_id, error)
 
     def make_runner(
         self, partition: Partition, cell: Cell, definition: Definition | None = None
@@ -312,6 +324,19 @@ class Host:
     async def _has_stopped(self, runner: SagaRunner, error: BaseException | None) -> None:
         """Tell whoever waits for the saga; `error` is what stopped it, if it has not ended."""
         cell, saga_id = runner.cell, runner.cell.state.saga_id
+        outcome = self._over(runner, error)
+        if outcome is None or outcome.done():
+            return
+        if error is None and cell.state.ended:
+            await self.outcomes.tell(outcome, cell.state, runner.error, runner.scalars)
+            return
+        self._fail(outcome, saga_id, error)
+
+    def _over(
+        self, runner: SagaRunner, error: BaseException | None
+    ) -> asyncio.Future[SagaResult] | None:
+        """It runs here no more: what is to be told of it, if anybody waits and it is not parked."""
+        saga_id = runner.cell.state.saga_id
         if runner.ready is not None and not runner.ready.done():
             runner.ready.set_exception(error or EngineClosed(saga_id))
             runner.ready.exception()
@@ -320,17 +345,20 @@ class Host:
         runner.abandon(error if isinstance(error, Exception) else over)
         if error is None and runner.parked:
             self.parked.add(runner)
-            return
+            return None
         self.turns.done(runner.definition.name, saga_id)
-        outcome = self.outcomes.take(saga_id)
-        if outcome is None or outcome.done():
-            return
-        if error is None and cell.state.ended:
-            await self.outcomes.tell(outcome, cell.state, runner.error, runner.scalars)
-            return
-        # Drained, its partition was handed over; the saga goes on elsewhere.
-        outcome.set_exception(error or LostOwnership(saga_id))
-        outcome.exception()  # nobody may be waiting
+        return self.outcomes.take(saga_id)
+
+    def _fail(
+        self,
+        outcome: asyncio.Future[SagaResult] | None,
+        saga_id: str,
+        error: BaseException | None,
+    ) -> None:
+        if outcome is not None and not outcome.done():
+            # Drained, its partition was handed over; the saga goes on elsewhere.
+            outcome.set_exception(error or LostOwnership(saga_id))
+            outcome.exception()  # nobody may be waiting
 
     async def abandon(self, saga_id: str) -> None:
         """Let a saga go whose code does not end although it is cancelled: it runs on, and nothing

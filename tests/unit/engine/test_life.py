@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sagaz_es import Saga, action, connect
+from sagaz_es import Saga, SagaStatus, action, connect
 from sagaz_es.errors import EngineClosed, SagaNotFound
 from sagaz_es.log.memory import MemoryEventLog
-from tests.helpers import engine_on, until
+from tests.helpers import Ledger, OrderSaga, engine_on, until
 
 
 class Order(Saga):
@@ -94,3 +94,19 @@ async def test_a_closed_engine_says_so_and_a_wait_that_was_too_long_names_its_sa
             await handle.result(timeout=0)
     with pytest.raises(EngineClosed, match=r"was closed and is not opened again; make another"):
         await engine.run(Waiting)
+
+
+async def test_a_saga_that_is_lost_before_its_task_began_leaves_nothing_behind() -> None:
+    """A task that is cancelled before its first step runs none of its code."""
+    log, ledger = MemoryEventLog(1), Ledger()
+    async with engine_on(log, ledger=ledger) as engine, asyncio.timeout(5):
+        starting = asyncio.create_task(engine.start(OrderSaga, saga_id="s"))
+        while "s" not in engine.host.tasks:  # noqa: ASYNC110 - the very next step counts
+            await asyncio.sleep(0)
+        partition = engine.host.partitions[0]
+        partition.cells.pop("s").lost = True  # another engine has it
+        engine.host.tasks["s"].cancel()
+        handle = await starting  # asked for again, where it is now
+        assert (await handle.result()).status is SagaStatus.COMPLETED
+        assert engine.host.runners == {}
+    assert [call.what for call in ledger.calls] == ["reserve", "charge", "ship"]
