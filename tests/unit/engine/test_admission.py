@@ -18,6 +18,7 @@ from sagaz_es.engine import admission
 from sagaz_es.engine.admission import Waiting
 from sagaz_es.engine.config import EngineConfig
 from sagaz_es.errors import ConfigurationError, HistoryGone, SagaNotFound, UnknownSagaName
+from sagaz_es.log import recent
 from sagaz_es.log.memory import MemoryEventLog
 from sagaz_es.ports import Chunk, EventLog, Record
 from sagaz_es.sagas.result import SagaHandle
@@ -426,8 +427,9 @@ async def test_a_start_that_is_refused_when_its_turn_comes_fails_its_handle(worl
 
 
 async def test_a_waiting_start_does_not_keep_what_it_was_started_with(
-    tmp_path: Path, world: World
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recent, "MAX_BYTES", 2**20)
     url = f"sqlite:///{tmp_path}/log.db"
     context, count = {"order": "a", "much": "x" * 8000}, 600
     async with connect(
