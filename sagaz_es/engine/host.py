@@ -70,6 +70,7 @@ class Host:
         self.answer: Callable[[Partition, Record], None] = lambda partition, record: None
         self.on_serving: Callable[[frozenset[int]], None] = lambda partitions: None
         self.closing = False
+        self._writers: dict[int, bytes] = {}  # of partitions whose log has lost its tail
         self.lost_tails: set[int] = set()  # partitions whose log was seen to have lost its tail
         self.runners: dict[str, SagaRunner] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -259,6 +260,13 @@ class Host:
             self._let_go(runner, parked=False)
             self._fail(self._over(runner, error), saga_id, error)
 
+    def writer_of(self, index: int, *, anew: bool = False) -> bytes:
+        """As whom it writes in a partition. `anew`: the log has lost its tail. What of ours was on
+        its way may land later, and would bear the epochs and numbers that are given once more."""
+        if anew:
+            self._writers[index] = os.urandom(16)
+        return self._writers.get(index, self.writer)
+
     def make_runner(
         self, partition: Partition, cell: Cell, definition: Definition | None = None
     ) -> SagaRunner:
@@ -267,7 +275,7 @@ class Host:
             cell,
             partition,
             definition,
-            writer=self.writer,
+            writer=partition.writer,
             clock=self.clock,
             resources=self.resources,
             blobs=self._patient_values,

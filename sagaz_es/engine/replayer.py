@@ -492,11 +492,11 @@ async def _append_to_head(
     if plan.head_saga_id in partition.cells or partition.knows_more(head):
         raise PlanOutdated(plan.saga_id, "another replay of it is being decided")
     accepted = Accepted.of(head)
-    ours = head.writer == host.writer
+    ours = head.writer == partition.writer
     event = e.Event(
         head.saga_id,
         head.saga_name,
-        host.writer,
+        partition.writer,
         head.epoch if ours else head.epoch + 1,
         head.sequence + 1,
         max(host.clock.now(), head.updated_at),

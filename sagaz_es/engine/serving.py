@@ -146,7 +146,8 @@ class Serving:
         )
         # And behind it: the log may have lost what the store knew meanwhile.
         await self._check_store(index, must_answer=whole)
-        partition = Partition(index, self._host.log, self._host.writer, self)
+        writer = self._host.writer_of(index, anew=whole or found.mark > 0)
+        partition = Partition(index, self._host.log, writer, self)
         partition.note, partition.old_mark = found.note, found.mark
         partition.last_read = found.last
         if found.mark:

@@ -256,7 +256,7 @@ class Simulation:
             if self.truth.sequence_of(saga_id, record.offset + 1) == event.sequence:
                 for process, writer in self.world.writers.items():
                     at_work = self.world.at_work.get(process, ())
-                    if writer == event.writer and saga_id in at_work:
+                    if writer(record.partition) == event.writer and saga_id in at_work:
                         self.world.wrong.append(
                             f"{process} has released {saga_id}, and works on it"
                         )
@@ -336,7 +336,7 @@ class Simulation:
             )
             registries = EARLIER if self._is_early(process) else REGISTRIES
             engine.registry = engine.host.registry = registries[self._group(number)]
-            self.world.writers[process.name] = engine.host.writer
+            self.world.writers[process.name] = engine.host.writer_of
             node.engine = engine
             try:
                 await engine.open()

@@ -43,7 +43,8 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
     """A cancel that a closing engine refused for good; a start that was told and stood nowhere; a
     pause that was told by a fact that the fold rejects; steps that ran on behind a hand-over; one
     saga too many, of an id that two started at once; starts out of turn; a branch begun twice;
-    a pause that was answered and told again by a take-over.
+    a pause that was answered and told again by a take-over; an append of before a lost tail that
+    lands in what was begun anew.
     Of the judge: the cancel that had stopped a step went with the log's tail; who closed an engine
     slept while its clients were to be told."""
     simulate(
@@ -60,6 +61,7 @@ def test_what_was_found_behind_the_range_stays_fixed() -> None:
         "5000100",
         "7001557",
         "7002076",
+        "9000869",
     )
 
 

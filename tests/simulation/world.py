@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -100,7 +100,8 @@ class World:
     effects: dict[str, Effect] = field(default_factory=dict)  # by key
     undone: set[str] = field(default_factory=set)  # keys taken back, known before or not
     wrong: list[str] = field(default_factory=list)  # what no world would allow
-    writers: dict[str, bytes] = field(default_factory=dict)  # of processes
+    writers: dict[str, Callable[[int], bytes]] = field(default_factory=dict)
+    # Of processes, by partition.
     large: bool = False  # whether steps leave values behind that do not stay in their event
     bound: int = 0  # how many sagas of one process may be at work at once; 0: any number
     at_work: dict[str, Counter[str]] = field(default_factory=dict)  # process -> saga -> calls
@@ -217,7 +218,7 @@ class World:
             ctx.attempt,
             key,
             process.name,
-            self.writers[process.name],
+            self.writers[process.name](partition_of(ctx.saga_id, len(self.broker.partitions))),
             self._end(ctx.saga_id),
             loop.time(),
             given,

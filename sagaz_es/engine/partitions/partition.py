@@ -77,7 +77,7 @@ class Partition:
     def __init__(self, index: int, log: EventLog, writer: bytes, owner: Owner) -> None:
         self.index = index
         self._log = log
-        self._writer = writer
+        self.writer = writer
         self._owner = owner
         self.position = 0
         self.known_from = 0  # every saga that began at or after this offset is in cells or seen
@@ -284,7 +284,7 @@ class Partition:
     def _observe(self, record: Record) -> None:
         entry = record.entry
         if isinstance(entry, e.Event):
-            if entry.writer == self._writer:
+            if entry.writer == self.writer:
                 self._own_read = record.offset
             self._observe_event(entry, record.offset)
         elif isinstance(entry, e.RequestRefused):
@@ -332,7 +332,7 @@ class Partition:
                 if type(event.fact) in _TAKES_UP:
                     self._owner.on_taken_up(self, event, offset)
                 return
-            if event.writer == self._writer:
+            if event.writer == self.writer:
                 # It lands late: the saga has ended and is forgotten, or was given up here with the
                 # partition before it stood.
                 self._owner.on_taken_up(self, event, offset)
@@ -347,12 +347,12 @@ class Partition:
         if cell is None:
             if type(event.fact) is e.ReplayBranched:
                 self._owner.on_branched(self, event, offset)
-            elif not accepted.ended and event.writer != self._writer:
+            elif not accepted.ended and event.writer != self.writer:
                 self._owner.on_taken_up(self, event, offset)
             return
         if cell.begin < 0:
             cell.begin = offset
-        if event.writer == self._writer and cell.ours and event.epoch >= cell.look().epoch:
+        if event.writer == self.writer and cell.ours and event.epoch >= cell.look().epoch:
             return  # an append of our own that is not acknowledged yet
         # Also what this process still had on its way when it last served the partition.
         if cell.ours:

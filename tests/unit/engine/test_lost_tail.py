@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sagaz_es.core import events as e
 from sagaz_es.engine.engine import Engine
 from sagaz_es.engine.takeover import read_from_mark
 from sagaz_es.errors import LogTruncated, SagaNotFound, Unreachable
@@ -42,6 +43,34 @@ async def test_a_saga_goes_on_from_what_the_log_still_has(
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.CRITICAL]
     assert any("the log lost its tail" in words for words in told)
     assert any(fact.startswith("SagaClaimed") for fact in await story(log, "s"))
+
+
+async def _the_claim(log: MemoryEventLog) -> tuple[int, e.Event]:
+    """Once a saga was claimed anew, where that stands, and what."""
+    while True:
+        for record in log._partitions[0].records:
+            event = record.entry
+            if isinstance(event, e.Event) and isinstance(event.fact, e.SagaClaimed):
+                return record.offset, event
+        await asyncio.sleep(0.01)  # it looks by real time
+
+
+async def test_what_was_on_its_way_when_the_tail_was_lost_is_not_taken_for_what_comes_after() -> (
+    None
+):
+    log, ledger = MemoryEventLog(1), Ledger()
+    gate = ledger.gate("ship", late=True)
+    async with engine_on(log, ledger=ledger) as engine:
+        running = asyncio.create_task(engine.run(OrderSaga, saga_id="s"))
+        await gate.entered()
+        lose_tail(log, 1)
+        offset, first = await _the_claim(log)
+        lose_tail(log, len(log._partitions[0].records) - offset)
+        _, second = await _the_claim(log)
+        gate.open()
+        assert (await running).success
+    assert (first.epoch, first.sequence) == (second.epoch, second.sequence)
+    assert first.writer != second.writer
 
 
 class _AwayOnce(MemoryEventLog):
