@@ -606,6 +606,30 @@ async def test_what_read_a_value_of_a_step_behind_it_in_the_order_is_stale_with_
         assert plan.verdict("offer") is Verdict.REUSE
 
 
+async def test_what_read_the_result_of_a_step_that_runs_again_is_stale_without_an_edge() -> None:
+    ledger = Ledger()
+
+    async def undo(result: Any, ctx: Any) -> Any:
+        return await LedgerSaga.undo(ctx, result)
+
+    async def reads(ctx: Any) -> Any:
+        assert ctx.result_of("a") == {"a": "a-1"}
+        return await LedgerSaga.do(ctx)
+
+    saga = Saga("reading")
+    saga.add_step("a", LedgerSaga.do, undo, depends_on=[], max_retries=0)
+    saga.add_step("b", LedgerSaga.do, undo, depends_on=["a"], max_retries=0)
+    saga.add_step("c", LedgerSaga.do, undo, depends_on=[], max_retries=0, wait_for="go")
+    saga.add_step("d", reads, undo, depends_on=["c"], max_retries=0)
+    async with engine_on(None, saga, ledger=ledger) as engine:
+        running = asyncio.create_task(engine.run(saga, saga_id="s"))
+        await until(lambda: "b" in ledger.order)
+        await engine.signal("s", "go")  # so d comes behind a, though no edge says so
+        assert (await running).success
+        found = verdicts(await engine.plan_replay("s", "a"))
+    assert found == {"a": "undo_first", "b": "undo_first", "c": "reuse", "d": "undo_first"}
+
+
 # --- a branch that is decided and has not begun --------------------------------------------------
 
 
