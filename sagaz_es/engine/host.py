@@ -254,8 +254,10 @@ class Host:
     def _never_began(self, runner: SagaRunner, task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step runs none of its code: nothing in it lets
         the runner go, or tells who waits for that."""
+        if not task.cancelled():
+            return  # and its cell may be put aside: to look into it would bring it back
         saga_id = runner.cell.state.saga_id
-        if task.cancelled() and self.runners.get(saga_id) is runner:
+        if self.runners.get(saga_id) is runner:
             error = EngineClosed(saga_id) if self.closing else LostOwnership(saga_id)
             self._let_go(runner, parked=False)
             self._fail(self._over(runner, error), saga_id, error)
