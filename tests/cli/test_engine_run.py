@@ -11,6 +11,7 @@ import sys
 import textwrap
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -129,6 +130,15 @@ def test_it_serves_until_sigterm_and_its_probes_say_so(project: Project) -> None
         assert stopped(process) == (0, "")
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """As started in a terminal: a run of the tests under `nohup` lets SIGHUP be ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_that_closes_stops_it_as_sigterm_does(project: Project) -> None:
     with project.start(*PROBED) as process:
         lines = Lines(process)
