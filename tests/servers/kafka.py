@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import NodeNotReadyError
 
 from tests.servers import choice, local
 from tests.servers.server import Box, Server, free_port, in_own_loop
@@ -50,7 +51,14 @@ class KafkaServer(Server):
 
     def delete_topics(self, prefix: str) -> None:
         """Delete every topic whose name begins so."""
-        in_own_loop(lambda: self._delete_topics(prefix))
+        until = time.monotonic() + 30
+        while True:
+            try:
+                return in_own_loop(lambda: self._delete_topics(prefix))
+            except NodeNotReadyError:  # its own controller misses it a moment longer: it was frozen
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
     async def _delete_topics(self, prefix: str) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=10_000)
