@@ -18,7 +18,7 @@ from sagaz_es.ports import Record
 Row = tuple[str, str, bytes]
 """Key, replay id, value."""
 
-MAX_BYTES = 20 * 2**20
+MAX_BYTES = 12 * 2**20
 """Of memory, in all partitions, roughly: a second of a busy engine."""
 
 KEPT_S = 5.0
