@@ -263,7 +263,10 @@ class SagaRunner:
         try:
             while True:
                 attempts, wake_at, stop = self._decide()
-                seen = self._attempts.contexts.look(attempts)
+                seen: Mapping[str, Seen] = {}
+                if self._running or wake_at or len(attempts) > 1:
+                    # Beside others; one that is alone looks when it begins, nothing ends till then.
+                    seen = self._attempts.contexts.look(attempts)
                 if self._out:
                     began = type(self._out[0].fact) is e.SagaStarted
                     await self._send()
