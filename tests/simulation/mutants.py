@@ -20,8 +20,8 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Mutant:
-    """In `module` the text `old` becomes `new`. `needs`: what has to be done in a schedule that can
-    show it; the others are passed over."""
+    """In `module` the text `old` becomes `new`. `needs`: what a schedule that can show it has among
+    its words (`lose_tail`, `run house`, see `words_of`); others do not count."""
 
     name: str
     module: str
@@ -180,6 +180,7 @@ MUTANTS = (
         "sagaz_es.engine.runner",
         'return forward and self.state.step(step).status == "compensating"',
         "return False",
+        needs="run house",
     ),
     Mutant(
         "one saga more than there is room for is let in",
@@ -192,6 +193,7 @@ MUTANTS = (
         "sagaz_es.engine.backlog",
         "        if self._admission.takes_back(saga_id, others_wait=bool(self._lines)):",
         "        if True:",
+        needs="max_in_flight",
     ),
     Mutant(
         "who came last begins first",
@@ -531,6 +533,7 @@ MUTANTS = (
         "sagaz_es.core.plan",
         "    return {key: text for key, text in state.overrides.items() if key not in written}",
         "    return {}",
+        needs="replay fare-0",
     ),
     Mutant(
         "what a step writes that runs again is not changed",

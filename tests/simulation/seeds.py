@@ -88,6 +88,12 @@ def plan_of(seed: int) -> Plan:
     )
 
 
+def words_of(plan: Plan) -> str:
+    """What is done in a plan, each word between blanks; `max_in_flight` if it is bounded."""
+    words = " ".join(map(str, plan.doings))
+    return f" {words} {'max_in_flight' if plan.in_flight else ''} "
+
+
 GROUPED = tuple(name for names in GROUPS.values() for name in names)
 
 
