@@ -253,6 +253,7 @@ MUTANTS = (
         "            if self._woken is None or self._posted or self._partition.pending_since:\n"
         "                raise\n"
         "            for task in self._running.values():\n                task.cancel()\n",
+        needs="max_in_flight",
     ),
     Mutant(
         "an undone step counts as standing",
