@@ -59,14 +59,9 @@ async def start_here(
 ) -> SagaHandle:
     """Start a saga, or give the one of this id. Raises SagaIdTaken, unless it has a `caller`,
     which looks itself."""
-    if await exists(host, partition, saga_id):
-        await begun(host, saga_id)
-        if not caller.saga_id:
-            await check_name(host, saga_id, definition.name)
-        return host.outcomes.handle(saga_id)
+    known = await exists(host, partition, saga_id)
     # No await between this look and the new cell: of ten starts at once one makes it.
-    cell = partition.cells.get(saga_id)
-    if cell is not None or saga_id in partition.seen:
+    if known or saga_id in partition.cells or saga_id in partition.seen:
         await begun(host, saga_id)
         if not caller.saga_id:
             await check_name(host, saga_id, definition.name)

@@ -53,7 +53,8 @@ class Contexts:
         """Key -> text and its value, if it is a scalar: nobody can change that in place."""
 
     def look(self, attempts: Sequence[Attempt]) -> dict[str, Seen]:
-        """What each of these sees, by step; to be called before their starts are sent.
+        """What each of these sees, by step; to be called before their starts are sent, unless one
+        is alone: then nothing ends beside it.
 
         Law (no dirty read): a step sees what stands in the log before its start, and no outcome of
         a step beside it that is still on its way there: another engine may have taken over by then.
